@@ -1,0 +1,1 @@
+"""Routing without Forgetting for Avalanche."""

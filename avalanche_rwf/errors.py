@@ -1,0 +1,26 @@
+"""The one error type that a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UsageError", "nearest"]
+
+
+class UsageError(ValueError):
+    """Bad input, said in one sentence: the argument, what it got, and what it takes.
+
+    The command line prints the sentence and ends with status 2; in Python it is a `ValueError`.
+    """
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """Say which known names are nearest to `name`, for the end of an error sentence.
+
+    Returns "the nearest names are 'a', 'b'", or "the names are 'a', ..." where nothing is near.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=n, cutoff=0.4)
+    shown, lead = (close, "the nearest names are") if close else (names[:12], "known names are")
+    return f"{lead} " + ", ".join(repr(s) for s in shown)

@@ -1,0 +1,1 @@
+"""One run: its frozen configuration, its directory, and lists of runs."""

@@ -1,0 +1,1 @@
+"""The method: free-energy retrieval, the routing layer and the routed transformer."""

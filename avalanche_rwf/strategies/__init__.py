@@ -1,0 +1,1 @@
+"""Avalanche strategies, one a file, and the registry that names them."""

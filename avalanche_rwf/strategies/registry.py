@@ -1,0 +1,201 @@
+"""The methods by name: one decorator makes a method listed, runnable, compared and tested.
+
+A method is a builder function. Its keyword-only arguments with defaults *are* its options: the
+command line's ``--set method.option=value``, the recorded configuration and the tests read them
+from the signature, so there is no second list to keep in step.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from avalanche_rwf.errors import UsageError, nearest
+
+__all__ = [
+    "MethodSpec",
+    "create_strategy",
+    "get_method",
+    "list_methods",
+    "register_method",
+    "resolve_options",
+]
+
+_RESERVED = ("backbone", "num_classes", "loop")
+_METHODS: dict[str, MethodSpec] = {}
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What the registry knows of one method.
+
+    :param name: the name on the command line.
+    :param build: the builder, called as ``build(backbone=..., num_classes=..., loop=..., **options)``.
+    :param summary: one line for ``avalanche-rwf list methods``.
+    :param paper: citation, or "" for a plain control.
+    :param uses_boundaries: whether training reads where an experience begins or which classes it has.
+    :param default: whether ``compare`` runs it when no method is named.
+    :param options: option name -> default, from the builder's signature.
+    :param common_head: whether head, mask and read-out are options, so that protocol (b) of the
+        tables can give every method the same ones.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    summary: str
+    paper: str = ""
+    uses_boundaries: bool = False
+    default: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def common_head(self) -> bool:
+        """Whether head, mask and read-out can be chosen."""
+        return {"head", "mask", "readout"} <= set(self.options)
+
+
+def register_method(
+    name: str,
+    *,
+    summary: str,
+    paper: str = "",
+    uses_boundaries: bool = False,
+    default: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a builder function under `name` (decorator).
+
+    The builder takes keyword-only ``backbone`` (a timm ViT), ``num_classes``, ``loop`` (what every
+    Avalanche strategy takes: batch sizes, device, plugins, evaluator, ...) and its own options,
+    each with a default, and returns an Avalanche ``SupervisedTemplate``.
+
+    :raises ValueError: if the name is taken or an option has no default.
+    """
+
+    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+        if name in _METHODS:
+            raise ValueError(f"The method name {name!r} is registered twice.")
+        options: dict[str, Any] = {}
+        for key, parameter in inspect.signature(build).parameters.items():
+            if key in _RESERVED:
+                continue
+            if parameter.default is inspect.Parameter.empty:
+                raise ValueError(f"The option {key!r} of method {name!r} needs a default.")
+            options[key] = parameter.default
+        _METHODS[name] = MethodSpec(
+            name=name,
+            build=build,
+            summary=summary,
+            paper=paper,
+            uses_boundaries=uses_boundaries,
+            default=default,
+            options=options,
+            types=typing.get_type_hints(build),
+        )
+        return build
+
+    return register
+
+
+def _load() -> None:
+    """Import every module of this package once, so that their methods are registered."""
+    package = importlib.import_module("avalanche_rwf.strategies")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"avalanche_rwf.strategies.{module.name}")
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of the registered methods that match a shell pattern, sorted.
+
+    >>> "rwf" in list_methods("rwf*")
+    True
+    """
+    _load()
+    return sorted(fnmatch.filter(_METHODS, pattern))
+
+
+def get_method(name: str) -> MethodSpec:
+    """Look one method up by name.
+
+    :raises UsageError: if there is none, with the nearest names.
+    """
+    _load()
+    if name not in _METHODS:
+        raise UsageError(f"There is no method {name!r}; {nearest(name, sorted(_METHODS))}.")
+    return _METHODS[name]
+
+
+def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
+    """Turn the text of ``--set`` into the option's type; leave what is not text as it is."""
+    if not isinstance(value, str):
+        return value
+    kind, default = spec.types.get(key, str), spec.options[key]
+    names = {k.__name__ for k in typing.get_args(kind) if isinstance(k, type)} or {
+        getattr(kind, "__name__", "str")
+    }
+    try:
+        if value.lower() in ("none", "null") and "NoneType" in names:
+            return None
+        if isinstance(default, bool) or names == {"bool"}:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                value.lower()
+            ]
+        if "int" in names and "float" not in names and "str" not in names:
+            return int(value)
+        if "float" in names and "str" not in names:
+            return float(value)
+    except (ValueError, KeyError):
+        wanted = " or ".join(sorted(names - {"NoneType"}))
+        raise UsageError(
+            f"The option {spec.name}.{key} takes {wanted}, not {value!r}."
+        ) from None
+    return value
+
+
+def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's options with `overrides` applied; text values are converted.
+
+    :raises UsageError: if the method has no such option or the text is not of its type.
+    """
+    spec = get_method(name)
+    options = dict(spec.options)
+    for key, value in overrides.items():
+        if key not in options:
+            raise UsageError(
+                f"The method {name!r} has no option {key!r}; {nearest(key, sorted(options))}."
+            )
+        options[key] = _convert(spec, key, value)
+    return options
+
+
+def create_strategy(
+    name: str,
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Build the strategy `name` on a frozen timm ViT.
+
+    :param backbone: what :func:`avalanche_rwf.models.backbone.create_backbone` returns.
+    :param num_classes: classes of the whole stream.
+    :param loop: passed on to the Avalanche strategy (``train_mb_size``, ``device``, ...).
+    :param options: overrides of the method's own options.
+    :raises UsageError: for an unknown method or option.
+    """
+    spec = get_method(name)
+    return spec.build(
+        backbone=backbone,
+        num_classes=num_classes,
+        loop=dict(loop or {}),
+        **resolve_options(name, options),
+    )
