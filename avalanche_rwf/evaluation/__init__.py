@@ -1,0 +1,55 @@
+"""Evaluation: what a run predicted, the metrics of it, and a tidy logger.
+
+`metrics` needs numpy alone. The plugins need Avalanche, whose import takes seconds, so they are
+loaded when first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from avalanche_rwf.evaluation.metrics import (
+    EvaluationPoint,
+    a_auc,
+    a_avg,
+    a_last,
+    accuracy_exposed,
+    accuracy_matrix,
+    class_accuracy_matrix,
+    forgetting_class,
+    forgetting_experience,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
+    from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+
+__all__ = [
+    "AnytimeEvaluation",
+    "DataFrameLogger",
+    "EvaluationPoint",
+    "PredictionRecorder",
+    "a_auc",
+    "a_avg",
+    "a_last",
+    "accuracy_exposed",
+    "accuracy_matrix",
+    "class_accuracy_matrix",
+    "forgetting_class",
+    "forgetting_experience",
+    "summarise",
+]
+
+_LAZY = {
+    "AnytimeEvaluation": "avalanche_rwf.evaluation.recorder",
+    "PredictionRecorder": "avalanche_rwf.evaluation.recorder",
+    "DataFrameLogger": "avalanche_rwf.evaluation.dataframe_logger",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,647 @@
+"""Backbones: any timm `VisionTransformer` with a class token, or the packaged one, frozen.
+
+The weights come from the hub, from a local file or from the wheel; they are checked key by key, so a model that is
+only partly loaded cannot happen. The image mean, standard deviation and interpolation come from the model's own data
+configuration, and the SHA-256 of the weights names them in results: published rows of "ViT-B/16 21k" differ by
+checkpoint, therefore the exact timm tag is asked for and recorded.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import importlib.resources
+import json
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import timm
+import timm.data
+import timm.models
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import (
+    Attention,
+    Block,
+    VisionTransformer,
+    checkpoint_filter_fn,
+)
+from torch import Tensor, nn
+
+from avalanche_rwf.errors import UsageError, nearest
+
+__all__ = [
+    "PACKAGED",
+    "BackboneInfo",
+    "backbone_info",
+    "build_packaged_architecture",
+    "check_backbone",
+    "create_backbone",
+    "list_backbones",
+    "weights_sha256",
+]
+
+PACKAGED = "rwf_vit_mini_patch8_32"
+
+_PACKAGED_ARCHITECTURE: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 160,
+    "depth": 6,
+    "num_heads": 5,
+}
+_SUPPORTED = (
+    "supported are timm VisionTransformer models with a class token, a plain patch embedding and "
+    "standard blocks, as `avalanche-rwf list backbones` names them"
+)
+# What create_backbone decides itself; letting them through would change the contract silently.
+_RESERVED = (
+    "num_classes",
+    "in_chans",
+    "global_pool",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "features_only",
+    "cache_dir",
+)
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# A classifier or a pooling layer behind the class token is no part of a backbone.
+_IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
+_ANCHOR = "patch_embed.proj.weight"
+_INFO_ATTRIBUTE = "rwf_backbone_info"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a backbone is, as recorded with every result.
+
+    :param name: exact timm tag for hub weights (`arch.tag`), else the name that was asked for.
+    :param source: "packaged", "hub", "random", "file", or "given" for a model that create_backbone did not make.
+    :param weights_file: base name of the local weight file, else None.
+    :param sha256: `weights_sha256` of the model as loaded (float32, position embedding at `image_size`).
+    :param image_size: side of the square input in pixels.
+    :param patch_size: side of a patch in pixels.
+    :param embed_dim: width D of the tokens.
+    :param depth: number of blocks.
+    :param num_prefix_tokens: class token plus register tokens.
+    :param mean: per channel, of images scaled to [0, 1].
+    :param std: per channel, of images scaled to [0, 1].
+    :param interpolation: how images are resized ("bicubic", "bilinear", ...).
+    :param crop_pct: share of the resized image that the centre crop keeps, per side.
+    """
+
+    name: str
+    source: str
+    weights_file: str | None
+    sha256: str
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_prefix_tokens: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+
+
+def create_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    pretrained: bool = True,
+    **timm_kwargs: Any,
+) -> VisionTransformer:
+    """Make a frozen backbone: head removed, token pooling, eval mode, no parameter requires a gradient.
+
+    `model(x)` maps images [B, 3, image_size, image_size] to the normalised class token [B, D].
+
+    :param name: timm model name, best with its tag (`vit_base_patch16_224.augreg_in21k`), or `PACKAGED`. With hub
+        weights a bare name that can stand for several sets of weights gives a warning that says which tag it means.
+    :param weights: local file that replaces the hub's or the packaged weights: `.safetensors`; `.pth`, `.pt`, `.bin`
+        (read with `weights_only=True`: nothing in the file is executed); or `.npz` in the original ViT format.
+        Half-precision files become float32.
+    :param image_size: side of the input; the position embedding is resampled. Default: the model's own.
+    :param pretrained: False gives random weights from torch's global generator (ignored when `weights` is given).
+    :param timm_kwargs: passed to timm, such as `depth=9`.
+    :raises UsageError: unknown or unsupported model, weights that cannot be read or do not fit, image size that is not
+        a multiple of the patch size, hub out of reach.
+    """
+    arch = _check_name(name)
+    if "img_size" in timm_kwargs:
+        if image_size is not None:
+            raise UsageError("give the image size once, as image_size, not also as img_size.")
+        image_size = timm_kwargs.pop("img_size")
+    reserved = [key for key in timm_kwargs if key in _RESERVED]
+    if reserved:
+        raise UsageError(
+            f"backbone argument {reserved[0]!r} is set by create_backbone; it takes arguments of the timm model such "
+            "as depth=9."
+        )
+    if image_size is not None and (
+        isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1
+    ):
+        raise UsageError(f"image_size is a positive whole number of pixels, not {image_size!r}.")
+    path = None if weights is None else _check_path(weights)
+    source = "file" if path else "random"
+    if path is None and pretrained:
+        source = "packaged" if arch == PACKAGED else "hub"
+    if source == "hub":
+        _warn_if_bare(name)
+
+    if image_size is not None:
+        timm_kwargs["img_size"] = image_size
+    # Loaded weights replace every random one, so building must not move the caller's random stream.
+    with torch.random.fork_rng(devices=[], enabled=source != "random"):
+        model = _build(name, timm_kwargs)
+    check_backbone(model, name)
+    if source == "packaged":
+        resource = importlib.resources.files("avalanche_rwf") / "data" / f"{PACKAGED}.safetensors"
+        if not resource.is_file():
+            raise UsageError(
+                f"the packaged weights of {PACKAGED!r} are not installed; pass weights=FILE, or pretrained=False for "
+                "random weights."
+            )
+        with importlib.resources.as_file(resource) as packaged:
+            _load_file(model, name, packaged, timm_kwargs)
+    elif path is not None:
+        _load_file(model, name, path, timm_kwargs)
+    elif source == "hub":
+        _load_hub(model, name)
+
+    # Token pooling for all: methods read the class token, also of models that timm pools by the mean.
+    model.reset_classifier(0, "token")
+    model.requires_grad_(False)
+    model.eval()
+    info = _describe(model, _exact_tag(model, name) if source == "hub" else name, source, path)
+    setattr(model, _INFO_ATTRIBUTE, info)
+    return model
+
+
+def build_packaged_architecture(**timm_kwargs: Any) -> VisionTransformer:
+    """Build the packaged architecture with random weights, trainable: 32x32 RGB, patch 8, width 160, 6 blocks, 5 heads.
+
+    `model(x)` maps [B, 3, 32, 32] to the class token [B, 160]. `timm_kwargs` override single arguments of
+    `VisionTransformer`, such as `depth=2` or `drop_path_rate=0.1`.
+    """
+    arguments = {**_PACKAGED_ARCHITECTURE, "num_classes": 0, "global_pool": "token", **timm_kwargs}
+    model = VisionTransformer(**arguments)
+    size = _PACKAGED_ARCHITECTURE["img_size"]
+    model.pretrained_cfg = {
+        "architecture": PACKAGED,
+        "input_size": (3, size, size),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "num_classes": 0,
+    }
+    model.default_cfg = model.pretrained_cfg
+    return model
+
+
+def backbone_info(model: nn.Module) -> BackboneInfo:
+    """Return what `create_backbone` recorded, or describe any supported timm model (source "given").
+
+    :raises UsageError: the model is not a supported vision transformer.
+    """
+    info = getattr(model, _INFO_ATTRIBUTE, None)
+    if isinstance(info, BackboneInfo):
+        return info
+    vit = check_backbone(model)
+    return _describe(vit, _exact_tag(vit, type(vit).__name__), "given", None)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over the module's state: name, dtype, shape and raw bytes of every tensor, sorted by name.
+
+    Parameters and persistent buffers count; the order in which they are registered, the device and the memory layout
+    do not.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # As bytes, because numpy has no bfloat16.
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names that `create_backbone` takes and that match the wildcard `pattern`: the packaged one, then timm's tags.
+
+    An architecture without published weights is listed by its bare name.
+    """
+    return [name for name in [PACKAGED, *_supported_names()] if fnmatch.fnmatch(name, pattern)]
+
+
+def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransformer:
+    """Return `model` if the package supports it, otherwise raise.
+
+    :raises UsageError: not exactly timm's `VisionTransformer`, no class token, a patch embedding or blocks of another
+        kind, an input that is not square RGB, or an image size that is not a multiple of the patch size.
+    """
+    label = repr(name) if name is not None else "the given model"
+    why = _unsupported_because(model)
+    if why:
+        raise UsageError(f"backbone {label} {why}; {_SUPPORTED}.")
+    assert isinstance(model, VisionTransformer)
+    size, patch = model.patch_embed.img_size, model.patch_embed.patch_size
+    if size is None or size[0] != size[1] or patch[0] != patch[1]:
+        raise UsageError(
+            f"backbone {label} takes images of {size} in patches of {patch}; both must be square."
+        )
+    if size[0] % patch[0]:
+        raise UsageError(
+            f"image_size={size[0]} is not a multiple of the patch size {patch[0]} of backbone {label}; take "
+            f"{max(1, size[0] // patch[0]) * patch[0]} or {(size[0] // patch[0] + 1) * patch[0]}."
+        )
+    return model
+
+
+# ----------------------------------------------------------------------------------------------- names
+def _arch(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _timm_names() -> list[str]:
+    """Every timm model in a module that builds timm's own `VisionTransformer` (cheap: nothing is built)."""
+    return [name for name in timm.list_models() if _makes_vits(name)]
+
+
+def _makes_vits(arch: str) -> bool:
+    module = sys.modules[timm.models.model_entrypoint(arch).__module__]
+    return getattr(module, "VisionTransformer", None) is VisionTransformer
+
+
+def _tags(arch: str) -> list[str]:
+    return list(timm.list_models(f"{arch}.*", pretrained=True))
+
+
+def _check_name(name: str) -> str:
+    """Return the architecture part of a known name, else raise with the nearest names."""
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"the backbone is the name of a timm model, not {name!r}.")
+    arch = _arch(name)
+    if arch == PACKAGED and name != PACKAGED:
+        raise UsageError(f"backbone {PACKAGED!r} has no tag; got {name!r}.")
+    if arch == PACKAGED:
+        return arch
+    if not timm.is_model(arch):
+        known = [PACKAGED, *_timm_names()]
+        raise UsageError(f"unknown backbone {name!r}; {nearest(arch, known)}.")
+    if name != arch and name not in _tags(arch):
+        known = _tags(arch) or [arch]
+        raise UsageError(f"backbone {arch!r} has no tag {name!r}; {nearest(name, known)}.")
+    # Deprecated names are shims of another module; they are resolved and checked after building.
+    if arch in timm.list_models(arch) and not _makes_vits(arch):
+        raise UsageError(f"backbone {name!r} is not a timm VisionTransformer; {_SUPPORTED}.")
+    return arch
+
+
+def _warn_if_bare(name: str) -> None:
+    """Warn when a bare name leaves the choice among several sets of weights to the timm version."""
+    tags = _tags(name) if name == _arch(name) else []
+    if len(tags) < 2:
+        return
+    cfg = timm.models.get_pretrained_cfg(name)
+    exact = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag else tags[0]
+    others = ", ".join(repr(tag) for tag in tags if tag != exact)
+    warnings.warn(
+        f"the bare backbone name {name!r} stands for different weights in different versions of timm: here it is "
+        f"{exact!r}; name that tag, or another one: {others}",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _exact_tag(model: VisionTransformer, default: str) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    arch, tag = cfg.get("architecture"), cfg.get("tag")
+    if not arch:
+        return default
+    return f"{arch}.{tag}" if tag else str(arch)
+
+
+@functools.lru_cache(maxsize=1)
+def _supported_names() -> tuple[str, ...]:
+    """Build every candidate with one tiny block and keep those that are supported (about two seconds, once)."""
+    names: list[str] = []
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for arch in _timm_names():
+            module = timm.models.model_entrypoint(arch).__module__
+            if module.endswith(("vision_transformer_hybrid", "vitamin")):
+                continue  # their convolutional stems are never supported and slow to build
+            try:
+                model = timm.create_model(
+                    arch, pretrained=False, num_classes=0, depth=1, embed_dim=8, num_heads=1
+                )
+            except (TypeError, ValueError, AssertionError, RuntimeError):
+                continue
+            if _unsupported_because(model) is None:
+                names.extend(_tags(arch) or [arch])
+    return tuple(names)
+
+
+# ----------------------------------------------------------------------------------------------- building
+def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        if name == PACKAGED:
+            return build_packaged_architecture(**timm_kwargs)
+        return timm.create_model(name, pretrained=False, num_classes=0, **timm_kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        shown = ", ".join(f"{key}={value!r}" for key, value in timm_kwargs.items()) or "none"
+        raise UsageError(
+            f"backbone {name!r} cannot be built with these arguments ({shown}): {_first_line(error)}."
+        ) from error
+
+
+def _unsupported_because(model: nn.Module) -> str | None:
+    # Exact types: a subclass may change the forward pass that blockwise prompts rely on.
+    if type(model) is not VisionTransformer:
+        return f"is a {type(model).__name__}"
+    if model.cls_token is None:
+        return "has no class token"
+    if type(model.patch_embed) is not PatchEmbed:
+        return f"embeds patches by {type(model.patch_embed).__name__}"
+    if model.patch_embed.proj.in_channels != 3:
+        return f"takes {model.patch_embed.proj.in_channels} channels instead of 3"
+    for block in model.blocks:
+        if type(block) is not Block:
+            return f"has blocks of type {type(block).__name__}"
+        if type(block.attn) is not Attention:
+            return f"has attention of type {type(block.attn).__name__}"
+    return None
+
+
+def _describe(model: VisionTransformer, name: str, source: str, path: Path | None) -> BackboneInfo:
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    return BackboneInfo(
+        name=name,
+        source=source,
+        weights_file=None if path is None else path.name,
+        sha256=weights_sha256(model),
+        image_size=int(model.patch_embed.img_size[0]),
+        patch_size=int(model.patch_embed.patch_size[0]),
+        embed_dim=int(model.embed_dim),
+        depth=len(model.blocks),
+        num_prefix_tokens=int(model.num_prefix_tokens),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        interpolation=str(config["interpolation"]),
+        crop_pct=float(config["crop_pct"]),
+    )
+
+
+# ----------------------------------------------------------------------------------------------- weights
+def _check_path(weights: str | Path) -> Path:
+    path = Path(weights)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"weights file {str(path)!r} is none of {', '.join(_SUFFIXES)}.")
+    if not path.is_file():
+        raise UsageError(f"weights file {str(path)!r} does not exist or is not a file.")
+    return path
+
+
+def _load_hub(model: VisionTransformer, name: str) -> None:
+    """Fetch the weights that timm's configuration names and load them, checked by `_fit`."""
+
+    def fit(state: Mapping[str, Any], target: VisionTransformer) -> dict[str, Tensor]:
+        return _fit(state, target, name, "the hub's weights", hub=True)
+
+    cfg = dict(model.pretrained_cfg)
+    try:
+        # num_classes as in the configuration: timm then leaves the classifier alone, which _fit has dropped.
+        timm.models.load_pretrained(
+            model, cfg, num_classes=cfg.get("num_classes", 0), filter_fn=fit, strict=True
+        )
+    except UsageError:
+        raise
+    except (
+        Exception
+    ) as error:  # the hub's client has no common base for "offline", "not found", "cut off"
+        raise UsageError(
+            f"cannot get the weights of backbone {name!r} from the hub ({type(error).__name__}: {_first_line(error)}); "
+            "pass weights=FILE with a local copy, or pretrained=False for random weights."
+        ) from error
+
+
+def _load_file(
+    model: VisionTransformer, name: str, path: Path, timm_kwargs: Mapping[str, Any]
+) -> None:
+    """Load a local file into `model`; the packaged architecture takes mean and std from the file's metadata."""
+    if path.suffix.lower() == ".npz":
+        _load_npz(model, name, path)
+        return
+    if path.suffix.lower() == ".safetensors":
+        state, metadata = _read_safetensors(path)
+    else:
+        state, metadata = _read_pickle(path), {}
+    fitted = _fit(state, model, name, f"weights file {str(path)!r}", "patch_size" in timm_kwargs)
+    model.load_state_dict(fitted, strict=True)
+    if _arch(name) == PACKAGED:
+        _apply_metadata(model, metadata, path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+        return safetensors.torch.load_file(str(path)), metadata
+    except Exception as error:  # SafetensorError derives from Exception alone
+        raise UsageError(
+            f"weights file {str(path)!r} cannot be read as safetensors ({_first_line(error)})."
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"weights file {str(path)!r} holds more than tensors, or is no torch file, and nothing in it was executed; "
+            "save its state_dict alone, best as .safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"weights file {str(path)!r} cannot be read by torch.load ({_first_line(error)})."
+        ) from error
+
+
+def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
+    """Load the original ViT's format through timm, after making sure that it is what timm expects."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = set(archive.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UsageError(
+            f"weights file {str(path)!r} cannot be read as an .npz archive of plain arrays ({_first_line(error)})."
+        ) from error
+    if not any(key.endswith("embedding/kernel") for key in keys):
+        raise UsageError(
+            f"weights file {str(path)!r} is not in the original ViT format: it has no 'embedding/kernel'; its keys "
+            f"begin {_some(sorted(keys))}."
+        )
+    numbers = [re.search(r"encoderblock_(\d+)/", key) for key in keys]
+    blocks = len({match.group(1) for match in numbers if match})
+    # timm reads as many blocks as the model has and would leave the rest of the file unused.
+    if blocks and blocks != len(model.blocks):
+        raise UsageError(
+            f"weights file {str(path)!r} does not fit backbone {name!r}: it has {blocks} blocks, the model "
+            f"{len(model.blocks)}."
+        )
+    with torch.no_grad():
+        for parameter in model.parameters():  # whatever timm does not set stays visible
+            parameter.fill_(float("nan"))
+    try:
+        model.load_pretrained(str(path))
+    except KeyError as error:
+        raise UsageError(
+            f"weights file {str(path)!r} does not fit backbone {name!r}: 1 missing or more ({_first_line(error)})."
+        ) from error
+    except (RuntimeError, ValueError, AttributeError, AssertionError, IndexError) as error:
+        raise UsageError(
+            f"weights file {str(path)!r} does not fit backbone {name!r} ({_first_line(error)})."
+        ) from error
+    unset = [key for key, value in model.named_parameters() if torch.isnan(value).any()]
+    if unset:
+        raise UsageError(
+            f"weights file {str(path)!r} does not fit backbone {name!r}: {len(unset)} missing ({_some(unset)})."
+        )
+
+
+def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
+    """Take the tensors out of the usual wrappers ({"state_dict": ...}, "module." in front of every key)."""
+    for _ in range(3):
+        inner = next(
+            (
+                state[k]
+                for k in _WRAPPERS
+                if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)
+            ),
+            None,
+        )
+        if inner is None:
+            break
+        state = inner
+    if not isinstance(state, Mapping):
+        raise UsageError(f"{label} holds a {type(state).__name__}, not a dictionary of tensors.")
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UsageError(
+            f"{label} holds no tensors; its keys are {_some([str(k) for k in state])}."
+        )
+    prefixes = sorted({key[: -len(_ANCHOR)] for key in tensors if key.endswith(_ANCHOR)})
+    if not prefixes or "" in prefixes:
+        return tensors
+    if len(prefixes) > 1:
+        raise UsageError(
+            f"{label} holds several models ({_some(prefixes)}); save the one you mean alone."
+        )
+    start = prefixes[0]
+    return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+
+
+def _fit(
+    state: Any,
+    model: VisionTransformer,
+    name: str,
+    label: str,
+    resize_patches: bool = False,
+    hub: bool = False,
+) -> dict[str, Tensor]:
+    """Convert a state dictionary to the model's own keys, shapes and float32, or say what does not fit."""
+    tensors = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _unwrap(state, label).items()
+    }
+    wanted = model.state_dict()
+    problems: list[str] = []
+    patches = tensors.get(_ANCHOR)
+    # timm would resample the patches silently; only somebody who asks for another patch size wants that.
+    if (
+        patches is not None
+        and patches.ndim == 4
+        and not (resize_patches or hub)
+        and patches.shape[2:] != wanted[_ANCHOR].shape[2:]
+    ):
+        problems.append(f"1 of another shape ({_shapes(_ANCHOR, patches, wanted)})")
+    else:
+        try:
+            tensors = checkpoint_filter_fn(tensors, model, adapt_layer_scale=True)
+        except (RuntimeError, ValueError, AssertionError, KeyError, IndexError, TypeError) as error:
+            problems.append(
+                f"its position or patch embedding cannot be resampled ({_first_line(error)})"
+            )
+    tensors = {
+        key: value
+        for key, value in tensors.items()
+        if key in wanted or not key.startswith(_IGNORED_KEYS)
+    }
+    missing = [key for key in wanted if key not in tensors and not key.startswith("attn_pool.")]
+    unexpected = [key for key in tensors if key not in wanted]
+    if hub:  # timm vouches for its own files, but a block too many means another depth
+        unexpected = [key for key in unexpected if key.startswith("blocks.")]
+    if not problems:
+        misfits = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+        if misfits:
+            shown = _some([_shapes(key, tensors[key], wanted) for key in misfits], quote=False)
+            problems.append(f"{len(misfits)} of another shape ({shown})")
+    if unexpected:
+        problems.insert(0, f"{len(unexpected)} unexpected ({_some(unexpected)})")
+    if missing:
+        problems.insert(0, f"{len(missing)} missing ({_some(missing)})")
+    if problems:
+        raise UsageError(f"{label} does not fit backbone {name!r}: {'; '.join(problems)}.")
+    # Pooling that is dropped below keeps its random start.
+    return {key: tensors.get(key, value) for key, value in wanted.items()}
+
+
+def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path: Path) -> None:
+    """Copy mean, std, interpolation and crop_pct of a safetensors header into the model's data configuration."""
+    cfg = dict(model.pretrained_cfg)
+    try:
+        for key in ("mean", "std"):
+            if key in metadata:
+                values = tuple(float(v) for v in json.loads(metadata[key]))
+                if len(values) != 3 or not all(np.isfinite(values)):
+                    raise ValueError(f"{key} has to be three numbers")
+                cfg[key] = values
+        if "crop_pct" in metadata:
+            cfg["crop_pct"] = float(metadata["crop_pct"])
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean and std are JSON lists of "
+            "three numbers."
+        ) from error
+    cfg["interpolation"] = metadata.get("interpolation", cfg["interpolation"])
+    model.pretrained_cfg = model.default_cfg = cfg
+
+
+def _shapes(key: str, found: Tensor, wanted: Mapping[str, Tensor]) -> str:
+    return f"{key!r} is {list(found.shape)}, the model's {list(wanted[key].shape)}"
+
+
+def _some(names: list[str], quote: bool = True, limit: int = 3) -> str:
+    shown = ", ".join(repr(n) if quote else n for n in names[:limit])
+    return shown + (", ..." if len(names) > limit else "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:200] if lines else type(error).__name__

@@ -1,0 +1,168 @@
+"""One frozen forward with prompts per block: every method's only way into the backbone.
+
+A method says, for block l and the tokens that enter it, which prompts to use; this module does
+the rest, with the timm model's own modules. A prompt acts on a block as extra keys and values:
+
+- :class:`TokenPrompt`: L tokens inserted into the block and dropped after it. Dropped tokens can
+  act on the others through that block's keys and values only, so just norm1 and the K/V
+  projection run on them: no queries, no MLP. That equals real insertion exactly.
+- :class:`PrefixPrompt`: L keys and L values given directly (prefix tuning).
+
+Source: insertion as described for Routing without Forgetting (arXiv 2603.09576); prefix tuning as
+in DualPrompt (arXiv 2204.04799), written from the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "Forwarded",
+    "PrefixPrompt",
+    "PromptFunction",
+    "TokenPrompt",
+    "block_forward",
+    "embed_images",
+    "forward_blocks",
+]
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """L tokens to insert into a block: [B or 1, L, D] (1 = the same for every image)."""
+
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class PrefixPrompt:
+    """L keys and values for a block's attention: each [B or 1, L, D], before the split into heads."""
+
+    keys: Tensor
+    values: Tensor
+
+
+Prompt = TokenPrompt | PrefixPrompt
+PromptFunction = Callable[[int, Tensor], Prompt | None]
+"""Called with the block's index and the tokens [B, N, D] that enter it."""
+
+
+@dataclass
+class Forwarded:
+    """What a forward leaves: the final normalised tokens and what was collected on the way.
+
+    :param tokens: [B, N, D] after the last block and the backbone's final norm.
+    :param collected: block index -> tokens [B, N, D] that entered the block.
+    """
+
+    tokens: Tensor
+    collected: dict[int, Tensor] = field(default_factory=dict)
+
+
+def embed_images(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Images [B, C, H, W] -> tokens [B, N, D] as they enter block 0 (timm's own steps)."""
+    x = backbone.patch_embed(images)
+    x = backbone._pos_embed(x)
+    x = backbone.patch_drop(x)
+    return backbone.norm_pre(x)
+
+
+def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
+    """[B or 1, L, D] -> [B, heads, L, D / heads]; each image keeps its own rows."""
+    x = x.expand(batch, -1, -1)
+    return x.reshape(batch, x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _prompt_keys_values(block: nn.Module, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
+    attn = block.attn
+    if isinstance(prompt, TokenPrompt):
+        width = attn.qkv.out_features // 3
+        bias = attn.qkv.bias
+        # Only K and V of the inserted tokens can be seen by the others: two thirds of qkv.
+        kv = F.linear(
+            block.norm1(prompt.tokens),
+            attn.qkv.weight[width:],
+            None if bias is None else bias[width:],
+        )
+        keys, values = kv[..., :width], kv[..., width:]
+    else:
+        keys, values = prompt.keys, prompt.values
+    k = _split_heads(keys, attn.num_heads, batch)
+    return attn.k_norm(k), _split_heads(values, attn.num_heads, batch)
+
+
+def block_forward(block: nn.Module, x: Tensor, prompt: Prompt | None) -> Tensor:
+    """One timm block on tokens [B, N, D], its attention seeing the prompt's keys and values too.
+
+    Without a prompt, or with one of length zero, it is the block itself, bit for bit.
+    """
+    if prompt is None:
+        return block(x)
+    first = prompt.tokens if isinstance(prompt, TokenPrompt) else prompt.keys
+    if first.shape[-2] == 0:
+        return block(x)
+    attn = block.attn
+    batch, length, _ = x.shape
+    h = block.norm1(x)
+    qkv = attn.qkv(h).reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    prompt_k, prompt_v = _prompt_keys_values(block, prompt, batch)
+    out = F.scaled_dot_product_attention(
+        q,
+        torch.cat([prompt_k.to(k.dtype), k], dim=2),
+        torch.cat([prompt_v.to(v.dtype), v], dim=2),
+        scale=attn.scale,
+        dropout_p=attn.attn_drop.p if attn.training else 0.0,
+    )
+    out = out.transpose(1, 2).reshape(batch, length, -1)
+    # Newer timm has a norm of the attention's output and a gate; older blocks have neither.
+    norm = getattr(attn, "norm", None)
+    if norm is not None:
+        out = norm(out)
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        out = out * gate(h).sigmoid()
+    out = attn.proj_drop(attn.proj(out))
+    x = x + block.drop_path1(block.ls1(out))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def forward_blocks(
+    backbone: nn.Module,
+    images: Tensor,
+    prompts: PromptFunction | None = None,
+    prompted_blocks: Collection[int] = (),
+    collect: Collection[int] = (),
+    frozen: bool = True,
+) -> Forwarded:
+    """The whole backbone, with prompts in some of its blocks.
+
+    Blocks below the first prompted one run under ``no_grad``: no trained parameter stands below
+    them, so nothing there needs a gradient.
+
+    :param backbone: a timm ``VisionTransformer`` with a class token.
+    :param images: [B, C, H, W], normalised.
+    :param prompts: asked for a prompt at each block of `prompted_blocks`.
+    :param prompted_blocks: indices of the blocks that take prompts.
+    :param collect: indices of the blocks whose entering tokens are to be kept.
+    :param frozen: False lets gradients reach the backbone's own weights (fine-tuning).
+    """
+    first = min(prompted_blocks, default=len(backbone.blocks)) if frozen else 0
+    collected: dict[int, Tensor] = {}
+    with torch.no_grad() if frozen else nullcontext():
+        x = embed_images(backbone, images)
+    for index, block in enumerate(backbone.blocks):
+        with torch.no_grad() if index < first else nullcontext():
+            if index in collect:
+                collected[index] = x
+            prompt = prompts(index, x) if prompts is not None and index in prompted_blocks else None
+            x = block_forward(block, x, prompt)
+    with torch.no_grad() if frozen and first == len(backbone.blocks) else nullcontext():
+        return Forwarded(backbone.norm(x), collected)

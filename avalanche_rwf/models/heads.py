@@ -1,0 +1,499 @@
+r"""Classifier heads: any head with any method.
+
+Trained by gradient: :class:`LinearHead`, :class:`CosineHead`, :class:`WhiteHead`. Closed forms,
+which keep sums only and do not depend on the order of the stream: :class:`NCMHead`,
+:class:`SLDAHead`, :class:`RidgeHead`.
+
+All share four calls: ``head(features)`` gives logits; ``head.observe(features, targets)`` takes in
+a training batch's statistics (no gradient); ``head.held_fixed(features)`` gives logits through
+which gradients reach the features but not the head; ``head.grow(n)`` makes room for more classes.
+
+Sources: cosine head as in SinglePrompt; NCM as SimpleCIL (arXiv 2303.07338); streaming LDA (Hayes
+& Kanan, arXiv 1909.01520); ridge on random projections (RanPAC, arXiv 2307.02251); the whitened
+cosine head with imprinted rows (imprinting: Qi et al., arXiv 1712.07136) is this project's.
+Written from the equations.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "HEADS",
+    "CosineHead",
+    "Head",
+    "LinearHead",
+    "NCMHead",
+    "RidgeHead",
+    "SLDAHead",
+    "StreamingMoments",
+    "WhiteHead",
+    "create_head",
+]
+
+
+class Head(nn.Module):
+    """What every head has.
+
+    :param in_features: width F of the features.
+    :param num_classes: number of classes C to begin with.
+    """
+
+    closed_form: ClassVar[bool] = False
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        if in_features < 1 or num_classes < 1:
+            raise ValueError(
+                "in_features and num_classes must be at least 1, "
+                f"not {in_features} and {num_classes}."
+            )
+        self.in_features = in_features
+        self.num_classes = num_classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C]."""
+        raise NotImplementedError
+
+    def in_training(self, features: Tensor) -> Tensor:
+        """Logits [B, C] for what is logged during training; closed forms may answer late."""
+        return self(features)
+
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Take in a batch: features [B, F], targets [B]. Linear and cosine heads ignore it."""
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """Logits [B, C] whose gradient reaches the features and not the head."""
+        raise NotImplementedError
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes in all; fewer than now is ignored."""
+        self.num_classes = max(self.num_classes, num_classes)
+
+
+def _grown(old: Tensor, fresh: Tensor) -> Tensor:
+    fresh[: old.shape[0]] = old
+    return fresh
+
+
+class LinearHead(Head):
+    """Logits W f + b; W from a truncated normal of 0.02 as timm's heads, b = 0."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.weight = nn.Parameter(self._fresh(num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def _fresh(self, n: int) -> Tensor:
+        return nn.init.trunc_normal_(torch.empty(n, self.in_features), std=0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C]."""
+        return F.linear(features, self.weight, self.bias)
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """Logits [B, C] whose gradient reaches the features and not the head."""
+        return F.linear(features, self.weight.detach(), self.bias.detach())
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; old rows keep their values."""
+        if num_classes > self.num_classes:
+            fresh = self._fresh(num_classes).to(self.weight)
+            self.weight = nn.Parameter(_grown(self.weight.detach(), fresh))
+            self.bias = nn.Parameter(
+                _grown(self.bias.detach(), torch.zeros(num_classes).to(self.bias))
+            )
+        super().grow(num_classes)
+
+
+class CosineHead(Head):
+    """Logits <w / |w|, f / |f|> / tau, no bias.
+
+    :param tau: temperature, > 0.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, tau: float = 0.1) -> None:
+        super().__init__(in_features, num_classes)
+        if not tau > 0:
+            raise ValueError(f"tau must be positive, not {tau!r}.")
+        self.tau = tau
+        self.weight = nn.Parameter(self._fresh(num_classes))
+
+    def _fresh(self, n: int) -> Tensor:
+        return nn.init.trunc_normal_(torch.empty(n, self.in_features), std=0.02)
+
+    def _cosine(self, features: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(F.normalize(features, dim=-1), F.normalize(weight, dim=-1)) / self.tau
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C], within [-1 / tau, 1 / tau]."""
+        return self._cosine(features, self.weight)
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """Logits [B, C] whose gradient reaches the features and not the head."""
+        return self._cosine(features, self.weight.detach())
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; old rows keep their values."""
+        if num_classes > self.num_classes:
+            fresh = self._fresh(num_classes).to(self.weight)
+            self.weight = nn.Parameter(_grown(self.weight.detach(), fresh))
+        super().grow(num_classes)
+
+
+class WhiteHead(CosineHead):
+    r"""Cosine head after streaming whitening, with imprinted rows for new classes.
+
+    Features are whitened with the running mean and covariance of the stream,
+
+    .. math:: f' = T (f - \mu), \quad
+              T = ((1 - s) \Sigma + s \, \overline{\mathrm{var}} \, I)^{-1/2} ,
+
+    and a class met for the first time gets its batch's mean whitened feature as its row (of norm
+    0.4, which sets how fast Adam turns it). T is renewed each time the number of samples has grown
+    by `refresh`; rows are kept as prototypes, that is carried over to the new coordinates:
+    w <- T_new (T_old^{-1} w + mu_old - mu_new).
+
+    :param tau: temperature.
+    :param shrinkage: s, the share of the mean variance on the diagonal.
+    :param refresh: growth of the number of samples after which T is renewed.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        tau: float = 0.1,
+        shrinkage: float = 0.1,
+        refresh: float = 1.2,
+    ) -> None:
+        super().__init__(in_features, num_classes, tau)
+        self.shrinkage = shrinkage
+        self.refresh = refresh
+        double = torch.float64
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
+        self.register_buffer("total", torch.zeros(in_features, dtype=double))
+        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
+        self.register_buffer("mean", torch.zeros(in_features))
+        self.register_buffer("transform", torch.eye(in_features))
+        self.register_buffer("inverse", torch.eye(in_features))
+        self.register_buffer("known", torch.zeros(num_classes, dtype=torch.bool))
+        # The count on the host, so that a step does not wait for the device to read it.
+        self._n = 0
+        self._n_fitted = 0
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        self._n, self._n_fitted = int(self.count), int(self.fitted)
+
+    def whiten(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> whitened features [B, F]."""
+        return (features.float() - self.mean) @ self.transform
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C]."""
+        return super().forward(self.whiten(features))
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """Logits [B, C] whose gradient reaches the features and not the head."""
+        return super().held_fixed(self.whiten(features))
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Add the batch to the statistics, renew T if it is due, imprint classes met first here."""
+        f = features.detach().double()
+        self.total += f.sum(0)
+        self.gram.addmm_(f.T, f)
+        self.count += len(f)
+        self._n += len(f)
+        if self._n >= self.refresh * self._n_fitted:
+            self._renew()
+        new = torch.unique(targets)
+        new = new[~self.known[new]]
+        if len(new):
+            white = self.whiten(features.detach())
+            for c in new.tolist():
+                row = white[targets == c].mean(0)
+                self.weight[c] = 0.4 * F.normalize(row, dim=0)
+            self.known[new] = True
+
+    def _renew(self) -> None:
+        n = self._n
+        mean = self.total / n
+        covariance = self.gram / n - torch.outer(mean, mean)
+        variance = covariance.diagonal().mean().clamp_min(1e-12)
+        covariance = (1 - self.shrinkage) * covariance
+        covariance.diagonal().add_(self.shrinkage * variance)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        # The shrunk matrix is positive definite; the floor guards against rounding alone.
+        eigenvalues = eigenvalues.clamp_min(1e-6 * float(variance))
+        transform = (vectors * eigenvalues.rsqrt()) @ vectors.T
+        inverse = (vectors * eigenvalues.sqrt()) @ vectors.T
+        if self._n_fitted and bool(self.known.any()):
+            rows = self.weight[self.known].double()
+            norms = rows.norm(dim=1, keepdim=True)
+            # A row is a direction; as a prototype it stands at the norm of a whitened feature.
+            rows = rows / norms.clamp_min(1e-12) * math.sqrt(self.in_features)
+            shift = self.mean.double() - mean
+            moved = (rows @ self.inverse.double() + shift) @ transform
+            self.weight[self.known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
+        self.mean.copy_(mean)
+        self.transform.copy_(transform)
+        self.inverse.copy_(inverse)
+        self.fitted.fill_(n)
+        self._n_fitted = n
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; statistics and old rows stay."""
+        if num_classes > self.num_classes:
+            fresh = torch.zeros(num_classes, dtype=torch.bool, device=self.known.device)
+            self.known = _grown(self.known, fresh)
+        super().grow(num_classes)
+
+
+class StreamingMoments(nn.Module):
+    """Counts, sums and second moments of features by class, exact in float64.
+
+    :param in_features: width F.
+    :param num_classes: C.
+    :param chunk: samples gathered before they enter the F x F matrix in one product. Reading the
+        matrix does not empty what was gathered, so that an evaluation changes no bit of the state.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, chunk: int = 256) -> None:
+        super().__init__()
+        double = torch.float64
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=double))
+        self.register_buffer("sums", torch.zeros(num_classes, in_features, dtype=double))
+        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
+        self.register_buffer("pending", torch.zeros(chunk, in_features, dtype=double))
+        self.register_buffer("waiting", torch.zeros((), dtype=torch.long))
+        self._waiting = 0
+        self.samples = 0
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        self._waiting = int(self.waiting)
+        self.samples = int(self.counts.sum())
+
+    @torch.no_grad()
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Add features [B, F] of classes targets [B]."""
+        f = features.detach().double()
+        self.samples += len(f)
+        self.counts.index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
+        self.sums.index_add_(0, targets, f)
+        chunk = self.pending.shape[0]
+        while len(f):
+            room = chunk - self._waiting
+            part, f = f[:room], f[room:]
+            self.pending[self._waiting : self._waiting + len(part)] = part
+            self._waiting += len(part)
+            if self._waiting == chunk:
+                self.gram.addmm_(self.pending.T, self.pending)
+                self._waiting = 0
+        self.waiting.fill_(self._waiting)
+
+    def second_moment(self) -> Tensor:
+        """Sum of f f^T over all samples: [F, F]."""
+        rest = self.pending[: self._waiting]
+        return torch.addmm(self.gram, rest.T, rest)
+
+    def means(self) -> Tensor:
+        """Class means [C, F]; zero for a class without samples."""
+        return self.sums / self.counts.clamp_min(1).unsqueeze(1)
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes."""
+        counts = torch.zeros(num_classes).to(self.counts)
+        self.counts = _grown(self.counts, counts)
+        sums = torch.zeros(num_classes, self.sums.shape[1]).to(self.sums)
+        self.sums = _grown(self.sums, sums)
+
+
+class ClosedFormHead(Head):
+    """A head that is solved from :class:`StreamingMoments` when it is first asked after training.
+
+    Classes without a sample get -inf: a score of zero could win against negative ones.
+    """
+
+    closed_form = True
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.moments = StreamingMoments(in_features, num_classes)
+        self._solved: tuple[Tensor, Tensor] | None = None
+        self._late: tuple[int, Tensor, Tensor] | None = None
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        self._solved = self._late = None
+
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Add the batch to the sums."""
+        self.moments.add(self._map(features.detach()), targets)
+        self._solved = None
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Weights [C, F] and bias [C] in float64."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self._solved is None:
+            weight, bias = self.solve()
+            bias = bias.masked_fill(self.moments.counts == 0, float("-inf"))
+            self._solved = weight, bias
+        weight, bias = self._solved
+        if weight.device != like.device:
+            weight, bias = self._solved = weight.to(like.device), bias.to(like.device)
+        return weight, bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C], computed in float64 and returned in float32."""
+        weight, bias = self._weights(features)
+        return F.linear(self._map(features).double(), weight, bias).float()
+
+    def in_training(self, features: Tensor) -> Tensor:
+        """Logits from a solution that is renewed each time the number of samples has doubled."""
+        if self._late is None or self.moments.samples >= 2 * self._late[0]:
+            self._late = self.moments.samples, *self._weights(features)
+        _, weight, bias = self._late
+        if len(weight) < self.num_classes:
+            self._late = None
+            return self.in_training(features)
+        with torch.no_grad():
+            return F.linear(self._map(features).double(), weight, bias).float()
+
+    def _map(self, features: Tensor) -> Tensor:
+        """What is done to features before sums and scores; nothing here."""
+        return features
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """The same as ``forward``: a closed form has no parameter that a gradient could move."""
+        return self(features)
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes."""
+        if num_classes > self.num_classes:
+            self.moments.grow(num_classes)
+            self._solved = None
+        super().grow(num_classes)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_solved": None, "_late": None}
+
+
+class NCMHead(ClosedFormHead):
+    """Nearest class mean by cosine: logits cos(f, mu_c)."""
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Unit class means and a zero bias."""
+        means = F.normalize(self.moments.means(), dim=1)
+        return means, torch.zeros_like(self.moments.counts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> cosines [B, C]; -inf for a class without samples."""
+        return super().forward(F.normalize(features.double(), dim=-1))
+
+
+class SLDAHead(ClosedFormHead):
+    r"""Streaming linear discriminant analysis, exact.
+
+    .. math:: \Sigma = \frac{1}{n} \Big( \sum_i f_i f_i^T - \sum_c n_c \mu_c \mu_c^T \Big), \quad
+              w_c = \Sigma_s^{-1} \mu_c, \quad b_c = - \tfrac{1}{2} \mu_c^T w_c,
+
+    with Sigma_s = (1 - s) Sigma + s * mean variance * I. Unlike the published running update,
+    the within-class scatter uses the final class means, so it does not depend on the order.
+
+    :param shrinkage: s in (0, 1].
+    """
+
+    def __init__(self, in_features: int, num_classes: int, shrinkage: float = 0.05) -> None:
+        super().__init__(in_features, num_classes)
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"shrinkage must be in (0, 1], not {shrinkage!r}.")
+        self.shrinkage = shrinkage
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Solve Sigma_s W^T = M^T by Cholesky."""
+        m = self.moments
+        means = m.means()
+        covariance = m.second_moment()
+        covariance -= (means * m.counts.unsqueeze(1)).T @ means
+        covariance /= m.counts.sum().clamp_min(1)
+        variance = covariance.diagonal().mean().clamp_min(1e-12)
+        covariance *= 1 - self.shrinkage
+        covariance.diagonal().add_(self.shrinkage * variance)
+        factor = torch.linalg.cholesky(covariance)
+        # Seen from the mean of the means the solution is the same and loses fewer digits.
+        seen = m.counts > 0
+        centre = means[seen].mean(0) if bool(seen.any()) else means.mean(0)
+        centred = means - centre
+        weight = torch.cholesky_solve(centred.T, factor).T
+        bias = -0.5 * (centred * weight).sum(1) - weight @ centre
+        return weight, bias
+
+
+class RidgeHead(ClosedFormHead):
+    r"""Ridge regression to one-hot targets, W = (G + lambda I)^{-1} Q, exact in one pass.
+
+    With ``projections`` > 0 the features are first mapped by a fixed random layer,
+    h = relu(f R), R ~ N(0, 1) (RanPAC, arXiv 2307.02251, without its first phase).
+
+    :param penalty: lambda relative to the mean of G's diagonal, > 0, so that it does not depend on
+        the features' scale.
+    :param projections: width of the random layer, 0 for none.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        penalty: float = 0.01,
+        projections: int = 0,
+    ) -> None:
+        super().__init__(projections or in_features, num_classes)
+        if not penalty > 0:
+            raise ValueError(f"penalty must be positive, not {penalty!r}.")
+        self.penalty = penalty
+        if projections:
+            self.register_buffer("random", torch.randn(in_features, projections))
+
+    def _map(self, features: Tensor) -> Tensor:
+        random = getattr(self, "random", None)
+        return features if random is None else torch.relu(features.float() @ random)
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Solve (G + lambda I) W^T = Q by Cholesky; Q is the matrix of class sums."""
+        gram = self.moments.second_moment()
+        gram.diagonal().add_(self.penalty * gram.diagonal().mean().clamp_min(1e-12))
+        factor = torch.linalg.cholesky(gram)
+        weight = torch.cholesky_solve(self.moments.sums.T, factor).T
+        return weight, torch.zeros_like(self.moments.counts)
+
+
+HEADS: dict[str, type[Head]] = {
+    "linear": LinearHead,
+    "cosine": CosineHead,
+    "white": WhiteHead,
+    "ncm": NCMHead,
+    "slda": SLDAHead,
+    "ridge": RidgeHead,
+}
+
+
+def create_head(name: str, in_features: int, num_classes: int, **options: float) -> Head:
+    """A head by name, one of ``HEADS``.
+
+    :raises ValueError: for an unknown name.
+    """
+    if name not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {name!r}.")
+    return HEADS[name](in_features, num_classes, **options)  # type: ignore[arg-type]

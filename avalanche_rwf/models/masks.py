@@ -1,0 +1,61 @@
+"""Logit masks: which classes compete in the training loss, and at test.
+
+A mask decides more than most methods' ideas do (``SinglePrompt`` falls by 20 points from "batch"
+to "seen"), so it is a field of every result. Masked logits are set to -inf *before* the softmax
+and the argmax: a mask that multiplies logits, or that is added after the argmax, can change the
+winner among the classes that remain.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MASKS", "batch_classes", "mask_logits", "masked_cross_entropy", "training_mask"]
+
+MASKS = ("none", "seen", "batch", "decoupled")
+
+
+def batch_classes(targets: Tensor, num_classes: int) -> Tensor:
+    """Which classes occur in the batch: targets [B] -> bool [C]."""
+    present = torch.zeros(num_classes, dtype=torch.bool, device=targets.device)
+    present[targets] = True
+    return present
+
+
+def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits [B, C] with the classes that are not allowed (bool [C]) at -inf.
+
+    If no class is allowed (nothing has been seen yet) the logits are returned as they are.
+    """
+    if logits.shape[-1] != allowed.shape[-1]:
+        raise ValueError(
+            f"A mask of {allowed.shape[-1]} classes does not fit logits of {logits.shape[-1]}."
+        )
+    return torch.where(allowed | ~allowed.any(), logits, float("-inf"))
+
+
+def training_mask(name: str, targets: Tensor, seen: Tensor) -> Tensor:
+    """The classes that compete in the training loss: bool [C].
+
+    :param name: "none" (all), "seen" (met so far in the stream) or "batch" (in this batch).
+    :param targets: [B].
+    :param seen: bool [C], already including the batch's own classes.
+    :raises ValueError: for another name ("decoupled" is a combination, see the strategies).
+    """
+    if name == "none":
+        return torch.ones_like(seen)
+    if name == "seen":
+        return seen
+    if name == "batch":
+        return batch_classes(targets, seen.shape[0])
+    raise ValueError(f"mask must be 'none', 'seen' or 'batch' here, not {name!r}.")
+
+
+def masked_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
+    """Mean cross-entropy over the allowed classes: logits [B, C], targets [B], bool [C] -> scalar.
+
+    In float32 whatever the logits' type.
+    """
+    return F.cross_entropy(mask_logits(logits.float(), allowed), targets)

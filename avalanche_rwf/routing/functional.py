@@ -1,0 +1,138 @@
+r"""Retrieval as energy minimisation: the mathematics of Routing without Forgetting.
+
+For one query q and keys k_1..k_N, with p on the probability simplex and inverse temperature
+beta > 0,
+
+.. math::
+
+    F(p; q) = -\sum_i p_i \langle q, k_i \rangle + \frac{1}{\beta} \sum_i p_i \log p_i .
+
+F is strictly convex in p (its Hessian is diag(1 / (beta p_i))), so its minimiser is unique and
+reached in one step:
+
+.. math::
+
+    p^* = \operatorname{softmax}(\beta K q), \qquad
+    F(p^*) = -\frac{1}{\beta} \log \sum_i e^{\beta \langle q, k_i \rangle}, \qquad
+    F(p) - F(p^*) = \frac{1}{\beta} \mathrm{KL}(p \,\|\, p^*) .
+
+The retrieved pattern sum_i p*_i v_i is one update of a Modern Hopfield network (Ramsauer et al.,
+arXiv 2008.02217); the use for prompts is Routing without Forgetting (arXiv 2603.09576).
+
+Convexity is in p for given q and K only: the closed form is that of the retrieval. The queries
+themselves are learned by gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["association", "free_energy", "minimum_free_energy", "retrieve", "scores"]
+
+Beta = float | Tensor
+
+
+def _check_beta(beta: Beta) -> None:
+    if isinstance(beta, Tensor):
+        return  # a check of a tensor's value would wait for the device at each call
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"beta must be a positive finite number, not {beta!r}.")
+
+
+def scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """Inner products <q, k_i>: [..., L, d], [..., N, d] -> [..., L, N]."""
+    return queries @ keys.transpose(-2, -1)
+
+
+def association(scores: Tensor, beta: Beta) -> Tensor:
+    """The minimiser p* = softmax(beta * scores) over the last dimension.
+
+    :param scores: inner products [..., N].
+    :param beta: inverse temperature, > 0; a tensor must broadcast with `scores`.
+    :returns: weights [..., N], non-negative, summing to one. Scores of any finite size are safe.
+    :raises ValueError: if beta is a number that is not positive and finite.
+    """
+    _check_beta(beta)
+    return torch.softmax(scores * beta, dim=-1)
+
+
+def free_energy(p: Tensor, scores: Tensor, beta: Beta) -> Tensor:
+    """F(p; q) = -<p, scores> + (1 / beta) sum_i p_i log p_i, over the last dimension.
+
+    :param p: points of the probability simplex [..., N]; 0 log 0 counts as 0.
+    :param scores: inner products [..., N].
+    :param beta: inverse temperature, > 0.
+    :returns: energies [...], in the unit of the scores.
+    :raises ValueError: if beta is a number that is not positive and finite.
+    """
+    _check_beta(beta)
+    negative_entropy = torch.special.xlogy(p, p).sum(-1)
+    energy = -(p * scores).sum(-1)
+    if isinstance(beta, Tensor) and beta.dim() > 0:
+        beta = beta.squeeze(-1)
+    return energy + negative_entropy / beta
+
+
+def minimum_free_energy(scores: Tensor, beta: Beta) -> Tensor:
+    """F(p*) = -(1 / beta) logsumexp(beta * scores), over the last dimension: [..., N] -> [...]."""
+    _check_beta(beta)
+    value = torch.logsumexp(scores * beta, dim=-1)
+    if isinstance(beta, Tensor) and beta.dim() > 0:
+        beta = beta.squeeze(-1)
+    return -value / beta
+
+
+@overload
+def retrieve(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Beta,
+    need_association: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def retrieve(
+    queries: Tensor, keys: Tensor, values: Tensor, beta: Beta, need_association: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def retrieve(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Beta,
+    need_association: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Patterns z_l = sum_i p*_li v_i, each at the minimum of its own free energy.
+
+    :param queries: [..., L, d].
+    :param keys: [..., N, d].
+    :param values: [..., N, d_v].
+    :param beta: inverse temperature, > 0; a tensor must broadcast with [..., L, N].
+    :param need_association: also return p* [..., L, N]; without it, PyTorch's fused attention is
+        used and p* is never stored.
+    :returns: patterns [..., L, d_v], and p* if asked for.
+    :raises ValueError: if beta is a number that is not positive and finite, or the widths of
+        queries and keys, or the lengths of keys and values, differ.
+    """
+    _check_beta(beta)
+    if queries.shape[-1] != keys.shape[-1]:
+        raise ValueError(
+            f"queries of width {queries.shape[-1]} do not fit keys of width {keys.shape[-1]}."
+        )
+    if keys.shape[-2] != values.shape[-2]:
+        raise ValueError(f"{keys.shape[-2]} keys do not fit {values.shape[-2]} values.")
+    if need_association:
+        p = association(scores(queries, keys), beta)
+        return p @ values, p
+    if isinstance(beta, Tensor):
+        # A learned beta must stay in the graph: it goes into the queries, not into `scale`.
+        queries, beta = queries * beta, 1.0
+    return F.scaled_dot_product_attention(queries, keys, values, scale=beta)

@@ -1,0 +1,121 @@
+"""The routed transformer: a frozen ViT with a routing layer in some of its blocks.
+
+Source: Routing without Forgetting (arXiv 2603.09576).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
+from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
+from avalanche_rwf.models.heads import Head
+from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
+
+__all__ = ["RoutedViT"]
+
+
+class RoutedViT(FrozenViT):
+    """A frozen timm ViT whose `routed_blocks` get prompts retrieved from their own tokens.
+
+    With ``num_prompts=0`` or no routed blocks it equals the plain backbone, bit for bit.
+
+    :param backbone: a timm ``VisionTransformer`` with a class token, any size.
+    :param num_classes: C.
+    :param routed_blocks: "first 5", "last 3", "all", "none", "0,2" or indices.
+    :param num_prompts: L per block.
+    :param head: a name of ``HEADS``, or a head.
+    :param readout: "cls", "cls+mean", "layers" or "routes".
+    :param insert_prompts: False retrieves for the read-out only and leaves the tokens alone.
+    :param readout_blocks: blocks read by "layers" and "routes"; None is the routed ones.
+    :param head_options: for a head by name.
+    :param routing: further options of :class:`RoutingLayer`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        routed_blocks: str | Collection[int] = "first 5",
+        num_prompts: int = 10,
+        head: str | Head = "white",
+        readout: str = "cls+mean",
+        insert_prompts: bool = True,
+        readout_blocks: str | Collection[int] | None = None,
+        head_options: dict[str, Any] | None = None,
+        **routing: Any,
+    ) -> None:
+        depth = len(backbone.blocks)
+        dim = int(backbone.embed_dim)
+        blocks = parse_blocks(routed_blocks, depth)
+        self._routed = blocks if num_prompts > 0 else ()
+        self._num_prompts = num_prompts
+        self.insert_prompts = insert_prompts
+        super().__init__(
+            backbone,
+            num_classes,
+            head=head,
+            readout=readout,
+            readout_blocks=blocks if readout_blocks is None else readout_blocks,
+            head_options=head_options,
+        )
+        if readout == "routes" and not set(self._routed) <= set(self.readout_blocks):
+            raise ValueError(
+                f"readout='routes' reads blocks {self.readout_blocks}, which must include the "
+                f"routed ones {self._routed}."
+            )
+        self.layers = nn.ModuleDict(
+            {str(i): RoutingLayer(dim, num_prompts, **routing) for i in self._routed}
+        )
+        for i in self._routed:
+            layer = self.layers[str(i)]
+            if layer.insert == "prefix":
+                layer.start_prefix_at(backbone.blocks[i])
+        if not insert_prompts:
+            self.layers.requires_grad_(False)  # no loss reaches what is only read
+        elif self.prompt_groups():
+            self.add_training_head()
+
+    def routed_blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks that have a routing layer."""
+        return self._routed
+
+    def prompted_blocks(self) -> Sequence[int]:
+        """The routed blocks, unless retrieval is for the read-out only."""
+        return self._routed if self.insert_prompts else ()
+
+    def prompt(self, block: int, tokens: Tensor) -> Prompt | None:
+        """The block's own routing layer on the tokens that enter it."""
+        return self.layers[str(block)].prompt(tokens)
+
+    def route_width(self) -> int:
+        """Routed blocks times L times D."""
+        return len(self._routed) * self._num_prompts * self.dim
+
+    def retrieved(self, forwarded: Forwarded) -> list[Tensor]:
+        """The patterns [B, L, D] that each routed block's layer retrieves from its tokens."""
+        return [self.layers[str(i)].patterns(forwarded.collected[i]) for i in self._routed]
+
+    def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters of the routing layers by kind."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        if self.insert_prompts:
+            for layer in self.layers.values():
+                for kind, parameters in layer.parameter_groups().items():
+                    groups.setdefault(kind, []).extend(parameters)
+        return groups
+
+    @torch.no_grad()
+    def diagnose(self, images: Tensor) -> dict[int, RoutingDiagnostics]:
+        """Association, entropy and free energy per routed block, for images [B, 3, H, W]."""
+        forwarded = forward_blocks(
+            self.backbone, images, self.prompt, self.prompted_blocks(), collect=self._routed
+        )
+        return {
+            i: self.layers[str(i)].diagnose(forwarded.collected[i]) for i in self._routed
+        }

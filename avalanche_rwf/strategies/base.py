@@ -1,0 +1,362 @@
+"""The training loop of every method here: single pass, masks, precision, clipping.
+
+It is an Avalanche ``SupervisedTemplate``: plugins, evaluators, loggers, ``train(experience)`` and
+``eval(stream)`` work as for any other. What it does otherwise, and why:
+
+- it uses nothing but the mini-batch: no experience's classes, length or boundary. Trained on one
+  experience per task or on a true sub-experience stream of the same order it ends with the same
+  weights;
+- the optimizer is built once and keeps its state over experiences (Avalanche's own
+  ``update_optimizer`` would add every frozen parameter and does not allow two groups with a
+  frozen backbone outside them);
+- the seen classes are a buffer of the model, learned from the labels of training batches. Logits
+  of classes not seen yet are -inf at test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
+
+__all__ = ["DEFAULT_RATES", "FrozenBackboneStrategy", "NonFiniteLossError", "build_optimizer"]
+
+DEFAULT_RATES: Mapping[str, float] = {
+    "queries": 5e-3,
+    "q": 1e-5,
+    "k": 1e-5,
+    "v": 1e-5,
+    "o": 1e-5,
+    "beta": 1e-3,
+    "scale": 1e-3,
+    "prompt": 5e-3,
+    "head": 5e-3,
+    "backbone": 1e-5,
+}
+"""Adam's rate per kind of parameter. Maps of D x D need one hundreds of times smaller."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or a gradient became infinite or NaN; the weights are those before the step."""
+
+
+def build_optimizer(
+    model: FrozenViT, rates: Mapping[str, float], weight_decay: float = 0.0
+) -> Optimizer | None:
+    """Adam with one parameter group per kind, or None for a model that trains nothing.
+
+    :param rates: kind -> learning rate; kinds that the model does not have are ignored.
+    :raises ValueError: if a kind has no rate.
+    """
+    groups = []
+    for kind, parameters in model.parameter_groups().items():
+        if kind not in rates:
+            raise ValueError(f"learning_rates has no rate for the parameters of kind {kind!r}.")
+        groups.append({"params": parameters, "lr": rates[kind], "name": kind})
+    return torch.optim.Adam(groups, weight_decay=weight_decay) if groups else None
+
+
+class _NoOptimizer(torch.optim.SGD):
+    """Stands where a strategy trains nothing: plugins expect an optimizer to be there."""
+
+    def __init__(self) -> None:
+        super().__init__([nn.Parameter(torch.zeros(0))], lr=0.0)
+
+
+class FrozenBackboneStrategy(SupervisedTemplate):
+    """Online class-incremental training of a :class:`FrozenViT`.
+
+    Keyword-only, in Avalanche's order.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: FrozenViT,
+        optimizer: Optimizer | None = None,
+        criterion: nn.Module | None = None,
+        mask: str = "seen",
+        gradient_steps: int = 1,
+        learning_rates: Mapping[str, float] | None = None,
+        clip_norm: float | None = 1.0,
+        precision: str = "fp32",
+        grows: bool = False,
+        train_mb_size: int = 16,
+        train_epochs: int = 1,
+        eval_mb_size: int = 64,
+        device: str | torch.device = "cpu",
+        plugins: list[SupervisedPlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        **kwargs: Any,
+    ) -> None:
+        """Init.
+
+        :param model: a frozen ViT with its head.
+        :param optimizer: None builds Adam with one group per kind of parameter.
+        :param criterion: loss of (logits, targets) used in evaluation and in training with the
+            masks "none", "seen" and "batch"; None is cross-entropy.
+        :param mask: which classes compete in the training loss: "none", "seen", "batch" or
+            "decoupled" (prompts learn from the batch-masked loss through the head held fixed, the
+            head from the seen-masked loss on detached features).
+        :param gradient_steps: updates per mini-batch. More than one still sees each sample once.
+        :param learning_rates: kind -> rate, over ``DEFAULT_RATES``.
+        :param clip_norm: largest norm of the gradient, per kind of parameter; None clips nothing.
+        :param precision: "fp32" or "bf16" (autocast; the head's logits are float32).
+        :param grows: whether a label beyond the model's classes widens the head; otherwise it is
+            an error.
+        :param train_mb_size: training mini-batch size.
+        :param train_epochs: passes over an experience; 1 is online.
+        :param eval_mb_size: evaluation mini-batch size.
+        :param device: device to train on.
+        :param plugins: Avalanche plugins.
+        :param evaluator: Avalanche's evaluation plugin, a function that makes one, or None.
+        :param eval_every: as in Avalanche.
+        :param peval_mode: as in Avalanche.
+        :raises ValueError: naming the argument that is out of range.
+        """
+        if mask not in MASKS:
+            raise ValueError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}.")
+        if not isinstance(gradient_steps, int) or gradient_steps < 1:
+            raise ValueError(f"gradient_steps must be at least 1, not {gradient_steps!r}.")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', not {precision!r}.")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive or None, not {clip_norm!r}.")
+        model.to(device)  # before the optimizer: its groups hold the tensors on the device
+        rates = {**DEFAULT_RATES, **(learning_rates or {})}
+        built = optimizer or build_optimizer(model, rates)
+        self.trains = built is not None
+        self.mask = mask
+        self.gradient_steps = gradient_steps
+        self.clip_norm = clip_norm
+        self.grows = grows
+        self.precision = precision
+        self._features: Tensor | None = None
+        self._raw: Tensor | None = None
+        self._observed = False
+        super().__init__(
+            model=model,
+            optimizer=built if built is not None else _NoOptimizer(),
+            criterion=criterion if criterion is not None else nn.CrossEntropyLoss(),
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **kwargs,
+        )
+
+    # -- Avalanche's extension points ---------------------------------------------------------
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Nothing adapts to an experience: the model, which is on its device already."""
+        return self.model if model is None else model
+
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Keep the optimizer and its groups; forget its state only when asked to."""
+        self.optimized_param_id: dict[str, Any] = {}
+        if reset_optimizer_state:
+            self.optimizer.state.clear()
+
+    def check_model_and_optimizer(
+        self, reset_optimizer_state: bool = False, **kwargs: Any
+    ) -> None:
+        """Called before each (sub-)experience; cheap, as nothing depends on the experience."""
+        self.make_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
+
+    def _autocast(self) -> Any:
+        if self.precision == "bf16":
+            return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def forward(self) -> Tensor:
+        """Logits [B, C] of the mini-batch with the classes not seen at -inf, in float32.
+
+        In training, the batch's labels are noted first: its classes are seen from here on.
+        """
+        with self._autocast():
+            features = self.model.features(self.mb_x)
+        features = features.float()
+        if self.is_training:
+            if not self._observed:
+                self._make_room(self.mb_y)
+                self.model.observe(features.detach(), self.mb_y)
+                self._observed = True
+            self._features = features
+            self._raw = self.model.head.in_training(features).float()
+        else:
+            self._raw = self.model.head(features).float()
+        return mask_logits(self._raw, self.model.seen)
+
+    def criterion(self) -> Tensor:
+        """The training loss under the mask; in evaluation the plain loss over all classes.
+
+        The evaluation's loss is taken before the mask: a test class that has not been seen would
+        make it infinite.
+        """
+        assert self._raw is not None
+        if not self.is_training:
+            return self._criterion(self._raw, self.mb_y)
+        if not self.trains:
+            return self._make_empty_loss()
+        assert self._features is not None
+        model, features = self.model, self._features
+        head = model.training_head or model.head
+        if self.mask != "decoupled":
+            raw = self._raw if head is model.head else head(features).float()
+            return self._masked_loss(raw, self.mask)
+        loss = self._masked_loss(head(features.detach()).float(), "seen")
+        if features.requires_grad:
+            loss = loss + self._masked_loss(head.held_fixed(features).float(), "batch")
+        return loss
+
+    def _masked_loss(self, logits: Tensor, mask: str) -> Tensor:
+        allowed = training_mask(mask, self.mb_y, self.model.seen)
+        if type(self._criterion) is nn.CrossEntropyLoss and not self._criterion.label_smoothing:
+            return self._criterion(mask_logits(logits, allowed), self.mb_y)
+        # Another criterion may not stand -inf (label smoothing does not): drop the columns.
+        return self._criterion(logits[:, allowed], (allowed.cumsum(0) - 1)[self.mb_y])
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
+        for self.mbatch in self.dataloader:
+            if self._stop_training:
+                break
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self._observed = False
+            for _ in range(self.gradient_steps if self.trains else 1):
+                self._training_step(**kwargs)
+            self._after_training_iteration(**kwargs)
+
+    def _training_step(self, **kwargs: Any) -> None:
+        if self.trains:
+            self.optimizer.zero_grad()
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        self.loss = self.loss + self.criterion()
+        self._before_backward(**kwargs)
+        if self.trains:
+            self.backward()
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        if self.trains:
+            self.optimizer_step()
+        self._after_update(**kwargs)
+
+    def optimizer_step(self) -> None:
+        """Clip each kind's gradient and step; a non-finite loss or gradient stops before the step.
+
+        :raises NonFiniteLossError: naming the step; the weights are those before it.
+        """
+        norms = []
+        for group in self.optimizer.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                limit = float("inf") if self.clip_norm is None else self.clip_norm
+                norms.append(nn.utils.clip_grad_norm_(parameters, limit))
+        checked = torch.stack([self.loss.detach(), *(n.to(self.loss.device) for n in norms)])
+        if not bool(torch.isfinite(checked).all()):
+            raise NonFiniteLossError(
+                f"The loss or its gradient is not finite at training step "
+                f"{self.clock.train_iterations} (loss {float(self.loss):g}); "
+                "the weights are those before this step: lower the learning rates."
+            )
+        self.optimizer.step()
+
+    def _make_room(self, targets: Tensor) -> None:
+        """Refuse a label outside the classes, or grow the head where the strategy may."""
+        lowest, highest = int(targets.min()), int(targets.max())
+        if 0 <= lowest and highest < self.model.num_classes:
+            return
+        if lowest < 0 or not self.grows:
+            raise ValueError(
+                f"A label of {lowest if lowest < 0 else highest} does not fit "
+                f"num_classes={self.model.num_classes}; labels run from 0 to num_classes - 1."
+            )
+        before = dict(self.model.named_parameters())
+        self.model.grow(highest + 1)
+        after = dict(self.model.named_parameters())
+        for name, old in before.items():
+            new = after[name]
+            if new is not old:
+                self._replace_parameter(old, new)
+
+    def _replace_parameter(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """Let the optimizer go on with a parameter that has more rows; new rows start at zero."""
+        for group in self.optimizer.param_groups:
+            group["params"] = [new if p is old else p for p in group["params"]]
+        state = self.optimizer.state.pop(old, None)
+        if state is None:
+            return
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == old.shape:
+                grown = torch.zeros_like(new)
+                grown[: len(value)] = value
+                state[key] = grown
+        self.optimizer.state[new] = state
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Class predictions [B] for images [B, 3, H, W], among the classes seen."""
+        self.model.eval()
+        with self._autocast():
+            features = self.model.features(images.to(self.device))
+        return mask_logits(self.model.head(features.float()), self.model.seen).argmax(1)
+
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self._features = self._raw = None
+
+    def _eval_cleanup(self) -> None:
+        super()._eval_cleanup()
+        self._features = self._raw = None
+
+    # -- saving -----------------------------------------------------------------------------
+
+    def trained_state(self) -> dict[str, Any]:
+        """Everything that training changed, as tensors and plain values.
+
+        The frozen backbone is left out; ``torch.load(..., weights_only=True)`` reads it.
+        """
+        return {
+            "model": self.model.state_without_backbone(),
+            "optimizer": self.optimizer.state_dict() if self.trains else {},
+            "iterations": self.clock.train_iterations,
+            "experiences": self.clock.train_exp_counter,
+        }
+
+    def load_trained_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`trained_state` gave.
+
+        :raises ValueError: if the tensors do not fit this model.
+        """
+        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        missing = [n for n in missing if not (self.model.frozen and n.startswith("backbone."))]
+        if missing or unexpected:
+            raise ValueError(
+                f"The saved state does not fit this model: {len(missing)} tensors are missing and "
+                f"{len(unexpected)} unexpected ({', '.join([*missing, *unexpected][:4])})."
+            )
+        if self.trains:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimized_param_id = {}
+        self.clock.train_iterations = int(state["iterations"])
+        self.clock.train_exp_counter = int(state["experiences"])

@@ -1,0 +1,119 @@
+"""Controls on the same backbone: what a prompt method has to beat.
+
+``linear-probe``, ``ncm``, ``slda`` and ``layers-lda`` leave the backbone alone; ``fine-tune``
+trains all of it one sample after another, the usual lower bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.registry import register_method
+
+__all__: list[str] = []
+
+
+@register_method(
+    "linear-probe", summary="control: frozen backbone, linear head trained by gradient", default=True
+)
+def linear_probe(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+) -> FrozenBackboneStrategy:
+    """Cross-entropy on the head alone."""
+    model = FrozenViT(backbone, num_classes, head=head, readout=readout)
+    return FrozenBackboneStrategy(model=model, mask=mask, learning_rates={"head": lr}, **loop)
+
+
+@register_method(
+    "fine-tune", summary="control: the whole backbone trained in sequence", default=True
+)
+def fine_tune(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+    lr_backbone: float = 1e-4,
+) -> FrozenBackboneStrategy:
+    """Cross-entropy on head and backbone."""
+    model = FrozenViT(backbone, num_classes, head=head, readout=readout, frozen=False)
+    model.add_training_head()
+    rates = {"head": lr, "backbone": lr_backbone}
+    return FrozenBackboneStrategy(model=model, mask=mask, learning_rates=rates, **loop)
+
+
+@register_method(
+    "ncm",
+    summary="control: frozen backbone, nearest class mean by cosine, closed form",
+    paper="SimpleCIL, arXiv 2303.07338",
+    default=True,
+)
+def ncm(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    readout: str = "cls",
+) -> FrozenBackboneStrategy:
+    """argmax_c cos(f, mu_c)."""
+    model = FrozenViT(backbone, num_classes, head="ncm", readout=readout)
+    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+
+
+@register_method(
+    "slda",
+    summary="control: frozen backbone, streaming linear discriminant analysis, closed form",
+    paper="Hayes & Kanan, arXiv 1909.01520",
+    default=True,
+)
+def slda(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    readout: str = "cls",
+    shrinkage: float = 1e-4,
+) -> FrozenBackboneStrategy:
+    """Exact LDA on the class token; the shrinkage is the published one."""
+    model = FrozenViT(
+        backbone, num_classes, head="slda", readout=readout, head_options={"shrinkage": shrinkage}
+    )
+    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+
+
+@register_method(
+    "layers-lda",
+    summary="control of rwf-lda: the same head on mean-pooled tokens of the same blocks",
+)
+def layers_lda(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    blocks: str = "last 3",
+    shrinkage: float = 0.1,
+) -> FrozenBackboneStrategy:
+    """Exact LDA on class token and mean patch of several blocks, nothing retrieved."""
+    model = FrozenViT(
+        backbone,
+        num_classes,
+        head="slda",
+        readout="layers",
+        readout_blocks=blocks,
+        head_options={"shrinkage": shrinkage},
+    )
+    return FrozenBackboneStrategy(model=model, mask="none", **loop)

@@ -1,0 +1,386 @@
+"""Routing without Forgetting as an Avalanche strategy, its presets and its controls.
+
+Source: arXiv 2603.09576. The paper leaves head, mask, rates, L, heads and beta open; the defaults
+of the preset ``rwf`` are this project's, chosen on images held out of the training stream
+(``examples/tune.py``), and every one is an option.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from torch import nn
+from torch.optim import Optimizer
+
+from avalanche_rwf.models.backbone import create_backbone
+from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.registry import register_method
+
+__all__ = ["RwFStrategy"]
+
+PAPER = "Routing without Forgetting, arXiv 2603.09576"
+
+
+class RwFStrategy(FrozenBackboneStrategy):
+    """Routing without Forgetting: a drop-in for Avalanche's ``LearningToPrompt``.
+
+    Each block in `routed_blocks` of a frozen ViT gets prompts that a routing layer retrieves from
+    the tokens of the very image in one closed-form step. No task identity and no boundary is used.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str | None = None,
+        model: RoutedViT | None = None,
+        optimizer: Optimizer | None = None,
+        criterion: nn.Module | None = None,
+        num_classes: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        image_size: int | None = None,
+        backbone_kwargs: Mapping[str, Any] | None = None,
+        routed_blocks: str | Collection[int] = "first 5",
+        num_prompts: int = 10,
+        head: str = "white",
+        readout: str = "cls+mean",
+        routing_kwargs: Mapping[str, Any] | None = None,
+        mask: str = "decoupled",
+        lr: float = 5e-3,
+        lr_queries: float = 5e-3,
+        lr_maps: float = 1e-5,
+        learning_rates: Mapping[str, float] | None = None,
+        gradient_steps: int = 1,
+        clip_norm: float | None = 1.0,
+        precision: str = "fp32",
+        train_mb_size: int = 16,
+        train_epochs: int = 1,
+        eval_mb_size: int = 64,
+        device: str | torch.device = "cpu",
+        plugins: list[SupervisedPlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        **kwargs: Any,
+    ) -> None:
+        """Init.
+
+        :param model_name: a timm ViT by its exact tag, or the packaged backbone's name; None is
+            the packaged backbone. Not together with `model`.
+        :param model: a :class:`RoutedViT` of one's own, instead of `model_name` and the options up
+            to `routing_kwargs`.
+        :param optimizer: None builds Adam with a rate per kind of parameter.
+        :param criterion: loss of (logits, targets); None is cross-entropy.
+        :param num_classes: classes of the stream; None starts with one and grows as labels come.
+        :param pretrained: load pretrained weights.
+        :param weights: a local ``.safetensors``, ``.pth`` or ``.npz`` instead of the hub's.
+        :param image_size: side of the (square) images in pixels; None is the backbone's own.
+        :param backbone_kwargs: passed on to timm, such as ``depth=9``.
+        :param routed_blocks: blocks with a routing layer: "first 5", "last 3", "all", indices.
+        :param num_prompts: prompts L per block.
+        :param head: "linear", "cosine", "white", "ncm", "slda" or "ridge".
+        :param readout: "cls", "cls+mean", "layers" or "routes".
+        :param routing_kwargs: further options of :class:`RoutingLayer` (heads, beta, trainable...).
+        :param mask: training logit mask: "none", "seen", "batch" or "decoupled".
+        :param lr: rate of the head.
+        :param lr_queries: rate of the queries.
+        :param lr_maps: rate of the D x D maps (W_q, W_k, W_v, W_o); keep it hundreds of times
+            below that of the queries.
+        :param learning_rates: kind -> rate, over the three above.
+        :param gradient_steps: updates per mini-batch.
+        :param clip_norm: largest gradient norm per kind of parameter.
+        :param precision: "fp32" or "bf16".
+        :param train_mb_size: training mini-batch size.
+        :param train_epochs: passes over an experience.
+        :param eval_mb_size: evaluation mini-batch size.
+        :param device: device to train on.
+        :param plugins: Avalanche plugins.
+        :param evaluator: Avalanche's evaluation plugin, a function that makes one, or None.
+        :param eval_every: as in Avalanche.
+        :param peval_mode: as in Avalanche.
+        :raises ValueError: naming the argument that is wrong, before any work is done.
+        """
+        if model is not None and model_name is not None:
+            raise ValueError("Give either model or model_name to RwFStrategy, not both.")
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise ValueError(f"num_classes must be at least 1 or None, not {num_classes!r}.")
+        grows = model is None and num_classes is None
+        if model is None:
+            name = () if model_name is None else (model_name,)
+            backbone = create_backbone(
+                *name,
+                weights=weights,
+                image_size=image_size,
+                pretrained=pretrained,
+                **dict(backbone_kwargs or {}),
+            )
+            model = RoutedViT(
+                backbone,
+                num_classes or 1,
+                routed_blocks=routed_blocks,
+                num_prompts=num_prompts,
+                head=head,
+                readout=readout,
+                **dict(routing_kwargs or {}),
+            )
+        elif not isinstance(model, RoutedViT):
+            raise ValueError(f"model must be a RoutedViT, not a {type(model).__name__}.")
+        maps = dict.fromkeys(("q", "k", "v", "o"), lr_maps)
+        rates = {"head": lr, "queries": lr_queries, **maps, **(learning_rates or {})}
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            mask=mask,
+            gradient_steps=gradient_steps,
+            learning_rates=rates,
+            clip_norm=clip_norm,
+            precision=precision,
+            grows=grows,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **kwargs,
+        )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """"queries,o" or "queries o" -> ("queries", "o")."""
+    return tuple(word for word in re.split(r"[,+\s]+", text) if word)
+
+
+def _build(
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    *,
+    routed_blocks: str,
+    num_prompts: int,
+    head: str,
+    readout: str,
+    mask: str,
+    lr: float,
+    lr_queries: float,
+    lr_maps: float,
+    trainable: str,
+    **routing: Any,
+) -> RwFStrategy:
+    model = RoutedViT(
+        backbone,
+        num_classes,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        trainable=_names(trainable),
+        **routing,
+    )
+    return RwFStrategy(
+        model=model, mask=mask, lr=lr, lr_queries=lr_queries, lr_maps=lr_maps, **loop
+    )
+
+
+@register_method(
+    "rwf",
+    summary="RwF: prompts retrieved from each block's tokens; whitened head (defaults are ours)",
+    paper=PAPER,
+    default=True,
+)
+def rwf(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    routed_blocks: str = "first 5",
+    num_prompts: int = 10,
+    heads: int = 1,
+    beta: float | None = None,
+    trainable: str = "queries,o",
+    insert: str = "token",
+    values: str = "raw",
+    query_std: float = 1.0,
+    stop_gradient: bool = False,
+    head: str = "white",
+    readout: str = "cls+mean",
+    mask: str = "decoupled",
+    lr: float = 5e-3,
+    lr_queries: float = 5e-3,
+    lr_maps: float = 1e-5,
+) -> RwFStrategy:
+    """The default preset. P_l = W_o retrieve(S, LN(X_l), X_l), queries S and W_o trained."""
+    return _build(
+        backbone,
+        num_classes,
+        loop,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        mask=mask,
+        lr=lr,
+        lr_queries=lr_queries,
+        lr_maps=lr_maps,
+        trainable=trainable,
+        heads=heads,
+        beta=beta,
+        insert=insert,
+        values=values,
+        query_std=query_std,
+        stop_gradient=stop_gradient,
+    )
+
+
+@register_method(
+    "rwf-literal",
+    summary="RwF, closest to what is public: learned queries, identity values, linear head",
+    paper=PAPER,
+)
+def rwf_literal(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    routed_blocks: str = "first 3",
+    num_prompts: int = 10,
+    query_std: float = 1.0,
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+    lr_queries: float = 5e-3,
+) -> RwFStrategy:
+    """Closest reading: P_l = retrieve(S, LN(X_l), LN(X_l)), only S trained, few early blocks."""
+    return _build(
+        backbone,
+        num_classes,
+        loop,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        mask=mask,
+        lr=lr,
+        lr_queries=lr_queries,
+        lr_maps=0.0,
+        trainable="queries",
+        values="normed",
+        query_std=query_std,
+    )
+
+
+@register_method(
+    "rwf-mean",
+    summary="control of rwf, same parameters: the mean token instead of a retrieved one",
+)
+def rwf_mean(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    routed_blocks: str = "first 5",
+    num_prompts: int = 10,
+    head: str = "white",
+    readout: str = "cls+mean",
+    mask: str = "decoupled",
+    lr: float = 5e-3,
+    lr_queries: float = 5e-3,
+    lr_maps: float = 1e-5,
+) -> RwFStrategy:
+    """P_l = W_o (mean_i x_i + s_l): uniform association; the queries are the slots' offsets."""
+    return _build(
+        backbone,
+        num_classes,
+        loop,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        mask=mask,
+        lr=lr,
+        lr_queries=lr_queries,
+        lr_maps=lr_maps,
+        trainable="queries,o",
+        source="mean",
+    )
+
+
+@register_method(
+    "rwf-static",
+    summary="control of rwf, same parameters: learned prompts that ignore the image",
+    default=True,
+)
+def rwf_static(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    routed_blocks: str = "first 5",
+    num_prompts: int = 10,
+    head: str = "white",
+    readout: str = "cls+mean",
+    mask: str = "decoupled",
+    lr: float = 5e-3,
+    lr_queries: float = 5e-3,
+    lr_maps: float = 1e-5,
+) -> RwFStrategy:
+    """P_l = W_o s_l: the same for every image."""
+    return _build(
+        backbone,
+        num_classes,
+        loop,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        mask=mask,
+        lr=lr,
+        lr_queries=lr_queries,
+        lr_maps=lr_maps,
+        trainable="queries,o",
+        source="static",
+    )
+
+
+@register_method(
+    "rwf-random",
+    summary="control of rwf: random queries that are never trained, only W_o is",
+)
+def rwf_random(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    routed_blocks: str = "first 5",
+    num_prompts: int = 10,
+    head: str = "white",
+    readout: str = "cls+mean",
+    mask: str = "decoupled",
+    lr: float = 5e-3,
+    lr_maps: float = 1e-5,
+) -> RwFStrategy:
+    """As ``rwf`` with the queries held at their random start."""
+    return _build(
+        backbone,
+        num_classes,
+        loop,
+        routed_blocks=routed_blocks,
+        num_prompts=num_prompts,
+        head=head,
+        readout=readout,
+        mask=mask,
+        lr=lr,
+        lr_queries=0.0,
+        lr_maps=lr_maps,
+        trainable="o",
+    )
