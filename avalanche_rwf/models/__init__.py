@@ -1,1 +1,1 @@
-"""What methods share: backbones, the one frozen forward, heads. Knows torch and timm, never Avalanche."""
+"""What methods share: backbones, the one frozen forward, prompts, heads. Never Avalanche."""

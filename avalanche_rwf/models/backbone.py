@@ -1,13 +1,15 @@
 """Backbones: any timm `VisionTransformer` with a class token, or the packaged one, frozen.
 
-The weights come from the hub, from a local file or from the wheel; they are checked key by key, so a model that is
-only partly loaded cannot happen. The image mean, standard deviation and interpolation come from the model's own data
-configuration, and the SHA-256 of the weights names them in results: published rows of "ViT-B/16 21k" differ by
-checkpoint, therefore the exact timm tag is asked for and recorded.
+The weights come from the hub, from a local file or from the wheel; they are checked key by key, so
+a model that is only partly loaded cannot happen. The image mean, standard deviation and
+interpolation come from the model's own data configuration, and the SHA-256 of the weights names
+them in results: published rows of "ViT-B/16 21k" differ by checkpoint, therefore the exact timm tag
+is asked for and recorded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -15,10 +17,13 @@ import importlib.resources
 import json
 import pickle
 import re
+import socket
 import sys
+import urllib.parse
+import urllib.request
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +94,11 @@ class BackboneInfo:
     """What a backbone is, as recorded with every result.
 
     :param name: exact timm tag for hub weights (`arch.tag`), else the name that was asked for.
-    :param source: "packaged", "hub", "random", "file", or "given" for a model that create_backbone did not make.
+    :param source: "packaged", "hub", "random", "file", or "given" for a model that create_backbone
+        did not make.
     :param weights_file: base name of the local weight file, else None.
-    :param sha256: `weights_sha256` of the model as loaded (float32, position embedding at `image_size`).
+    :param sha256: `weights_sha256` of the model as loaded (float32, position embedding at
+        `image_size`).
     :param image_size: side of the square input in pixels.
     :param patch_size: side of a patch in pixels.
     :param embed_dim: width D of the tokens.
@@ -125,20 +132,24 @@ def create_backbone(
     pretrained: bool = True,
     **timm_kwargs: Any,
 ) -> VisionTransformer:
-    """Make a frozen backbone: head removed, token pooling, eval mode, no parameter requires a gradient.
+    """Make a frozen backbone: head removed, token pooling, eval mode, no parameter requires a
+    gradient.
 
     `model(x)` maps images [B, 3, image_size, image_size] to the normalised class token [B, D].
 
-    :param name: timm model name, best with its tag (`vit_base_patch16_224.augreg_in21k`), or `PACKAGED`. With hub
-        weights a bare name that can stand for several sets of weights gives a warning that says which tag it means.
-    :param weights: local file that replaces the hub's or the packaged weights: `.safetensors`; `.pth`, `.pt`, `.bin`
-        (read with `weights_only=True`: nothing in the file is executed); or `.npz` in the original ViT format.
-        Half-precision files become float32.
-    :param image_size: side of the input; the position embedding is resampled. Default: the model's own.
-    :param pretrained: False gives random weights from torch's global generator (ignored when `weights` is given).
+    :param name: timm model name, best with its tag (`vit_base_patch16_224.augreg_in21k`), or
+        `PACKAGED`. With hub weights a bare name that can stand for several sets of weights gives a
+        warning that says which tag it means.
+    :param weights: local file that replaces the hub's or the packaged weights: `.safetensors`;
+        `.pth`, `.pt`, `.bin` (read with `weights_only=True`: nothing in the file is executed); or
+        `.npz` in the original ViT format. Half-precision files become float32.
+    :param image_size: side of the input; the position embedding is resampled. Default: the model's
+        own.
+    :param pretrained: False gives random weights from torch's global generator (ignored when
+        `weights` is given).
     :param timm_kwargs: passed to timm, such as `depth=9`.
-    :raises UsageError: unknown or unsupported model, weights that cannot be read or do not fit, image size that is not
-        a multiple of the patch size, hub out of reach.
+    :raises UsageError: unknown or unsupported model, weights that cannot be read or do not fit,
+        image size that is not a multiple of the patch size, hub out of reach.
     """
     arch = _check_name(name)
     if "img_size" in timm_kwargs:
@@ -148,7 +159,8 @@ def create_backbone(
     reserved = [key for key in timm_kwargs if key in _RESERVED]
     if reserved:
         raise UsageError(
-            f"backbone argument {reserved[0]!r} is set by create_backbone; it takes arguments of the timm model such "
+            f"backbone argument {reserved[0]!r} is set by create_backbone; it takes arguments of "
+            "the timm model such "
             "as depth=9."
         )
     if image_size is not None and (
@@ -172,7 +184,8 @@ def create_backbone(
         resource = importlib.resources.files("avalanche_rwf") / "data" / f"{PACKAGED}.safetensors"
         if not resource.is_file():
             raise UsageError(
-                f"the packaged weights of {PACKAGED!r} are not installed; pass weights=FILE, or pretrained=False for "
+                f"the packaged weights of {PACKAGED!r} are not installed; pass weights=FILE, or "
+                "pretrained=False for "
                 "random weights."
             )
         with importlib.resources.as_file(resource) as packaged:
@@ -182,8 +195,9 @@ def create_backbone(
     elif source == "hub":
         _load_hub(model, name)
 
-    # Token pooling for all: methods read the class token, also of models that timm pools by the mean.
-    model.reset_classifier(0, "token")
+    # Token pooling for all: methods read the class token, also of models that timm pools by the
+    # mean.
+    VisionTransformer.reset_classifier(model, 0, "token")
     model.requires_grad_(False)
     model.eval()
     info = _describe(model, _exact_tag(model, name) if source == "hub" else name, source, path)
@@ -192,10 +206,11 @@ def create_backbone(
 
 
 def build_packaged_architecture(**timm_kwargs: Any) -> VisionTransformer:
-    """Build the packaged architecture with random weights, trainable: 32x32 RGB, patch 8, width 160, 6 blocks, 5 heads.
+    """Build the packaged architecture with random weights, trainable: 32x32 RGB, patch 8, width
+    160, 6 blocks, 5 heads.
 
-    `model(x)` maps [B, 3, 32, 32] to the class token [B, 160]. `timm_kwargs` override single arguments of
-    `VisionTransformer`, such as `depth=2` or `drop_path_rate=0.1`.
+    `model(x)` maps [B, 3, 32, 32] to the class token [B, 160]. `timm_kwargs` override single
+    arguments of `VisionTransformer`, such as `depth=2` or `drop_path_rate=0.1`.
     """
     arguments = {**_PACKAGED_ARCHITECTURE, "num_classes": 0, "global_pool": "token", **timm_kwargs}
     model = VisionTransformer(**arguments)
@@ -214,7 +229,8 @@ def build_packaged_architecture(**timm_kwargs: Any) -> VisionTransformer:
 
 
 def backbone_info(model: nn.Module) -> BackboneInfo:
-    """Return what `create_backbone` recorded, or describe any supported timm model (source "given").
+    """Return what `create_backbone` recorded, or describe any supported timm model (source
+    "given").
 
     :raises UsageError: the model is not a supported vision transformer.
     """
@@ -226,10 +242,11 @@ def backbone_info(model: nn.Module) -> BackboneInfo:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over the module's state: name, dtype, shape and raw bytes of every tensor, sorted by name.
+    """SHA-256 over the module's state: name, dtype, shape and raw bytes of every tensor, sorted by
+    name.
 
-    Parameters and persistent buffers count; the order in which they are registered, the device and the memory layout
-    do not.
+    Parameters and persistent buffers count; the order in which they are registered, the device and
+    the memory layout do not.
     """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
@@ -241,7 +258,8 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names that `create_backbone` takes and that match the wildcard `pattern`: the packaged one, then timm's tags.
+    """Names that `create_backbone` takes and that match the wildcard `pattern`: the packaged one,
+    then timm's tags.
 
     An architecture without published weights is listed by its bare name.
     """
@@ -251,8 +269,9 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransformer:
     """Return `model` if the package supports it, otherwise raise.
 
-    :raises UsageError: not exactly timm's `VisionTransformer`, no class token, a patch embedding or blocks of another
-        kind, an input that is not square RGB, or an image size that is not a multiple of the patch size.
+    :raises UsageError: not exactly timm's `VisionTransformer`, no class token, a patch embedding or
+        blocks of another kind, an input that is not square RGB, or an image size that is not a
+        multiple of the patch size.
     """
     label = repr(name) if name is not None else "the given model"
     why = _unsupported_because(model)
@@ -266,19 +285,22 @@ def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransform
         )
     if size[0] % patch[0]:
         raise UsageError(
-            f"image_size={size[0]} is not a multiple of the patch size {patch[0]} of backbone {label}; take "
+            f"image_size={size[0]} is not a multiple of the patch size {patch[0]} of backbone "
+            f"{label}; take "
             f"{max(1, size[0] // patch[0]) * patch[0]} or {(size[0] // patch[0] + 1) * patch[0]}."
         )
     return model
 
 
-# ----------------------------------------------------------------------------------------------- names
+# -----------------------------------------------------------------------------------------------
+# names
 def _arch(name: str) -> str:
     return name.split(".", 1)[0]
 
 
 def _timm_names() -> list[str]:
-    """Every timm model in a module that builds timm's own `VisionTransformer` (cheap: nothing is built)."""
+    """Every timm model in a module that builds timm's own `VisionTransformer` (cheap: nothing is
+    built)."""
     return [name for name in timm.list_models() if _makes_vits(name)]
 
 
@@ -321,7 +343,8 @@ def _warn_if_bare(name: str) -> None:
     exact = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag else tags[0]
     others = ", ".join(repr(tag) for tag in tags if tag != exact)
     warnings.warn(
-        f"the bare backbone name {name!r} stands for different weights in different versions of timm: here it is "
+        f"the bare backbone name {name!r} stands for different weights in different versions of "
+        "timm: here it is "
         f"{exact!r}; name that tag, or another one: {others}",
         UserWarning,
         stacklevel=3,
@@ -338,7 +361,8 @@ def _exact_tag(model: VisionTransformer, default: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _supported_names() -> tuple[str, ...]:
-    """Build every candidate with one tiny block and keep those that are supported (about two seconds, once)."""
+    """Build every candidate with one tiny block and keep those that are supported (about two
+    seconds, once)."""
     names: list[str] = []
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -357,7 +381,8 @@ def _supported_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-# ----------------------------------------------------------------------------------------------- building
+# -----------------------------------------------------------------------------------------------
+# building
 def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     try:
         if name == PACKAGED:
@@ -366,7 +391,8 @@ def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in timm_kwargs.items()) or "none"
         raise UsageError(
-            f"backbone {name!r} cannot be built with these arguments ({shown}): {_first_line(error)}."
+            f"backbone {name!r} cannot be built with these arguments ({shown}): "
+            f"{_first_line(error)}."
         ) from error
 
 
@@ -374,13 +400,15 @@ def _unsupported_because(model: nn.Module) -> str | None:
     # Exact types: a subclass may change the forward pass that blockwise prompts rely on.
     if type(model) is not VisionTransformer:
         return f"is a {type(model).__name__}"
+    embed: Any = model.patch_embed
     if model.cls_token is None:
         return "has no class token"
-    if type(model.patch_embed) is not PatchEmbed:
-        return f"embeds patches by {type(model.patch_embed).__name__}"
-    if model.patch_embed.proj.in_channels != 3:
-        return f"takes {model.patch_embed.proj.in_channels} channels instead of 3"
-    for block in model.blocks:
+    if type(embed) is not PatchEmbed:
+        return f"embeds patches by {type(embed).__name__}"
+    if embed.proj.in_channels != 3:
+        return f"takes {embed.proj.in_channels} channels instead of 3"
+    blocks: Any = model.blocks
+    for block in blocks:
         if type(block) is not Block:
             return f"has blocks of type {type(block).__name__}"
         if type(block.attn) is not Attention:
@@ -408,7 +436,8 @@ def _describe(model: VisionTransformer, name: str, source: str, path: Path | Non
     )
 
 
-# ----------------------------------------------------------------------------------------------- weights
+# -----------------------------------------------------------------------------------------------
+# weights
 def _check_path(weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix.lower() not in _SUFFIXES:
@@ -426,25 +455,52 @@ def _load_hub(model: VisionTransformer, name: str) -> None:
 
     cfg = dict(model.pretrained_cfg)
     try:
-        # num_classes as in the configuration: timm then leaves the classifier alone, which _fit has dropped.
-        timm.models.load_pretrained(
-            model, cfg, num_classes=cfg.get("num_classes", 0), filter_fn=fit, strict=True
-        )
+        # num_classes as in the configuration: timm then leaves the classifier alone, which _fit has
+        # dropped.
+        with _no_vain_retries():
+            timm.models.load_pretrained(
+                model, cfg, num_classes=cfg.get("num_classes", 0), filter_fn=fit, strict=True
+            )
     except UsageError:
         raise
     except (
         Exception
     ) as error:  # the hub's client has no common base for "offline", "not found", "cut off"
         raise UsageError(
-            f"cannot get the weights of backbone {name!r} from the hub ({type(error).__name__}: {_first_line(error)}); "
+            f"cannot get the weights of backbone {name!r} from the hub ({type(error).__name__}: "
+            f"{_first_line(error)}); "
             "pass weights=FILE with a local copy, or pretrained=False for random weights."
         ) from error
+
+
+@contextlib.contextmanager
+def _no_vain_retries() -> Iterator[None]:
+    """Tell the hub's client that it is offline where its host has no address: it would retry for 45 s.
+
+    Weights in the client's cache are still found. Behind a proxy the host need not resolve here.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # timm says what is missing
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    if not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _load_file(
     model: VisionTransformer, name: str, path: Path, timm_kwargs: Mapping[str, Any]
 ) -> None:
-    """Load a local file into `model`; the packaged architecture takes mean and std from the file's metadata."""
+    """Load a local file into `model`; the packaged architecture takes mean and std from the file's
+    metadata."""
     if path.suffix.lower() == ".npz":
         _load_npz(model, name, path)
         return
@@ -474,7 +530,8 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"weights file {str(path)!r} holds more than tensors, or is no torch file, and nothing in it was executed; "
+            f"weights file {str(path)!r} holds more than tensors, or is no torch file, and "
+            "nothing in it was executed; "
             "save its state_dict alone, best as .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
@@ -484,17 +541,20 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
-    """Load the original ViT's format through timm, after making sure that it is what timm expects."""
+    """Load the original ViT's format through timm, after making sure that it is what timm
+    expects."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = set(archive.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise UsageError(
-            f"weights file {str(path)!r} cannot be read as an .npz archive of plain arrays ({_first_line(error)})."
+            f"weights file {str(path)!r} cannot be read as an .npz archive of plain arrays "
+            f"({_first_line(error)})."
         ) from error
     if not any(key.endswith("embedding/kernel") for key in keys):
         raise UsageError(
-            f"weights file {str(path)!r} is not in the original ViT format: it has no 'embedding/kernel'; its keys "
+            f"weights file {str(path)!r} is not in the original ViT format: it has no "
+            "'embedding/kernel'; its keys "
             f"begin {_some(sorted(keys))}."
         )
     numbers = [re.search(r"encoderblock_(\d+)/", key) for key in keys]
@@ -502,7 +562,8 @@ def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
     # timm reads as many blocks as the model has and would leave the rest of the file unused.
     if blocks and blocks != len(model.blocks):
         raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: it has {blocks} blocks, the model "
+            f"weights file {str(path)!r} does not fit backbone {name!r}: it has {blocks} blocks, "
+            "the model "
             f"{len(model.blocks)}."
         )
     with torch.no_grad():
@@ -512,7 +573,8 @@ def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
         model.load_pretrained(str(path))
     except KeyError as error:
         raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: 1 missing or more ({_first_line(error)})."
+            f"weights file {str(path)!r} does not fit backbone {name!r}: 1 missing or more "
+            f"({_first_line(error)})."
         ) from error
     except (RuntimeError, ValueError, AttributeError, AssertionError, IndexError) as error:
         raise UsageError(
@@ -521,12 +583,14 @@ def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
     unset = [key for key, value in model.named_parameters() if torch.isnan(value).any()]
     if unset:
         raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: {len(unset)} missing ({_some(unset)})."
+            f"weights file {str(path)!r} does not fit backbone {name!r}: {len(unset)} missing "
+            f"({_some(unset)})."
         )
 
 
 def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
-    """Take the tensors out of the usual wrappers ({"state_dict": ...}, "module." in front of every key)."""
+    """Take the tensors out of the usual wrappers ({"state_dict": ...}, "module." in front of every
+    key)."""
     for _ in range(3):
         inner = next(
             (
@@ -565,7 +629,8 @@ def _fit(
     resize_patches: bool = False,
     hub: bool = False,
 ) -> dict[str, Tensor]:
-    """Convert a state dictionary to the model's own keys, shapes and float32, or say what does not fit."""
+    """Convert a state dictionary to the model's own keys, shapes and float32, or say what does not
+    fit."""
     tensors = {
         key: value.float() if value.is_floating_point() else value
         for key, value in _unwrap(state, label).items()
@@ -573,7 +638,8 @@ def _fit(
     wanted = model.state_dict()
     problems: list[str] = []
     patches = tensors.get(_ANCHOR)
-    # timm would resample the patches silently; only somebody who asks for another patch size wants that.
+    # timm would resample the patches silently; only somebody who asks for another patch size wants
+    # that.
     if (
         patches is not None
         and patches.ndim == 4
@@ -613,7 +679,8 @@ def _fit(
 
 
 def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path: Path) -> None:
-    """Copy mean, std, interpolation and crop_pct of a safetensors header into the model's data configuration."""
+    """Copy mean, std, interpolation and crop_pct of a safetensors header into the model's data
+    configuration."""
     cfg = dict(model.pretrained_cfg)
     try:
         for key in ("mean", "std"):
@@ -626,7 +693,8 @@ def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path:
             cfg["crop_pct"] = float(metadata["crop_pct"])
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean and std are JSON lists of "
+            f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean "
+            "and std are JSON lists of "
             "three numbers."
         ) from error
     cfg["interpolation"] = metadata.get("interpolation", cfg["interpolation"])
