@@ -475,7 +475,7 @@ def _load_hub(model: VisionTransformer, name: str) -> None:
 
 @contextlib.contextmanager
 def _no_vain_retries() -> Iterator[None]:
-    """Tell the hub's client that it is offline where its host has no address: it would retry for 45 s.
+    """Tell the hub's client that it is offline where its host has no address (it retries for 45 s).
 
     Weights in the client's cache are still found. Behind a proxy the host need not resolve here.
     """
