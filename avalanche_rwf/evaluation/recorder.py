@@ -21,7 +21,6 @@ from avalanche_rwf.evaluation.stream_position import StreamPosition, attribute, 
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 
-_UNSET = object()
 # Targets are looked at only when somebody asks, so that a step never waits for the accelerator;
 # at this many kept mini-batches they are folded into the set all the same.
 _MAX_PENDING = 512
@@ -114,7 +113,8 @@ class PredictionRecorder(_Position):
         super().__init__()
         self.stream = stream
         self.points: list[EvaluationPoint] = []
-        self._announced: Any = _UNSET
+        # (label,) when announced by begin; a tuple, as None is a label too.
+        self._announced: tuple[int | None] | None = None
         self._label: int | None = None
         self._targets: list[Tensor] = []
         self._predictions: list[Tensor] = []
@@ -126,13 +126,13 @@ class PredictionRecorder(_Position):
 
         :param experience: index of the training experience that just ended; None in mid-stream.
         """
-        self._announced = experience
+        self._announced = (experience,)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a point."""
         self._clear()
-        if self._announced is not _UNSET:
-            self._label = self._announced
+        if self._announced is not None:
+            self._label = self._announced[0]
         else:
             self._label = self._position.experience if self._position.at_experience_end else None
 
@@ -162,14 +162,11 @@ class PredictionRecorder(_Position):
         :raises ValueError: if `begin` announced an evaluation and none of `stream` was made.
         """
         if not self._targets:
-            if self._announced is not _UNSET and not self._passed_over:
+            if self._announced is not None:
                 raise ValueError(
-                    "eval must be given at least one test sample after begin(), got none."
-                )
-            if self._announced is not _UNSET:
-                raise ValueError(
-                    f"eval must be given the stream {self.stream!r} after begin(), got "
-                    f"{sorted(self._passed_over)}; PredictionRecorder(stream=...) takes another."
+                    f"eval must be given samples of the stream {self.stream!r} after begin(), got "
+                    f"those of {sorted(self._passed_over) or 'none'}; "
+                    "PredictionRecorder(stream=...) takes another name."
                 )
             return
         self.points.append(
@@ -182,7 +179,7 @@ class PredictionRecorder(_Position):
                 test_experience=np.asarray(self._experiences, dtype=np.int64),
             )
         )
-        self._announced = _UNSET
+        self._announced = None
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +211,7 @@ class PredictionRecorder(_Position):
             )
             for point in state["points"]
         ]
-        self._announced = _UNSET
+        self._announced = None
         self._clear()
 
     def _clear(self) -> None:
@@ -263,11 +260,9 @@ class AnytimeEvaluation(_Position):
 
         :raises ValueError: if a `PredictionRecorder` comes after this plugin.
         """
-        passed = False
-        for plugin in strategy.plugins:
-            passed = passed or plugin is self
-            if not (passed and isinstance(plugin, PredictionRecorder)):
-                continue
+        plugins = list(strategy.plugins)
+        later = plugins[plugins.index(self) + 1 :] if self in plugins else []
+        if any(isinstance(plugin, PredictionRecorder) for plugin in later):
             raise ValueError(
                 "plugins must list PredictionRecorder before AnytimeEvaluation, got it after: it "
                 "would record the evaluations with the samples of one mini-batch too few."

@@ -1,0 +1,340 @@
+"""The recorder and the anytime evaluation on Avalanche's own Naive, in every kind of stream."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+
+from avalanche_rwf.evaluation.metrics import accuracy_matrix, summarise
+from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+from avalanche_rwf.evaluation.stream_position import StreamPosition, experience_index
+
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
+
+
+def direct_accuracy(strategy, experience):
+    """Accuracy on a test experience, without the plugin under test."""
+    strategy.model.eval()
+    batch = [experience.dataset[i] for i in range(len(experience.dataset))]
+    x, y = torch.stack([b[0] for b in batch]), torch.tensor([int(b[1]) for b in batch])
+    with torch.no_grad():
+        return (strategy.model(x).argmax(1) == y).double().mean().item()
+
+
+def train_and_expect(strategy, stream, test_stream, recorder=None):
+    """Train experience by experience; return the accuracy matrix found without the plugin."""
+    expected = np.full((3, 3), np.nan)
+    for t, experience in enumerate(stream):
+        strategy.train(experience, shuffle=False)
+        if recorder is not None:
+            recorder.begin(t)
+        strategy.eval(test_stream)
+        for j in range(t + 1):
+            expected[t, j] = direct_accuracy(strategy, test_stream[j])
+    return expected
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("kind", ["nc", "xy"])
+def test_matrix_on_whole_experiences(kind, announced, request, make_naive):
+    benchmark = request.getfixturevalue(kind)
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    expected = train_and_expect(
+        strategy, benchmark.train_stream, benchmark.test_stream, recorder if announced else None
+    )
+    assert [p.experience for p in recorder.points] == [0, 1, 2]
+    assert [p.samples_seen for p in recorder.points] == [40, 80, 120]
+    assert [p.exposed for p in recorder.points] == [(0, 1), (0, 1, 2, 3), tuple(range(6))]
+    assert np.bincount(recorder.points[0].test_experience).tolist() == [12, 12, 12]
+    np.testing.assert_allclose(accuracy_matrix(recorder.points, 3), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "boundaries"), [("nc", 8, False), ("nc", 14, True), ("xy", 14, False)]
+)
+def test_sub_experience_stream_gives_the_same_points(kind, size, boundaries, request, make_naive):
+    benchmark = request.getfixturevalue(kind)
+    whole, cut = PredictionRecorder(), PredictionRecorder()
+    expected = train_and_expect(
+        make_naive([whole], train_mb_size=size), benchmark.train_stream, benchmark.test_stream
+    )
+    strategy = make_naive([cut], train_mb_size=size)
+    for experience in benchmark.train_stream:
+        # one train call a sub-experience, evaluated after each: the last one is the experience end
+        for part in split_online_stream(
+            [experience], size, shuffle=False, access_task_boundaries=boundaries
+        ):
+            strategy.train(part, shuffle=False)
+            strategy.eval(benchmark.test_stream)
+    ends = [p for p in cut.points if p.experience is not None]
+    assert [(p.experience, p.samples_seen) for p in ends] == [(0, 40), (1, 80), (2, 120)]
+    assert len(cut.points) == 3 * -(-40 // size)
+    for a, b in zip(whole.points, ends, strict=True):
+        assert np.array_equal(a.predictions, b.predictions)
+        assert a.exposed == b.exposed
+    np.testing.assert_allclose(accuracy_matrix(cut.points, 3), expected)
+
+
+def test_sub_experiences_in_one_train_call(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], eval_every=0)
+    strategy.train(
+        split_online_stream(nc.train_stream, 8, shuffle=False),
+        eval_streams=[nc.test_stream],
+        shuffle=False,
+    )
+    # PeriodicEval evaluates before training and after each of the 15 sub-experiences.
+    assert [p.samples_seen for p in recorder.points] == [8 * i for i in range(16)]
+    assert [p.experience for p in recorder.points if p.experience is not None] == [0, 1, 2]
+    assert recorder.points[0].exposed == ()
+
+
+def test_sub_experiences_that_drop_the_last_samples_end_too(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], train_mb_size=12)
+    for part in split_online_stream(nc.train_stream, 12, shuffle=False, drop_last=True):
+        strategy.train(part)
+        strategy.eval(nc.test_stream)
+    ends = [(p.experience, p.samples_seen) for p in recorder.points if p.experience is not None]
+    assert ends == [(0, 36), (1, 72), (2, 108)]
+
+
+def test_loader_that_drops_the_last_samples_ends_too(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], train_mb_size=12)
+    strategy.train(nc.train_stream[0], drop_last=True)
+    strategy.eval(nc.test_stream)
+    assert (recorder.points[0].experience, recorder.points[0].samples_seen) == (0, 36)
+
+
+def test_hidden_origin_is_read_in_logging_mode(nc):
+    part = next(iter(split_online_stream([nc.train_stream[2]], 8, shuffle=False))).train()
+    with pytest.raises(ValueError, match="origin_experience is not available"):
+        _ = part.origin_experience
+    assert experience_index(part) == 2
+    position = StreamPosition()
+    position.start_part(part)
+    assert (position.experience, position.experience_size) == (2, 40)
+
+
+def test_sub_experience_without_origin_ends_nothing(nc):
+    part = next(iter(split_online_stream([nc.train_stream[2]], 40, shuffle=False)))
+    part.origin_experience = None
+    position = StreamPosition()
+    position.start_part(part)
+    position.count(40)
+    position.finish_part()
+    assert not position.at_experience_end
+    assert position.samples_seen == 40
+    assert experience_index(SimpleNamespace()) is None
+
+
+def test_replayed_samples_are_not_counted(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([ReplayPlugin(mem_size=20), recorder], train_mb_size=7)
+    sizes = []
+    recorder_count = recorder._position.count
+    recorder._position.count = lambda n, size: sizes.append(n) or recorder_count(n, size)
+    for experience in nc.train_stream:
+        strategy.train(experience)
+        strategy.eval(nc.test_stream)
+    assert max(sizes) == 14  # replay doubled the mini-batches
+    assert [p.samples_seen for p in recorder.points] == [40, 80, 120]
+
+
+def test_epochs_count_again(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], train_epochs=2, eval_every=1)
+    strategy.train(nc.train_stream[0], eval_streams=[nc.test_stream])
+    labels = [(p.samples_seen, p.experience) for p in recorder.points]
+    assert labels == [(0, None), (40, None), (80, 0)]
+
+
+def test_other_streams_are_passed_over(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], eval_every=0)
+    strategy.train(nc.train_stream[0])  # Avalanche evaluates the training stream by default
+    assert recorder.points == []
+    recorder.begin(0)
+    with pytest.raises(ValueError, match=r"the stream 'test' after begin\(\), got those of \['tr"):
+        strategy.eval(nc.train_stream)
+    everything = PredictionRecorder(stream=None)
+    strategy = make_naive([everything], eval_every=0)
+    strategy.train(nc.train_stream[0])
+    assert len(everything.points) == 2
+
+
+def test_begin_labels_one_evaluation_only(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    strategy.train(nc.train_stream[0])
+    recorder.begin(None)
+    strategy.eval(nc.test_stream)
+    strategy.eval(nc.test_stream)
+    assert [p.experience for p in recorder.points] == [None, 0]
+
+
+def test_output_that_is_no_tensor_of_logits_is_refused(nc):
+    recorder = PredictionRecorder()
+    strategy = SimpleNamespace(experience=nc.test_stream[0], mb_output={}, mb_y=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"mb_output must be a tensor of logits.*got dict"):
+        recorder.after_eval_iteration(strategy)
+
+
+def test_state_dict_is_plain_and_continues_the_run(nc, make_naive):
+    def run(recorder, strategy, experiences):
+        for t in experiences:
+            strategy.train(nc.train_stream[t], shuffle=False)
+            strategy.eval(nc.test_stream)
+
+    whole = PredictionRecorder()
+    strategy = make_naive([whole])
+    run(whole, strategy, [0, 1])
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    resumed = PredictionRecorder()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    strategy.plugins[0] = resumed
+    run(resumed, strategy, [2])
+    assert [p.samples_seen for p in resumed.points] == [40, 80, 120]
+    assert [p.experience for p in resumed.points] == [0, 1, 2]
+    assert resumed.points[2].exposed == tuple(range(6))
+    assert len(whole.points) == 2
+    assert summarise(resumed.points[:2], 3) == summarise(whole.points, 3)
+    with pytest.raises(ValueError, match="state must hold exactly"):
+        StreamPosition().load_state_dict({"samples_seen": 1})
+
+
+def test_recorder_survives_pickle_and_deepcopy(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    strategy.train(nc.train_stream[0])
+    for other in (pickle.loads(pickle.dumps(recorder)), copy.deepcopy(recorder)):
+        strategy.plugins[0] = other
+        strategy.eval(nc.test_stream)
+        assert [p.experience for p in other.points] == [0]
+
+
+# ---- anytime evaluation
+
+
+def minibatch_metrics():
+    return EvaluationPlugin(
+        accuracy_metrics(minibatch=True, epoch=True), loss_metrics(minibatch=True, epoch=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["nc", "xy"])
+def test_anytime_points(kind, request, make_naive):
+    benchmark = request.getfixturevalue(kind)
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder, AnytimeEvaluation(benchmark.test_stream, every=20)])
+    for t, experience in enumerate(benchmark.train_stream):
+        strategy.train(experience, shuffle=False)
+        recorder.begin(t)
+        strategy.eval(benchmark.test_stream)
+    # mini-batches of 8: 20 is passed at 24, 60 at 64, 100 at 104; 40, 80 and 120 are ends
+    labels = [(p.samples_seen, p.experience) for p in recorder.points]
+    assert labels == [(24, None), (40, 0), (64, None), (80, 1), (104, None), (120, 2)]
+    tested = [sorted(set(p.test_experience.tolist())) for p in recorder.points]
+    assert tested == [[0], [0, 1, 2], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_anytime_points_do_not_depend_on_how_the_stream_is_cut(nc, make_naive, online):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder, AnytimeEvaluation(nc.test_stream, every=10)])
+    stream = split_online_stream(nc.train_stream, 8, shuffle=False) if online else nc.train_stream
+    strategy.train(stream, shuffle=False)
+    assert [p.samples_seen for p in recorder.points] == [
+        *(16, 24, 32),
+        *(56, 64, 72),
+        *(96, 104, 112),
+    ]
+    assert all(p.experience is None for p in recorder.points)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_anytime_evaluation_changes_nothing(nc, make_naive, online):
+    def run(plugins):
+        evaluator = minibatch_metrics()
+        strategy = make_naive(plugins, evaluator=evaluator, dropout=0.2)
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+        stream = split_online_stream(nc.train_stream, 8, seed=3) if online else nc.train_stream
+        strategy.train(stream)  # shuffled, with dropout: every draw of the generator matters
+        draws = (torch.rand(1).item(), np.random.rand(), random.random())
+        metrics = {k: v for k, v in evaluator.get_all_metrics().items() if "train_phase" in k}
+        return strategy, draws, metrics
+
+    class Draw(AnytimeEvaluation):
+        """Also draws from every generator while it evaluates."""
+
+        def before_eval(self, strategy, **kwargs):
+            torch.rand(1), np.random.rand(), random.random()
+
+    plain, plain_draws, plain_metrics = run([])
+    watched, watched_draws, watched_metrics = run([PredictionRecorder(), Draw(nc.test_stream, 9)])
+    assert len(watched.plugins[0].points) > 3
+    assert watched_draws == plain_draws
+    assert watched_metrics == plain_metrics
+    assert plain_metrics
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    states = zip(plain.optimizer.state.values(), watched.optimizer.state.values(), strict=True)
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in states)
+
+
+def test_anytime_evaluation_restores_the_training_state(nc, make_naive):
+    names = (
+        *("experience", "adapted_dataset", "dataloader", "mbatch", "mb_output", "loss"),
+        *("is_training", "current_eval_stream"),
+    )
+    seen = []
+
+    class Watched(AnytimeEvaluation):
+        def _evaluate(self, strategy):
+            before = {name: getattr(strategy, name) for name in names}
+            super()._evaluate(strategy)
+            assert all(getattr(strategy, name) is before[name] for name in names)
+            assert all(module.training for module in strategy.model.modules())
+            seen.append(self.samples_seen)
+
+    strategy = make_naive([Watched(nc.test_stream, 8)])
+    strategy.train(nc.train_stream[0])
+    assert seen == [8, 16, 24, 32]
+
+
+def test_anytime_evaluation_takes_blurred_test_experiences(nc, make_naive):
+    # Class 4 is met in the first training experience already: its test experience counts.
+    anytime = AnytimeEvaluation(nc.test_stream, every=10)
+    anytime._exposed = {0, 4}
+    assert [e.current_experience for e in anytime._seen_tests()] == [0, 2]
+    untold = [SimpleNamespace(current_experience=t) for t in range(3)]
+    anytime = AnytimeEvaluation(untold, every=10)
+    assert anytime._seen_tests() == []
+    anytime._position.experience = 1
+    assert anytime._seen_tests() == untold[:2]
+
+
+def test_anytime_evaluation_refuses_bad_arguments(nc, make_naive):
+    with pytest.raises(ValueError, match="every must be at least 1 sample, got 0"):
+        AnytimeEvaluation(nc.test_stream, 0)
+    with pytest.raises(ValueError, match="test_stream must hold at least one experience"):
+        AnytimeEvaluation([], 5)
+    strategy = make_naive([AnytimeEvaluation(nc.test_stream, 5), PredictionRecorder()])
+    with pytest.raises(ValueError, match="plugins must list PredictionRecorder before"):
+        strategy.train(nc.train_stream[0])
