@@ -272,7 +272,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             if parameters:
                 limit = float("inf") if self.clip_norm is None else self.clip_norm
                 norms.append(nn.utils.clip_grad_norm_(parameters, limit))
-        checked = torch.stack([self.loss.detach(), *(n.to(self.loss.device) for n in norms)])
+        checked = torch.stack([x.detach().reshape(()).to(self.device) for x in (self.loss, *norms)])
         if not bool(torch.isfinite(checked).all()):
             raise NonFiniteLossError(
                 f"The loss or its gradient is not finite at training step "

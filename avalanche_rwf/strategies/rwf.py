@@ -17,7 +17,7 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.models.backbone import create_backbone
+from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
@@ -112,9 +112,8 @@ class RwFStrategy(FrozenBackboneStrategy):
             raise ValueError(f"num_classes must be at least 1 or None, not {num_classes!r}.")
         grows = model is None and num_classes is None
         if model is None:
-            name = () if model_name is None else (model_name,)
             backbone = create_backbone(
-                *name,
+                model_name or PACKAGED,
                 weights=weights,
                 image_size=image_size,
                 pretrained=pretrained,

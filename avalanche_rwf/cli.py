@@ -1,0 +1,284 @@
+"""The ``avalanche-rwf`` command: results on stdout, everything else on stderr.
+
+Exit status 0: all runs done; 1: a run failed (named, with its log); 2: bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.version import __version__
+
+__all__ = ["main"]
+
+FORMATS = ("text", "csv", "md", "latex", "html")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a `UsageError` like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]} ({self.prog} --help shows the usage).")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _integers(text: str) -> list[int]:
+    """ "0,1,2" or "0-4" -> integers."""
+    numbers: list[int] = []
+    for word in text.split(","):
+        first, dash, last = word.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UsageError(f"--seeds takes whole numbers such as 0,1,2 or 0-4, not {text!r}.")
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers or len(numbers) > 1000:
+        raise UsageError(f"--seeds takes 1 to 1000 whole numbers, not {text!r}.")
+    return list(dict.fromkeys(numbers))
+
+
+def _value(text: str) -> Any:
+    """A number, True, False, None or a tuple written as in Python; other text is itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--backbone-arg takes key=value, not {pair!r}.")
+        values[key] = _value(text)
+    return values
+
+
+def _settings(pairs: Sequence[str]) -> list[tuple[str, str, str]]:
+    settings = []
+    for pair in pairs:
+        left, equals, value = pair.partition("=")
+        method, dot, key = left.rpartition(".")
+        if not (equals and dot and method and key):
+            raise UsageError(f"--set takes method.option=value, not {pair!r}.")
+        settings.append((method, key, value))
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="avalanche-rwf",
+        description="Routing without Forgetting against other continual learners, on one stream.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+
+    compare = verbs.add_parser(
+        "compare",
+        help="run methods on a stream and print the leaderboard",
+        description="Run what is missing, resume what was cut, print the leaderboard. With no "
+        "argument: the default methods on the embedded stream with the packaged backbone.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = compare.add_argument
+    add("--benchmark", default="split-digits", help="split-digits or folder:PATH")
+    add("--methods", help="comma-separated names or patterns, or all (default: the default ones)")
+    add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
+    add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    add("--backbone", metavar="NAME", help="timm ViT by exact tag (default: the packaged one)")
+    add("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="passed to timm")
+    add("--weights", metavar="FILE", help="local .safetensors, .pth or .npz")
+    add("--image-size", type=int, metavar="N", help="side in pixels (default: the backbone's)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
+    add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
+    add("--head", help="one head for all methods: linear, cosine, white, ncm, slda or ridge")
+    add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
+    add("--readout", help="one read-out for all: cls or cls+mean")
+    add("--augment", default="none", help="training augmentation: none or flip")
+    add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
+    add("--eval-every-samples", type=int, metavar="N",
+        help="also evaluate after each N training samples, for a_auc (default: 8 times a stream)")
+    add("--holdout", type=float, default=0.0, metavar="SHARE",
+        help="evaluate on this share of the training images instead of the test set (tuning)")
+    add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
+    add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
+    add("--out", default="results", metavar="DIR", help="where run directories go")
+    add("--format", default="text", choices=FORMATS, help="of the leaderboard")
+    add("--quiet", action="store_true", help="no progress bar")
+    compare.set_defaults(run=_compare)
+
+    listing = verbs.add_parser("list", help="what there is, by name")
+    listing.add_argument("kind", choices=("methods", "benchmarks", "backbones"))
+    listing.add_argument("pattern", nargs="?", default="*", help="shell pattern")
+    listing.set_defaults(run=_list)
+
+    board = verbs.add_parser("leaderboard", help="rank the runs in a folder")
+    board.add_argument("dir", metavar="DIR", help="the --out of earlier comparisons")
+    board.add_argument("--format", default="text", choices=FORMATS)
+    board.set_defaults(run=_leaderboard)
+    return parser
+
+
+def _compare(args: argparse.Namespace) -> int:
+    seeds, settings = _integers(args.seeds), _settings(args.set)
+    backbone_args = _backbone_args(args.backbone_arg)
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs takes a whole number of at least 1, not {args.jobs}.")
+    if args.precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
+
+    from avalanche_rwf.experiments.config import RunConfig
+    from avalanche_rwf.experiments.executors import default_jobs, execute, start_server
+    from avalanche_rwf.experiments.store import check_writable
+
+    out = Path(args.out)
+    RunConfig(
+        benchmark=args.benchmark,
+        method="",
+        experiences=args.experiences,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        gradient_steps=args.gradient_steps,
+        eval_every_samples=args.eval_every_samples or 0,
+        holdout=args.holdout,
+    ).validate()
+    check_writable(out)
+    if args.jobs != 1:
+        start_server()
+    if not args.quiet:
+        _say("Loading PyTorch, timm and Avalanche ...")
+
+    from avalanche_rwf.experiments.compare import (
+        method_options,
+        plan,
+        resolve_device,
+        select_methods,
+    )
+    from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+    from avalanche_rwf.leaderboard.table import render
+    from avalanche_rwf.models.backbone import PACKAGED
+
+    device = resolve_device(args.device)
+    methods = select_methods(args.methods)
+    common = {"head": args.head, "mask": args.mask, "readout": args.readout}
+    options, notes = method_options(methods, common, settings)
+    base = RunConfig(
+        benchmark=args.benchmark,
+        method="",
+        experiences=args.experiences,
+        backbone=args.backbone or PACKAGED,
+        backbone_args=backbone_args,
+        weights=args.weights,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        gradient_steps=args.gradient_steps,
+        precision=("bf16" if device.startswith("cuda") else "fp32")
+        if args.precision == "auto"
+        else args.precision,
+        augment=args.augment,
+        eval_every_samples=args.eval_every_samples or 0,
+        holdout=args.holdout,
+        skip_corrupt=args.skip_corrupt,
+    )
+    planned = plan(base, methods, seeds, options, out, notes, args.eval_every_samples is None)
+    for note in planned.notes:
+        _say(note)
+    jobs = args.jobs or default_jobs(device, len(planned.todo))
+    _say(
+        f"{len(planned.configs)} runs ({len(methods)} methods, {len(seeds)} seeds), "
+        f"{len(planned.configs) - len(planned.todo)} done already, {jobs} at a time on {device}."
+    )
+    failed = []
+    for config, summary in execute(
+        planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet
+    ):
+        if summary["status"] != "done":
+            failed.append(config)
+            _say(
+                f"FAILED {config.method} seed {config.seed}: {summary['error']} "
+                f"(see {run_directory(out, config) / 'log.txt'})"
+            )
+    write_leaderboard(out)
+    runs, _ = read_runs(out)
+    hashes = {config.config_hash() for config in planned.configs}
+    if len(runs):
+        print(render(aggregate(runs[runs["config_hash"].isin(hashes)]), args.format))
+    _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
+    return 1 if failed else 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    if args.kind == "backbones":
+        from avalanche_rwf.models.backbone import list_backbones
+
+        lines = list_backbones(args.pattern)
+    elif args.kind == "benchmarks":
+        from avalanche_rwf.benchmarks.registry import list_benchmarks
+
+        lines = [
+            f"{name}PATH" if name.endswith(":") else name for name in list_benchmarks(args.pattern)
+        ]
+    else:
+        from avalanche_rwf.strategies.registry import get_method, list_methods
+
+        specs = [get_method(name) for name in list_methods(args.pattern)]
+        width = max((len(spec.name) for spec in specs), default=0)
+        lines = [
+            f"{spec.name:{width}}  {spec.summary}" + (" [default]" if spec.default else "")
+            for spec in specs
+        ]
+    if not lines:
+        raise UsageError(f"No {args.kind} match the pattern {args.pattern!r}.")
+    print("\n".join(lines))
+    return 0
+
+
+def _leaderboard(args: argparse.Namespace) -> int:
+    folder = Path(args.dir)
+    if not folder.is_dir():
+        raise UsageError(f"leaderboard takes a folder of results, and {args.dir!r} is none.")
+
+    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+    from avalanche_rwf.leaderboard.table import render
+
+    runs, unread = read_runs(folder)
+    if not len(runs):
+        raise UsageError(
+            f"{args.dir!r} holds no finished run (runs are in DIR/runs/<benchmark>/<method>/...)."
+        )
+    for line in unread:
+        _say(f"left out: {line}")
+    if os.access(folder, os.W_OK):
+        write_leaderboard(folder)
+    print(render(aggregate(runs), args.format))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    # Two libraries warn of each other's changes at import; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(timm|avalanche)\.")
+    try:
+        args = _parser().parse_args(argv)
+        return int(args.run(args))
+    except UsageError as error:
+        _say(f"avalanche-rwf: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("\nStopped; the same command goes on from here.")
+        return 130
+    except BrokenPipeError:
+        return 1

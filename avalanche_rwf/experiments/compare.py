@@ -1,0 +1,170 @@
+"""A comparison: the list of runs that a command line asks for, checked before any work is done."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone
+from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.models.backbone import backbone_info
+from avalanche_rwf.models.heads import HEADS
+from avalanche_rwf.models.masks import MASKS
+from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
+
+__all__ = ["Plan", "method_options", "plan", "resolve_device", "select_methods"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs to do and how many training samples each has.
+
+    :param configs: all runs of the comparison, finished ones included.
+    :param todo: those without a finished run directory.
+    :param samples: training samples per run.
+    :param notes: sentences to print before the work begins.
+    """
+
+    configs: tuple[RunConfig, ...]
+    todo: tuple[RunConfig, ...]
+    samples: int
+    notes: tuple[str, ...]
+
+
+def select_methods(text: str | None) -> list[str]:
+    """Names from a comma-separated list of names and shell patterns; None is the default ones.
+
+    :raises UsageError: for a name or pattern that matches none.
+    """
+    names = list_methods()
+    if text is None:
+        return [name for name in names if get_method(name).default]
+    chosen: list[str] = []
+    for word in (w.strip() for w in text.split(",")):
+        if not word:
+            continue
+        found = names if word == "all" else fnmatch.filter(names, word)
+        if not found:
+            raise UsageError(f"There is no method {word!r}; {nearest(word, names)}.")
+        chosen += [name for name in found if name not in chosen]
+    if not chosen:
+        raise UsageError(f"--methods takes names or patterns, not {text!r}.")
+    return chosen
+
+
+def resolve_device(name: str) -> str:
+    """ "auto" is the first GPU if there is one.
+
+    :raises UsageError: for a device that this machine does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.")
+    if kind == "cuda" and (
+        not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()
+    ):
+        raise UsageError(
+            f"--device {name} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA "
+            "devices here."
+        )
+    return name
+
+
+def method_options(
+    methods: Sequence[str],
+    common: Mapping[str, Any],
+    settings: Sequence[tuple[str, str, str]],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """All options of each method, and notes on common ones that a method does not have.
+
+    :param common: ``head``, ``mask``, ``readout``: None leaves a method's own.
+    :param settings: (method or pattern, option, value) of each ``--set``.
+    :raises UsageError: for a setting that no chosen method has.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    notes = []
+    for flag, known in (("head", tuple(HEADS)), ("mask", MASKS)):
+        value = common.get(flag)
+        if value is not None and value not in known:
+            raise UsageError(f"--{flag} takes one of {', '.join(known)}, not {value!r}.")
+    for method in methods:
+        spec = get_method(method)
+        overrides: dict[str, Any] = {}
+        for flag, value in common.items():
+            if value is None:
+                continue
+            if flag in spec.options:
+                overrides[flag] = value
+            else:
+                notes.append(f"{method} has no choice of {flag}: --{flag} leaves it as it is.")
+        for pattern, key, value in settings:
+            if fnmatch.fnmatchcase(method, pattern) and (pattern == method or key in spec.options):
+                overrides[key] = value
+        options[method] = resolve_options(method, overrides)
+    for pattern, key, _ in settings:
+        matching = [m for m in methods if fnmatch.fnmatchcase(m, pattern)]
+        if not matching:
+            raise UsageError(
+                f"--set {pattern}.{key} names no method of this comparison; "
+                f"{nearest(pattern, methods)}."
+            )
+        if not any(key in get_method(m).options for m in matching):
+            known = sorted(get_method(matching[0]).options)
+            raise UsageError(f"--set {pattern}.{key}: no such option; {nearest(key, known)}.")
+    return options, notes
+
+
+def plan(
+    base: RunConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    options: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    notes: Sequence[str] = (),
+    choose_evaluation: bool = False,
+) -> Plan:
+    """Check everything that can be checked, then list the runs.
+
+    Backbone and benchmark are loaded and every method is built once: what is wrong shows here, in
+    one sentence, and not after an hour.
+
+    :param choose_evaluation: set ``eval_every_samples`` to an eighth of the stream.
+    :raises UsageError: for the first thing that is wrong.
+    """
+    base.validate()
+    info = backbone_info(load_backbone(base))
+    base = replace(base, weights_sha256=info.sha256)
+    benchmark = build_benchmark(base.with_seed(seeds[0]))
+    if choose_evaluation:
+        base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 8)))
+    configs = []
+    for method in methods:
+        config = replace(base, method=method, options=dict(options[method]))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                build_strategy(config, benchmark.num_classes)
+        except ValueError as error:
+            raise UsageError(f"{method}: {error}") from None
+        configs += [config.with_seed(seed) for seed in seeds]
+    # Seed by seed, so that an interrupted comparison has every method at the first seeds.
+    configs.sort(key=lambda c: seeds.index(c.seed))
+    said = list(notes)
+    if benchmark.skipped:
+        said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
+    todo = [
+        c
+        for c in configs
+        if (read_json(run_directory(out, c) / "summary.json") or {}).get("status") != "done"
+    ]
+    return Plan(tuple(configs), tuple(todo), benchmark.train_size, tuple(said))

@@ -1,0 +1,129 @@
+"""RunConfig: everything that decides a run's numbers, frozen, and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.version import __version__
+
+__all__ = ["RunConfig", "run_directory", "slug"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: benchmark, stream seed, method with all its options, backbone, seed.
+
+    The seed decides the class order, the order of samples and every initial value, so that
+    methods compared at one seed see the same stream in the same order.
+
+    :param benchmark: as on the command line, "split-digits" or "folder:PATH".
+    :param method: a registered name.
+    :param options: all options of the method, defaults included.
+    :param seed: paired over methods.
+    :param stream: kind of stream; "split" is disjoint classes per experience.
+    :param experiences: None is the benchmark's default.
+    :param backbone: exact name.
+    :param backbone_args: passed on to timm.
+    :param weights: a local file, or None.
+    :param weights_sha256: of the loaded weights; stands for `weights` in the hash.
+    :param image_size: None is the backbone's own.
+    :param batch_size: images per training step.
+    :param gradient_steps: updates per mini-batch.
+    :param precision: "fp32" or "bf16".
+    :param augment: training augmentation by name.
+    :param eval_every_samples: evaluate after each so many training samples too; 0 does not.
+    :param holdout: share of the training images that stands in for the test set; 0 for results.
+    :param skip_corrupt: whether unreadable images are left out.
+    """
+
+    benchmark: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    stream: str = "split"
+    experiences: int | None = None
+    backbone: str = ""
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    weights_sha256: str = ""
+    image_size: int | None = None
+    batch_size: int = 16
+    gradient_steps: int = 1
+    precision: str = "fp32"
+    augment: str = "none"
+    eval_every_samples: int = 0
+    holdout: float = 0.0
+    skip_corrupt: bool = False
+
+    def validate(self) -> RunConfig:
+        """Check every number; returns itself.
+
+        :raises UsageError: naming the argument, what it got and what it takes.
+        """
+        for name in ("experiences", "image_size", "batch_size", "gradient_steps"):
+            value = getattr(self, name)
+            optional = name in ("experiences", "image_size")
+            if (value is None and not optional) or (value is not None and value < 1):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag} takes a whole number of at least 1, not {value}.")
+        if self.eval_every_samples < 0:
+            raise UsageError(
+                f"--eval-every-samples takes 0 or more samples, not {self.eval_every_samples}."
+            )
+        if self.seed < 0:
+            raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")
+        if not 0 <= self.holdout < 1:
+            raise UsageError(f"--holdout takes a share from 0 to below 1, not {self.holdout}.")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**values)
+
+    def config_hash(self) -> str:
+        """Ten hexadecimal digits of the SHA-256 of everything but the seed.
+
+        A weights file counts by its content and the package by its version, so that rows of
+        different weights or code are never averaged.
+        """
+        values = self.to_dict()
+        del values["seed"], values["weights"]
+        values["version"] = __version__
+        text = json.dumps(values, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def with_seed(self, seed: int) -> RunConfig:
+        """The same configuration at another seed."""
+        return replace(self, seed=seed)
+
+
+def slug(name: str) -> str:
+    """A benchmark's name as a folder name: "folder:../data/my set" -> "folder-my-set"."""
+    kind, _, path = name.partition(":")
+    tail = Path(path).resolve().name if path else ""
+    text = f"{kind}-{tail}" if tail else kind
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "benchmark"
+
+
+def run_directory(out: Path, config: RunConfig) -> Path:
+    """``OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>``."""
+    return (
+        out
+        / "runs"
+        / slug(config.benchmark)
+        / slug(config.method)
+        / config.config_hash()
+        / f"seed{config.seed}"
+    )

@@ -1,0 +1,160 @@
+"""Lists of runs, one after another or several at a time, with a progress bar.
+
+Worker processes come from a fork server that has imported everything already: importing Avalanche
+takes longer than a run on the embedded stream.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from avalanche_rwf.experiments.config import RunConfig
+
+__all__ = ["default_jobs", "execute", "start_server"]
+
+Result = tuple[RunConfig, dict[str, Any]]
+
+
+def _context() -> BaseContext:
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+
+
+def start_server() -> None:
+    """Let the fork server import the package now, while this process does other things."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        # Threads of a maths library are made at import: the server must see the limit.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        context.set_forkserver_preload(["avalanche_rwf.experiments.preload"])
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def default_jobs(device: str, runs: int) -> int:
+    """How many runs at a time: one per core on the CPU (a small batch does not fill several),
+    one on a GPU.
+    """
+    if device != "cpu":
+        return 1
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, runs, 8))
+
+
+_QUEUE: Any = None
+
+
+def _initialise(progress: Any, threads: int) -> None:
+    """In a worker: its share of the cores, and where to report to."""
+    global _QUEUE
+    import torch
+
+    torch.set_num_threads(threads)
+    _QUEUE = progress
+
+
+def _work(config: RunConfig, out: Path, device: str) -> dict[str, Any]:
+    from avalanche_rwf.experiments.run import run
+
+    return run(config, out, device, progress=_QUEUE.put)
+
+
+def _threads(jobs: int) -> int:
+    return max(1, default_jobs("cpu", 8) // jobs)
+
+
+def execute(
+    configs: Sequence[RunConfig],
+    out: Path,
+    device: str,
+    jobs: int,
+    samples: Callable[[RunConfig], int],
+    quiet: bool = False,
+) -> Iterator[Result]:
+    """Do the runs and yield each with its summary as it ends.
+
+    :param samples: training samples of a run, for the progress bar.
+    :param jobs: runs at a time.
+    :param quiet: no progress bar.
+    """
+    total = sum(samples(c) for c in configs)
+    with tqdm(
+        total=total,
+        unit="img",
+        file=sys.stderr,
+        disable=quiet,
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} img [{elapsed}<{remaining}]",
+    ) as bar:
+        runs = _serial if jobs == 1 else _parallel
+        for count, (config, summary) in enumerate(runs(configs, out, device, jobs, bar), start=1):
+            bar.set_description_str(
+                f"{count}/{len(configs)} runs, last {config.method} seed {config.seed}"
+            )
+            yield config, summary
+
+
+def _serial(
+    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, bar: Any
+) -> Iterator[Result]:
+    import torch
+
+    from avalanche_rwf.experiments.run import run
+
+    torch.set_num_threads(_threads(1))
+    for config in configs:
+        bar.set_description_str(f"{config.method} seed {config.seed}")
+        yield config, run(config, out, device, progress=bar.update)
+
+
+def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            bar.update(progress.get(timeout=0.2))
+        except queue.Empty:
+            continue
+        except (OSError, EOFError):
+            return
+
+
+def _parallel(
+    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, bar: Any
+) -> Iterator[Result]:
+    context = _context()
+    progress = context.Queue()
+    stop = threading.Event()
+    drain = threading.Thread(target=_drain, args=(progress, bar, stop), daemon=True)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_initialise, initargs=(progress, _threads(jobs))
+    )
+    try:
+        futures: dict[Future[dict[str, Any]], RunConfig] = {
+            pool.submit(_work, config, out, device): config for config in configs
+        }
+        drain.start()
+        for future in as_completed(futures):
+            config = futures[future]
+            try:
+                yield config, future.result()
+            except BrokenProcessPool:
+                # A worker was killed (out of memory, most often); what had finished is on disk.
+                yield config, {"status": "failed", "error": "the worker process was killed"}
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,387 @@
+"""One run: reads a RunConfig, trains once over the stream, writes one run directory.
+
+A run knows nothing of other runs. It checkpoints at the end of each experience and goes on from
+there; a resumed run ends with the very numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import resource
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import nn
+
+from avalanche_rwf.benchmarks import Benchmark, create_benchmark
+from avalanche_rwf.evaluation.metrics import (
+    accuracy_exposed,
+    accuracy_matrix,
+    summarise,
+)
+from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.store import (
+    environment,
+    load_state,
+    read_json,
+    save_state,
+    write_json,
+    write_text,
+)
+from avalanche_rwf.models.backbone import backbone_info, create_backbone
+from avalanche_rwf.strategies.registry import create_strategy, get_method
+
+__all__ = ["Progress", "build_benchmark", "build_strategy", "load_backbone", "run", "run_strategy"]
+
+Progress = Callable[[int], None]
+"""Called with the number of training samples that a step has seen."""
+
+_FORMAT = 1
+
+
+@functools.lru_cache(maxsize=2)
+def _backbone(
+    name: str, weights: str | None, image_size: int | None, args: tuple[tuple[str, Any], ...]
+) -> nn.Module:
+    return create_backbone(name, weights=weights, image_size=image_size, **dict(args))
+
+
+def load_backbone(config: RunConfig) -> nn.Module:
+    """The configuration's backbone; loaded once per process, copied by who trains it."""
+    args = tuple(sorted(config.backbone_args.items()))
+    return _backbone(config.backbone, config.weights, config.image_size, args)
+
+
+def build_benchmark(config: RunConfig) -> Benchmark:
+    """The configuration's stream at its seed, with the transforms that the backbone wants."""
+    info = backbone_info(load_backbone(config))
+    return create_benchmark(
+        config.benchmark,
+        seed=config.seed,
+        experiences=config.experiences,
+        image_size=info.image_size,
+        mean=info.mean,
+        std=info.std,
+        interpolation=info.interpolation,
+        crop_pct=info.crop_pct,
+        skip_corrupt=config.skip_corrupt,
+        augment=config.augment,
+        holdout=config.holdout,
+    )
+
+
+def build_strategy(
+    config: RunConfig,
+    num_classes: int,
+    device: str = "cpu",
+    plugins: list[SupervisedPlugin] | None = None,
+) -> Any:
+    """The configuration's strategy, from the seed alone."""
+    _set_seed(config.seed)
+    return create_strategy(
+        config.method,
+        backbone=copy.deepcopy(load_backbone(config)),
+        num_classes=num_classes,
+        loop={
+            "train_mb_size": config.batch_size,
+            "train_epochs": 1,
+            "eval_mb_size": max(64, config.batch_size),
+            "device": device,
+            "plugins": plugins or [],
+            # Nothing to print: the recorder keeps what the metrics need.
+            "evaluator": _silent_evaluator(),
+            "gradient_steps": config.gradient_steps,
+            "precision": config.precision,
+        },
+        **config.options,
+    )
+
+
+def _silent_evaluator() -> EvaluationPlugin:
+    with warnings.catch_warnings():
+        # Avalanche warns that nothing will be logged; here the recorder logs.
+        warnings.simplefilter("ignore")
+        return EvaluationPlugin(collect_all=False)
+
+
+def _set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class _Meter(SupervisedPlugin):
+    """Training samples, and the seconds that evaluation takes inside training."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__()
+        self.progress = progress
+        self.eval_seconds = 0.0
+        self._since = 0.0
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Report the step's samples."""
+        if self.progress is not None:
+            self.progress(len(strategy.mb_y))
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.eval_seconds += time.perf_counter() - self._since
+
+
+def _rng_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
+                  int(has_gauss), float(gauss)],
+        "python": [version, list(numbers), gauss_next],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _strategy_state(strategy: Any) -> dict[str, Any]:
+    """Our strategies know what training changed; for others it is the model and the optimizer."""
+    if hasattr(strategy, "trained_state"):
+        return strategy.trained_state()
+    return {
+        "model": strategy.model.state_dict(),
+        "optimizer": strategy.optimizer.state_dict(),
+        "iterations": strategy.clock.train_iterations,
+        "experiences": strategy.clock.train_exp_counter,
+    }
+
+
+def _load_strategy_state(strategy: Any, state: dict[str, Any]) -> None:
+    if hasattr(strategy, "load_trained_state"):
+        strategy.load_trained_state(state)
+        return
+    strategy.model.load_state_dict(state["model"])
+    strategy.optimizer.load_state_dict(state["optimizer"])
+    strategy.clock.train_iterations = state["iterations"]
+    strategy.clock.train_exp_counter = state["experiences"]
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:  # Linux: the process's high-water mark starts again at its present size
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _trainable(strategy: Any) -> int:
+    model = strategy.model
+    if hasattr(model, "trainable_parameters"):
+        return int(model.trainable_parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int) -> str:
+    """``samples_seen,experience,metric,value``; repr keeps every bit of a value."""
+    rows = ["samples_seen,experience,metric,value"]
+    for point in points:
+        rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
+        if point.experience is not None:
+            accuracies = accuracy_matrix([point], n_experiences)[point.experience]
+            for e, value in enumerate(accuracies.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
+    last = points[-1].samples_seen if points else 0
+    for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
+        if summary[name] is not None:
+            rows.append(f"{last},,{name},{float(summary[name])!r}")
+    return "\n".join(rows) + "\n"
+
+
+def run_strategy(
+    strategy: Any,
+    benchmark: Benchmark,
+    recorder: PredictionRecorder,
+    checkpoint: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
+    meter: _Meter | None = None,
+    anytime: AnytimeEvaluation | None = None,
+) -> float:
+    """Train over the stream once, evaluating on the classes so far after each experience.
+
+    :returns: seconds of training, without evaluation.
+    """
+    meter = meter or _Meter(None)
+    first, train_seconds = 0, 0.0
+    state = load_state(checkpoint) if checkpoint is not None else None
+    if state is not None and state.get("format") == _FORMAT:
+        _load_strategy_state(strategy, state["strategy"])
+        recorder.load_state_dict(state["recorder"])
+        if anytime is not None:
+            anytime.load_state_dict(state["anytime"])
+        _set_rng_state(state["rng"])
+        first, train_seconds = state["next"], state["train_seconds"]
+        meter.eval_seconds = state["eval_seconds"]
+        if meter.progress is not None:
+            meter.progress(sum(len(e.dataset) for e in list(benchmark.train_stream)[:first]))
+        log(f"resumed after experience {first - 1}")
+    for index, experience in enumerate(benchmark.train_stream):
+        if index < first:
+            continue
+        inside, start = meter.eval_seconds, time.perf_counter()
+        # The benchmark fixed the order of samples, the same for every method.
+        strategy.train(experience, eval_streams=[], shuffle=False)
+        train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
+        recorder.begin(index)
+        strategy.eval(benchmark.test_stream[: index + 1])
+        accuracy = accuracy_exposed(recorder.points[-1])
+        log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
+        if checkpoint is not None:
+            save_state(
+                checkpoint,
+                {
+                    "format": _FORMAT,
+                    "next": index + 1,
+                    "train_seconds": train_seconds,
+                    "eval_seconds": meter.eval_seconds,
+                    "strategy": _strategy_state(strategy),
+                    "recorder": recorder.state_dict(),
+                    "anytime": anytime.state_dict() if anytime is not None else {},
+                    "rng": _rng_state(),
+                },
+            )
+    return train_seconds
+
+
+def run(
+    config: RunConfig, out: Path, device: str = "cpu", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Do one run, or return the summary of a finished one.
+
+    A run that raises leaves its traceback in ``log.txt`` and a summary with status "failed".
+
+    :returns: the contents of ``summary.json``.
+    """
+    folder = run_directory(out, config)
+    done = read_json(folder / "summary.json")
+    if done is not None and done.get("status") == "done":
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        write_text(folder / "log.txt", "\n".join(lines) + "\n")
+
+    log(f"{config.method} on {config.benchmark}, seed {config.seed}, device {device}")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            summary = _run(config, folder, device, progress, log)
+        for text in sorted({f"{w.category.__name__}: {w.message}" for w in caught}):
+            log(f"warning: {text}")
+    except Exception as error:
+        log(traceback.format_exc().rstrip())
+        reason = " ".join(str(error).split()) or type(error).__name__
+        summary = {"status": "failed", "error": reason[:500], "error_type": type(error).__name__}
+    write_json(folder / "summary.json", summary)
+    if summary["status"] == "done":
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return summary
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    device: str,
+    progress: Progress | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    info = backbone_info(load_backbone(config))
+    benchmark = build_benchmark(config)
+    spec = get_method(config.method)
+    write_json(
+        folder / "config.json",
+        {
+            "config": config.to_dict(),
+            "config_hash": config.config_hash(),
+            "backbone": {
+                key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")
+            },
+            "data": {
+                "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
+                "train_size": benchmark.train_size,
+                "test_size": benchmark.test_size,
+                "skipped": benchmark.skipped,
+            },
+            "uses_boundaries": spec.uses_boundaries,
+            **environment(device),
+        },
+    )
+    recorder = PredictionRecorder()
+    meter = _Meter(progress)
+    plugins: list[SupervisedPlugin] = [recorder, meter]
+    anytime = None
+    if config.eval_every_samples:
+        anytime = AnytimeEvaluation(benchmark.test_stream, every=config.eval_every_samples)
+        plugins.append(anytime)
+    _reset_peak_memory(device)
+    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
+    trainable = _trainable(strategy)
+    seconds = run_strategy(
+        strategy, benchmark, recorder, folder / "checkpoint.pt", log, meter, anytime
+    )
+    n = len(benchmark.classes_per_experience)
+    summary: dict[str, Any] = dict(summarise(recorder.points, n))
+    samples = recorder.points[-1].samples_seen
+    summary.update(
+        train_seconds=seconds,
+        eval_seconds=meter.eval_seconds,
+        train_samples_per_second=samples / seconds if seconds > 0 else None,
+        trainable_parameters=trainable,
+        peak_memory_bytes=_peak_memory(device),
+        gradient_steps=strategy.clock.train_iterations * config.gradient_steps
+        if trainable
+        else 0,
+        samples_seen=samples,
+        status="done",
+    )
+    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n))
+    return summary

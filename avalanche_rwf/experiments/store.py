@@ -1,0 +1,148 @@
+"""The files of a run directory: written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.version import __version__
+
+__all__ = [
+    "check_writable",
+    "environment",
+    "load_state",
+    "read_json",
+    "save_state",
+    "write_json",
+    "write_text",
+]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities have no JSON: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write strict JSON, whole or not at all."""
+    write_text(path, json.dumps(_plain(values), indent=1, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is absent or is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain values, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(dict(state), temporary)
+    temporary.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without running any pickled code; None if absent or unreadable."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:  # torch raises many kinds for a damaged file; the run then starts afresh
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def check_writable(out: Path) -> None:
+    """Make the output folder and try to write in it.
+
+    :raises UsageError: if that cannot be done.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"--out takes a folder that can be written to, and {str(out)!r} cannot ({reason})."
+        ) from None
+
+
+def _git_revision() -> str | None:
+    """Revision of the source tree this package runs from, or None for an installed wheel."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, hardware and revision, for ``config.json``."""
+    versions = {"python": platform.python_version(), "avalanche-rwf": __version__}
+    for name in ("avalanche-lib", "torch", "timm", "numpy", "pandas"):
+        versions[name] = metadata.version(name)
+    hardware: dict[str, Any] = {
+        "device": device,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {"versions": versions, "hardware": hardware, "git": _git_revision()}

@@ -1,0 +1,91 @@
+"""Small real models and a small real stream, shared by the tests."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import TensorDataset
+
+torch.set_num_threads(1)
+
+
+def make_vit(seed: int = 0, **kwargs) -> VisionTransformer:
+    """A random ViT of 4 blocks whose LayerScale, biases and norms are not trivial."""
+    torch.manual_seed(seed)
+    settings = {
+        "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4,
+        "num_classes": 0, "init_values": 0.3, **kwargs,
+    }
+    vit = VisionTransformer(**settings)
+    for p in vit.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return vit.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def vit() -> VisionTransformer:
+    return make_vit()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(6, 3, 32, 32)
+
+
+def make_data(classes: int = 6, per_class: int = 12, seed: int = 0) -> TensorDataset:
+    """Images whose class is written in their colour and in the brightness of a corner."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(classes).repeat_interleave(per_class)
+    x = torch.randn(len(y), 3, 32, 32, generator=g)
+    colours = torch.randn(classes, 3, generator=torch.Generator().manual_seed(99))
+    x += colours[y][:, :, None, None]
+    x[:, :, :8, :8] += (y % 2)[:, None, None, None] * 2.0
+    order = torch.randperm(len(y), generator=g)
+    data = TensorDataset(x[order], y[order])
+    data.targets = y[order].tolist()
+    return data
+
+
+def make_scenario(classes: int = 6, experiences: int = 3, per_class: int = 12):
+    """An Avalanche ``nc_benchmark`` of small images; class order by a fixed seed."""
+    from avalanche.benchmarks import nc_benchmark
+
+    return nc_benchmark(
+        make_data(classes, per_class),
+        make_data(classes, 6, seed=5),
+        experiences,
+        task_labels=False,
+        seed=3,
+        class_ids_from_zero_from_first_exp=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def scenario():
+    return make_scenario()
+
+
+def silent():
+    """An evaluator that prints nothing."""
+    from avalanche.training.plugins import EvaluationPlugin
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return EvaluationPlugin(collect_all=False)
+
+
+@pytest.fixture
+def tools():
+    """The helpers of this file, for tests that need other sizes."""
+
+    class Tools:
+        vit = staticmethod(make_vit)
+        data = staticmethod(make_data)
+        scenario = staticmethod(make_scenario)
+        silent = staticmethod(silent)
+
+    return Tools

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from avalanche_rwf.models.blockwise import (
+    PrefixPrompt,
+    TokenPrompt,
+    block_forward,
+    embed_images,
+    forward_blocks,
+)
+
+VARIANTS = {
+    "plain": {"init_values": None},
+    "layerscale": {},
+    "registers": {"reg_tokens": 3, "no_embed_class": True},
+    "norm_pre": {"pre_norm": True},
+    "qk_norm": {"qk_norm": True},
+    "no bias": {"qkv_bias": False},
+    "fc_norm": {"fc_norm": True},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def any_vit(request, tools):
+    return tools.vit(**request.param)
+
+
+def test_without_prompts_it_is_the_plain_backbone_to_the_last_bit(any_vit, images):
+    with torch.no_grad():
+        plain = any_vit.forward_features(images)
+    out = forward_blocks(any_vit, images)
+    assert torch.equal(out.tokens, plain)
+    assert not out.tokens.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["token", "prefix"])
+def test_prompts_of_length_zero_are_no_prompts(any_vit, images, kind):
+    empty = torch.zeros(1, 0, any_vit.embed_dim)
+    prompt = TokenPrompt(empty) if kind == "token" else PrefixPrompt(empty, empty)
+    out = forward_blocks(any_vit, images, lambda i, x: prompt, range(4))
+    with torch.no_grad():
+        assert torch.equal(out.tokens, any_vit.forward_features(images))
+
+
+def test_inserted_tokens_equal_real_insertion_and_removal(any_vit, images):
+    torch.manual_seed(0)
+    prompts = torch.randn(4, len(images), 5, any_vit.embed_dim)
+    with torch.no_grad():
+        out = forward_blocks(any_vit, images, lambda i, x: TokenPrompt(prompts[i]), range(4))
+        x = embed_images(any_vit, images)
+        for block, p in zip(any_vit.blocks, prompts, strict=True):
+            longer = torch.cat([x[:, :1], p, x[:, 1:]], dim=1)
+            longer = block(longer)
+            x = torch.cat([longer[:, :1], longer[:, 6:]], dim=1)
+        plain = any_vit.forward_features(images)
+    torch.testing.assert_close(out.tokens, any_vit.norm(x), rtol=1e-4, atol=1e-5)
+    assert (out.tokens - plain).abs().max() > 1e-2
+
+
+def test_prefix_against_a_slow_attention_per_sample_and_head(vit, images):
+    """Loops over samples and heads: what catches a reshape that mixes samples."""
+    torch.manual_seed(0)
+    block, attn = vit.blocks[0], vit.blocks[0].attn
+    B, L, D, H = len(images), 3, vit.embed_dim, attn.num_heads
+    d = D // H
+    keys, values = torch.randn(B, L, D), torch.randn(B, L, D)
+    with torch.no_grad():
+        x = embed_images(vit, images)
+        fast = block_forward(block, x, PrefixPrompt(keys, values))
+        for b in range(B):
+            h = block.norm1(x[b])
+            q, k, v = attn.qkv(h).split(D, dim=1)
+            heads = []
+            for i in range(H):
+                part = slice(i * d, (i + 1) * d)
+                kk = torch.cat([keys[b][:, part], k[:, part]])
+                vv = torch.cat([values[b][:, part], v[:, part]])
+                heads.append((q[:, part] @ kk.T / d**0.5).softmax(1) @ vv)
+            y = x[b] + block.ls1(attn.proj(torch.cat(heads, dim=1)))
+            y = y + block.ls2(block.mlp(block.norm2(y)))
+            torch.testing.assert_close(fast[b], y, rtol=1e-4, atol=1e-5)
+
+
+def test_one_prompt_for_all_images_equals_a_copy_for_each(vit, images):
+    torch.manual_seed(0)
+    one = torch.randn(1, 3, vit.embed_dim)
+    with torch.no_grad():
+        x = embed_images(vit, images)
+        a = block_forward(vit.blocks[0], x, TokenPrompt(one))
+        b = block_forward(vit.blocks[0], x, TokenPrompt(one.repeat(len(images), 1, 1)))
+    torch.testing.assert_close(a, b)
+
+
+def test_no_gradient_is_kept_below_the_first_prompted_block(vit, images):
+    prompt = torch.randn(1, 2, vit.embed_dim, requires_grad=True)
+    seen = {}
+
+    def prompts(index, tokens):
+        seen[index] = tokens.requires_grad
+        return TokenPrompt(prompt)
+
+    out = forward_blocks(vit, images, prompts, (2, 3), collect=(0, 1, 2))
+    assert seen == {2: False, 3: True}
+    assert sorted(out.collected) == [0, 1, 2]
+    assert not any(x.requires_grad for x in out.collected.values())
+    out.tokens[:, 0].sum().backward()
+    assert prompt.grad is not None
+    assert all(p.grad is None for p in vit.parameters())
+
+
+def test_fine_tuning_reaches_every_weight(tools, images):
+    vit = tools.vit().requires_grad_(True)
+    forward_blocks(vit, images, frozen=False).tokens.square().sum().backward()
+    assert all(p.grad is not None for p in vit.parameters())

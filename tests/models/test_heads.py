@@ -1,0 +1,208 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from avalanche_rwf.models.heads import HEADS, StreamingMoments, create_head
+
+C, W, NUM = 4, 12, 200
+
+
+def data(seed=0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(C).repeat(NUM // C)
+    mix = torch.randn(W, W, generator=g, dtype=dtype)
+    means = 2 * torch.randn(C, W, generator=g, dtype=dtype)
+    x = means[y] + torch.randn(NUM, W, generator=g, dtype=dtype) @ mix + 3
+    order = torch.randperm(NUM, generator=g)
+    return x[order], y[order]
+
+
+def feed(head, x, y, batch):
+    for a, b in zip(x.split(batch), y.split(batch), strict=True):
+        head.observe(a, b)
+    return head
+
+
+CLOSED = [name for name, kind in HEADS.items() if kind.closed_form]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_do_not_depend_on_order_or_batches(name):
+    x, y = data(dtype=torch.float64)
+    order = torch.argsort(y, stable=True)  # class after class: the hardest stream
+    a = feed(create_head(name, W, C), x, y, 16)
+    b = feed(create_head(name, W, C), x[order], y[order], 7)
+    (wa, ba), (wb, bb) = a.solve(), b.solve()
+    torch.testing.assert_close(wa, wb, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ba, bb, rtol=1e-6, atol=1e-6)
+
+
+def test_slda_against_a_direct_solve_on_all_data():
+    x, y = data(dtype=torch.float64)
+    head = feed(create_head("slda", W, C, shrinkage=0.1), x, y, 16)
+    X, Y = x.numpy(), y.numpy()
+    means = np.stack([X[Y == c].mean(0) for c in range(C)])
+    within = (X - means[Y]).T @ (X - means[Y]) / NUM
+    shrunk = 0.9 * within + 0.1 * np.trace(within) / W * np.eye(W)
+    precision = np.linalg.inv(shrunk)
+    scores = X @ precision @ means.T - 0.5 * np.einsum("cf,fg,cg->c", means, precision, means)
+    got = head(x).double()
+    expected = torch.from_numpy(scores)
+    # The same up to a constant per image, which changes no prediction.
+    torch.testing.assert_close(
+        got - got.mean(1, keepdim=True), expected - expected.mean(1, keepdim=True),
+        rtol=1e-5, atol=1e-4,
+    )
+
+
+def test_ridge_against_a_direct_solve_on_all_data():
+    x, y = data(dtype=torch.float64)
+    head = feed(create_head("ridge", W, C, penalty=0.05), x, y, 16)
+    X, Q = x.numpy(), np.eye(C)[y.numpy()]
+    G = X.T @ X
+    expected = np.linalg.solve(G + 0.05 * np.trace(G) / W * np.eye(W), X.T @ Q).T
+    torch.testing.assert_close(head.solve()[0], torch.from_numpy(expected), rtol=1e-6, atol=1e-8)
+    projected = feed(create_head("ridge", W, C, projections=64), x, y, 16)
+    assert projected(x).shape == (NUM, C)
+    assert (projected(x).argmax(1) == y).float().mean() > 0.8
+
+
+def test_ncm_is_the_nearest_mean_by_cosine():
+    x, y = data()
+    head = feed(create_head("ncm", W, C), x, y, 16)
+    means = torch.stack([x[y == c].mean(0) for c in range(C)])
+    expected = F.normalize(x, dim=1) @ F.normalize(means, dim=1).T
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_class_without_a_sample_cannot_win(name):
+    x, y = data()
+    keep = y != 2
+    head = feed(create_head(name, W, C), x[keep] - 50, y[keep], 16)
+    assert (head(x - 50)[:, 2] == float("-inf")).all()
+    assert not (head(x - 50).argmax(1) == 2).any()
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_asking_for_an_answer_changes_no_bit(name):
+    x, y = data()
+    a, b = create_head(name, W, C), create_head(name, W, C)
+    if name == "ridge":
+        b.load_state_dict(a.state_dict())
+    for i in range(0, NUM, 16):
+        a.observe(x[i : i + 16], y[i : i + 16])
+        b.observe(x[i : i + 16], y[i : i + 16])
+        b(x[:3])
+        b.in_training(x[:3])
+    for (n, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(p, q), n
+    assert torch.equal(a(x), b(x))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_learns_saves_copies_and_grows(name):
+    x, y = data()
+    torch.manual_seed(0)
+    head = create_head(name, W, 3)
+    keep = y < 3
+    optimizer = None if head.closed_form else torch.optim.Adam(head.parameters(), lr=0.05)
+
+    def train(x, y):
+        for a, b in zip(x.split(16), y.split(16), strict=True):
+            head.observe(a, b)
+            if optimizer is not None:
+                optimizer.zero_grad()
+                F.cross_entropy(head(a), b).backward()
+                optimizer.step()
+
+    train(x[keep], y[keep])
+    before = head(x).detach()
+    assert (before[keep].argmax(1) == y[keep]).float().mean() > 0.5
+    twin = create_head(name, W, 3)
+    twin.load_state_dict(head.state_dict())
+    assert torch.equal(twin(x), before)
+    assert torch.equal(copy.deepcopy(head)(x), before)
+    head.grow(C)
+    assert head.num_classes == C and head(x).shape == (NUM, C)
+    torch.testing.assert_close(head(x)[:, :3], before)
+    head.grow(2)
+    assert head.num_classes == C
+    optimizer = None if head.closed_form else torch.optim.Adam(head.parameters(), lr=0.05)
+    train(x, y)
+    assert (head(x).argmax(1) == y).float().mean() > 0.45
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "white"])
+def test_held_fixed_gives_the_same_logits_and_spares_the_head(name):
+    x, y = data()
+    head = feed(create_head(name, W, C), x, y, 16)
+    features = x.clone().requires_grad_()
+    logits = head.held_fixed(features)
+    torch.testing.assert_close(logits, head(x))
+    logits[:, 0].sum().backward()
+    assert (features.grad != 0).any()
+    assert all(p.grad is None for p in head.parameters())
+
+
+def test_whitening_is_that_of_the_stream_and_new_rows_are_prototypes():
+    x, y = data()
+    head = create_head("white", W, C, shrinkage=0.1, refresh=1.0)
+    feed(head, x, y, 20)
+    X = x.double()
+    mean = X.mean(0)
+    cov = (X - mean).T @ (X - mean) / NUM
+    shrunk = 0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(W, dtype=torch.float64)
+    white = head.whiten(x).double()
+    # T (f - mu) has the covariance T cov T; with T = shrunk^(-1/2) that is solved back here.
+    transform = head.transform.double()
+    torch.testing.assert_close(
+        transform @ shrunk @ transform, torch.eye(W, dtype=torch.float64), rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(white.mean(0), torch.zeros(W, dtype=torch.float64), rtol=0, atol=1e-4)
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.full((C,), 0.4), rtol=1e-4, atol=1e-4)
+    # Without one gradient step the imprinted rows classify well above chance.
+    assert (head(x).argmax(1) == y).float().mean() > 0.6
+
+
+def test_white_head_carries_rows_over_when_the_whitening_changes():
+    torch.manual_seed(0)
+    x, y = data()
+    head = create_head("white", W, C)
+    head.observe(x[:40], y[:40])
+    prototype = F.normalize(head.weight[0].double(), dim=0) * W**0.5
+    raw = prototype @ head.inverse.double() + head.mean.double()
+    head.observe(x[40:], y[40:])
+    moved = F.normalize((raw - head.mean.double()) @ head.transform.double(), dim=0)
+    torch.testing.assert_close(
+        F.normalize(head.weight[0].double(), dim=0), moved, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_moments_gather_in_chunks_what_one_product_gives():
+    x, y = data(dtype=torch.float64)
+    moments = StreamingMoments(W, C, chunk=32)
+    for i in range(0, NUM, 9):
+        moments.add(x[i : i + 9], y[i : i + 9])
+    torch.testing.assert_close(moments.second_moment(), x.T @ x)
+    torch.testing.assert_close(moments.means()[1], x[y == 1].mean(0))
+    assert moments.samples == NUM
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("linear", {"in_features": 0}, "must be at least 1"),
+        ("cosine", {"tau": 0.0}, "tau must be positive"),
+        ("slda", {"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\]"),
+        ("ridge", {"penalty": -1.0}, "penalty must be positive"),
+        ("mlp", {}, "head must be one of linear, cosine, white, ncm, slda, ridge, not 'mlp'"),
+    ],
+)
+def test_bad_arguments_are_named(name, options, text):
+    arguments = {"in_features": W, "num_classes": C, **options}
+    with pytest.raises(ValueError, match=text):
+        create_head(name, **arguments)
