@@ -1,0 +1,1 @@
+"""Image sources, one a file; importing a file registers it."""

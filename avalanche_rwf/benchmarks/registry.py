@@ -1,0 +1,219 @@
+"""Benchmarks by name: `create_benchmark("split-digits", ...)`, `create_benchmark("folder:PATH",
+...)`.
+
+A new image source is one file in `datasets/` with a function decorated by `@register_benchmark`; it
+is found here without another edit. Nothing heavy is imported until a benchmark is made.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from avalanche_rwf.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from avalanche_rwf.benchmarks.splits import Benchmark, ImageSource
+
+__all__ = [
+    "AUGMENTATIONS",
+    "INTERPOLATIONS",
+    "BenchmarkSpec",
+    "StreamOptions",
+    "create_benchmark",
+    "get_benchmark",
+    "list_benchmarks",
+    "register_benchmark",
+]
+
+AUGMENTATIONS = ("none", "flip")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What a stream is made with; checked by `create_benchmark`, see there for the meaning of each
+    field."""
+
+    seed: int
+    experiences: int | None
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float = 1.0
+    skip_corrupt: bool = False
+    augment: str = "none"
+    holdout: float = 0.0
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """A registered image source.
+
+    :param name: as typed; a trailing ":" means that an argument follows, as in `folder:PATH`.
+    :param load: `load(options)`, or `load(options, argument)` for a name with an argument.
+    :param summary: one line for listings.
+    """
+
+    name: str
+    load: Callable[..., ImageSource]
+    summary: str
+
+
+_REGISTRY: dict[str, BenchmarkSpec] = {}
+
+
+def register_benchmark(
+    name: str, *, summary: str = ""
+) -> Callable[[Callable[..., ImageSource]], Callable[..., ImageSource]]:
+    """Register a function that loads an image source: `load(options: StreamOptions[, argument:
+    str])`.
+
+    :param name: unique; with a trailing ":" the text after it is passed as the second argument.
+    :param summary: one line for listings; default: the first line of the function's docstring.
+    """
+
+    def decorate(load: Callable[..., ImageSource]) -> Callable[..., ImageSource]:
+        known = _REGISTRY.get(name)
+        if known is not None and known.load.__module__ != load.__module__:
+            raise ValueError(
+                f"benchmark {name!r} is registered already by {known.load.__module__}."
+            )
+        line = summary or (load.__doc__ or "").strip().split("\n")[0]
+        _REGISTRY[name] = BenchmarkSpec(name, load, line)
+        return load
+
+    return decorate
+
+
+def list_benchmarks(pattern: str = "*") -> list[str]:
+    """Registered names that match the wildcard `pattern`, sorted; "folder:" takes a path after
+    it."""
+    _discover()
+    return [name for name in sorted(_REGISTRY) if fnmatch.fnmatch(name, pattern)]
+
+
+def get_benchmark(name: str) -> BenchmarkSpec:
+    """Return the entry that `name` (with or without its argument) belongs to.
+
+    :raises UsageError: no such benchmark; the nearest names are given.
+    """
+    _discover()
+    key = name.split(":", 1)[0] + ":" if ":" in name else name
+    if key not in _REGISTRY:
+        raise UsageError(f"unknown benchmark {name!r}; {nearest(name, sorted(_REGISTRY))}.")
+    return _REGISTRY[key]
+
+
+def create_benchmark(
+    name: str,
+    *,
+    seed: int,
+    experiences: int | None = None,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    crop_pct: float = 1.0,
+    skip_corrupt: bool = False,
+    augment: str = "none",
+    holdout: float = 0.0,
+) -> Benchmark:
+    """Make the class-incremental stream `name`: new classes in each experience, every sample met
+    once.
+
+    The same arguments give the same stream: classes, samples and their order. The test images do
+    not depend on the seed.
+
+    :param name: a name of `list_benchmarks`, such as `split-digits` or `folder:PATH`.
+    :param seed: decides the order of the classes and of the training samples in each experience.
+    :param experiences: how many experiences the classes are spread over, as evenly as possible;
+        default by benchmark.
+    :param image_size: side of the square images in pixels.
+    :param mean: per channel, of images scaled to [0, 1]; images are normalised by (x - mean) / std.
+    :param std: per channel, of images scaled to [0, 1].
+    :param interpolation: one of `INTERPOLATIONS`.
+    :param crop_pct: the shorter side is resized to image_size / crop_pct before the centre crop.
+    :param skip_corrupt: leave unreadable images out and count them in `Benchmark.skipped`, instead
+        of raising.
+    :param augment: "none", or "flip": half of the training images, chosen by seed, are mirrored.
+    :param holdout: if above 0, the test stream holds this share of the training images of each
+        class, always the same ones, and the training stream the rest: for choosing hyper-parameters
+        without test images.
+    :raises UsageError: any of these is out of range, or the images cannot be used; said in one
+        sentence.
+    """
+    spec = get_benchmark(name)
+    takes_argument = spec.name.endswith(":")
+    argument = name[len(spec.name) :] if takes_argument else ""
+    if takes_argument and not argument:
+        raise UsageError(f"benchmark {name!r} needs a path after the colon: {spec.name}PATH.")
+    options = _check_options(
+        StreamOptions(
+            seed=seed,
+            experiences=experiences,
+            image_size=image_size,
+            mean=_three("mean", mean),
+            std=_three("std", std),
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            skip_corrupt=skip_corrupt,
+            augment=augment,
+            holdout=holdout,
+        )
+    )
+    from avalanche_rwf.benchmarks import splits
+
+    source = spec.load(options, argument) if takes_argument else spec.load(options)
+    return splits.split_by_class(name, source, options)
+
+
+def _discover() -> None:
+    from avalanche_rwf.benchmarks import datasets
+
+    for module in pkgutil.iter_modules(datasets.__path__):
+        importlib.import_module(f"{datasets.__name__}.{module.name}")
+
+
+def _check_options(options: StreamOptions) -> StreamOptions:
+    o = options
+    if not _is_int(o.seed) or not 0 <= o.seed < 2**32:
+        raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {o.seed!r}.")
+    if o.experiences is not None and (not _is_int(o.experiences) or o.experiences < 1):
+        raise UsageError(f"experiences is a whole number of at least 1, not {o.experiences!r}.")
+    if not _is_int(o.image_size) or o.image_size < 1:
+        raise UsageError(f"image_size is a positive whole number of pixels, not {o.image_size!r}.")
+    if any(value <= 0 for value in o.std):
+        raise UsageError(f"std is three positive numbers, not {o.std!r}.")
+    if o.interpolation not in INTERPOLATIONS:
+        raise UsageError(
+            f"interpolation is one of {', '.join(INTERPOLATIONS)}, not {o.interpolation!r}."
+        )
+    if not _is_number(o.crop_pct) or not 0 < o.crop_pct <= 1:
+        raise UsageError(f"crop_pct is above 0 and at most 1, not {o.crop_pct!r}.")
+    if o.augment not in AUGMENTATIONS:
+        raise UsageError(f"augment is one of {', '.join(AUGMENTATIONS)}, not {o.augment!r}.")
+    if not _is_number(o.holdout) or not 0 <= o.holdout < 1:
+        raise UsageError(f"holdout is a share of at least 0 and below 1, not {o.holdout!r}.")
+    return options
+
+
+def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    if len(numbers) != 3 or not all(_is_number(v) and math.isfinite(v) for v in numbers):
+        raise UsageError(f"{name} is three numbers, one per channel, not {values!r}.")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
