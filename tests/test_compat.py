@@ -21,7 +21,7 @@ def build(**kwargs):
 def test_raw_class_fails_on_installed_timm():
     """When this test fails, Avalanche or timm was repaired and the patch can go."""
     import_timm_vit()
-    with pytest.raises(TypeError, match="PretrainedCfg|pretrained_custom_load"):
+    with pytest.raises(TypeError, match=r"PretrainedCfg|pretrained_custom_load"):
         LearningToPrompt(model_name="vit_tiny_patch16_224", pretrained=False, num_classes=4)
 
 
