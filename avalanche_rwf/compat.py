@@ -43,18 +43,20 @@ def _versions() -> str:
 def import_timm_vit() -> ModuleType:
     """Import ``avalanche.models.timm_vit`` without its two warnings about timm's old module names.
 
-    Avalanche imports ``timm.models.helpers`` and ``timm.models.layers``, for which timm raises a
-    ``FutureWarning`` each that the user can do nothing about. Only these two are silenced.
+    Avalanche imports ``timm.models.helpers`` and ``timm.models.layers``, for which timm gives a
+    ``FutureWarning`` each (``DeprecationWarning`` before timm 1.0) that the user can do nothing
+    about. Only these two are silenced.
 
     :raises RuntimeError: if the module cannot be imported, or lacks a name that
         :func:`timm_compat` has to replace; the sentence names both versions.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore",
-            message=r"Importing from timm\.models\.(helpers|layers) is deprecated",
-            category=FutureWarning,
-        )
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings(
+                "ignore",
+                message=r"Importing from timm\.models\.(helpers|layers) is deprecated",
+                category=category,
+            )
         try:
             module = importlib.import_module("avalanche.models.timm_vit")
         except ImportError as error:

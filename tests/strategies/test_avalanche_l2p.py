@@ -216,7 +216,6 @@ def test_readouts(backbone, images):
         ({"no_embed_class": True}, "no_embed_class"),
         ({"fc_norm": True}, "fc_norm"),
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "no class token"),
-        ({"pos_embed": "none"}, "no position embedding"),
         ({"dynamic_img_size": True}, "dynamic image size"),
     ],
 )
@@ -239,7 +238,10 @@ def test_ignored_parts_would_change_the_features(images):
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_refuses_what_is_no_vit(name):
+def test_refuses_what_is_no_vit(name, backbone):
+    backbone.pos_embed = None
+    with pytest.raises(UsageError, match="no position embedding"):
+        make(name, backbone)
     with pytest.raises(UsageError, match="not Linear"):
         make(name, torch.nn.Linear(2, 2))
 
@@ -503,7 +505,7 @@ def test_training_loss_has_the_key_term(backbone):
         assert torch.equal(key, strategy.model.pool.prompt_key) == (coefficient == 0)
         x = make_data().tensors[0]
         strategy.model.eval()(x)
-        similarity[coefficient] = float(strategy.model.similarity)
+        similarity[coefficient] = strategy.model.similarity.item()
     assert similarity[0.1] > similarity[0.0] + 0.1
 
 
