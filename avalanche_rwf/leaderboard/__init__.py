@@ -1,0 +1,35 @@
+"""Leaderboard: aggregate run directories and render the table."""
+
+from __future__ import annotations
+
+from avalanche_rwf.leaderboard.aggregate import (
+    BrokenRun,
+    Runs,
+    aggregate,
+    read_runs,
+    write_leaderboard,
+)
+from avalanche_rwf.leaderboard.table import (
+    FORMATS,
+    render,
+    render_csv,
+    render_html,
+    render_latex,
+    render_markdown,
+    render_text,
+)
+
+__all__ = [
+    "FORMATS",
+    "BrokenRun",
+    "Runs",
+    "aggregate",
+    "read_runs",
+    "render",
+    "render_csv",
+    "render_html",
+    "render_latex",
+    "render_markdown",
+    "render_text",
+    "write_leaderboard",
+]

@@ -1,0 +1,558 @@
+"""The leaderboard as text for the terminal, CSV, Markdown, LaTeX or HTML.
+
+Rows are ranked within a protocol and never across: one table holds the methods that saw the same
+benchmark, stream, backbone weights, batch size, gradient steps and precision, and says so above.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from avalanche_rwf.errors import UsageError
+
+__all__ = [
+    "FORMATS",
+    "render",
+    "render_csv",
+    "render_html",
+    "render_latex",
+    "render_markdown",
+    "render_text",
+]
+
+# What the line above a table says; rows that differ in any of these are in different tables.
+_PROTOCOL = (
+    *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
+    *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
+    *("eval_every_samples", "holdout"),
+)
+_SETUP = ("head", "mask", "readout")
+_HASH = 8
+_NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
+_MISSING = "-"
+_MIN_WIDTH = 30  # a method's name, cut to what is needed, and A_last
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table.
+
+    Attributes:
+        title: its heading.
+        field: the column of the board (of its mean, for a statistic).
+        kind: "text", "share" (mean ± deviation in per cent), "rate", "count" or "number".
+        best: "max" or "min" for the value to mark; None marks nothing (the number of parameters
+            and of seeds are facts, not scores).
+        keep: importance where the width is short; None is always shown.
+    """
+
+    title: str
+    field: str
+    kind: str
+    best: str | None = None
+    keep: int | None = None
+
+
+_COLUMNS = (
+    _Column("#", "rank", "number", keep=8),
+    _Column("method", "label", "text"),
+    _Column("head", "head", "text", keep=7),
+    _Column("mask", "mask", "text", keep=5),
+    _Column("readout", "readout", "text", keep=4),
+    _Column("A_last", "a_last", "share", "max"),
+    _Column("A_avg", "a_avg", "share", "max", keep=3),
+    _Column("A_auc", "a_auc", "share", "max", keep=6),
+    _Column("F_cls", "forgetting_class", "share", "min", keep=2),
+    _Column("train img/s", "train_samples_per_second", "rate", "max", keep=1),
+    _Column("params", "trainable_parameters", "count", keep=0),
+    _Column("n", "n", "number", keep=9),
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One protocol: what stands above, the cells, which are best, and what stands below."""
+
+    header: str
+    columns: tuple[_Column, ...]
+    cells: list[list[str]]
+    best: list[list[bool]]
+    notes: list[str]
+
+
+# ---- from the board to cells
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _get(row: pd.Series, name: str) -> Any:
+    """Return a value of a row, None where it or its column is missing."""
+    value = row.get(name)
+    return None if _missing(value) or value == "" else value
+
+
+def _plural(n: Any, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _options(row: pd.Series) -> dict[str, Any]:
+    """Return the options of a row, which the board holds as JSON text."""
+    text = _get(row, "options")
+    return json.loads(text) if isinstance(text, str) else {}
+
+
+def _short(value: Any) -> str:
+    """Write an option's value as short as it can be."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _header(row: pd.Series) -> str:
+    """Return the line above a table: what all of its rows share."""
+    sha = _get(row, "backbone_sha256")
+    name = str(_get(row, "backbone") or "unknown backbone")
+    args = _get(row, "backbone_args")
+    if isinstance(args, str):
+        try:
+            given = json.loads(args)
+        except json.JSONDecodeError:
+            given = args
+        args = ", ".join(f"{k}={_short(v)}" for k, v in given.items()) if given else None
+    inside = [part for part in (args, sha and str(sha)[:_HASH]) if part]
+    parts = [str(_get(row, "benchmark") or "unknown benchmark")]
+    if _get(row, "stream") is not None:
+        parts.append(f"stream {_get(row, 'stream')}")
+    if _get(row, "experiences") is not None:
+        parts.append(_plural(int(_get(row, "experiences")), "experience"))
+    parts.append(f"{name} ({', '.join(map(str, inside))})" if inside else name)
+    if _get(row, "image_size") is not None:
+        parts.append(f"{int(_get(row, 'image_size'))} px")
+    if _get(row, "batch_size") is not None:
+        parts.append(f"batch {int(_get(row, 'batch_size'))}")
+    if _get(row, "gradient_steps") is not None:
+        parts.append(_plural(int(_get(row, "gradient_steps")), "gradient step"))
+    if _get(row, "precision") is not None:
+        parts.append(str(_get(row, "precision")))
+    if _get(row, "augment") not in (None, "none", False):
+        parts.append(f"augment {_get(row, 'augment')}")
+    if _get(row, "eval_every_samples") not in (None, 0):
+        parts.append(f"A_auc every {_plural(int(_get(row, 'eval_every_samples')), 'sample')}")
+    if _get(row, "holdout") not in (None, 0):
+        share = 100 * float(_get(row, "holdout"))
+        parts.append(f"tested on {share:g} % held out of the training images")
+    return ", ".join(parts)
+
+
+def _labels(rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+    """Name every row by its method and, where a method has several rows, by what differs.
+
+    Args:
+        rows: rows of one protocol.
+        shown: columns of the table, which need not be said again.
+    """
+    labels = []
+    for _, row in rows.iterrows():
+        same = [other for _, other in rows.iterrows() if other["method"] == row["method"]]
+        label = str(row["method"])
+        if len(same) > 1:
+            mine, others = _differences(row), [_differences(other) for other in same]
+            keys = [
+                key
+                for key in dict.fromkeys(key for other in others for key in other)
+                if any(other.get(key) != mine.get(key) for other in others) and key not in shown
+            ]
+            said = [f"{key}={_short(mine[key])}" for key in keys if mine.get(key) is not None]
+            label = " ".join([label, *said])
+        labels.append(label)
+    # Rows that still read the same differ in something the board does not hold: name the hash.
+    visible = [
+        (label, *(_get(row, name) for name in _SETUP if name in shown))
+        for label, (_, row) in zip(labels, rows.iterrows(), strict=True)
+    ]
+    return [
+        f"{label} {str(row['config_hash'])[:_HASH]}" if visible.count(seen) > 1 else label
+        for label, seen, (_, row) in zip(labels, visible, rows.iterrows(), strict=True)
+    ]
+
+
+def _differences(row: pd.Series) -> dict[str, Any]:
+    """Return all that may tell two configurations of a method apart, by name."""
+    setup = {name: _get(row, name) for name in _SETUP}
+    return {**setup, "weights": _get(row, "weights"), **_options(row)}
+
+
+def _share(row: pd.Series, field: str) -> tuple[str, str]:
+    """Return mean and deviation of a share in per cent, each "" where it is missing."""
+    mean, deviation = _get(row, f"{field}_mean"), _get(row, f"{field}_std")
+    return (
+        "" if mean is None else f"{100 * mean:.1f}",
+        "" if deviation is None else f"{100 * deviation:.1f}",
+    )
+
+
+def _count(value: float) -> str:
+    """Write a number of parameters in at most five characters: 912, 25.6k, 1.2M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999,950 would be written 1000.0k
+        if value >= limit * 0.99995:
+            return f"{value / limit:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def _column_cells(column: _Column, rows: pd.DataFrame, labels: list[str]) -> list[str]:
+    """Return the cells of a column, aligned at the ± where it has one."""
+    items = [row for _, row in rows.iterrows()]
+    if column.field == "rank":
+        # Rows without a result come last.
+        scored = [_get(row, "a_last_mean") is not None for row in items]
+        return [str(i + 1) if there else _MISSING for i, there in enumerate(scored)]
+    if column.field == "label":
+        return labels
+    if column.kind == "share":
+        pairs = [_share(row, column.field) for row in items]
+        means = max(len(mean) for mean, _ in pairs)
+        deviations = max(len(deviation) for _, deviation in pairs)
+        return [
+            f"{mean:>{means}} ± {deviation:>{deviations}}"
+            if deviation
+            else f"{mean or _MISSING:>{means}}" + " " * (deviations + 3 if deviations else 0)
+            for mean, deviation in pairs
+        ]
+    if column.kind == "text" or column.field == "n":
+        values = [_get(row, column.field) for row in items]
+        return [_MISSING if value is None else str(value) for value in values]
+    cells = []
+    for row in items:
+        value = _get(row, f"{column.field}_mean")
+        if value is None:
+            cells.append(_MISSING)
+        elif column.kind == "count":
+            cells.append(_count(float(value)))
+        else:
+            cells.append(f"{value:.1f}" if value < 100 else f"{value:.0f}")
+    return cells
+
+
+def _best(column: _Column, rows: pd.DataFrame, cells: list[str]) -> list[bool]:
+    """Return which cells to mark: the best value as it is shown, and all that equal it."""
+    if column.best is None or len(rows) < 2:
+        return [False] * len(rows)
+    shown = [cell.split("±")[0].strip() for cell in cells]
+    values = [float(text) if text != _MISSING else None for text in shown]
+    there = [value for value in values if value is not None]
+    if not there:
+        return [False] * len(rows)
+    best = max(there) if column.best == "max" else min(there)
+    return [value == best for value in values]
+
+
+def _notes(rows: pd.DataFrame, labels: list[str]) -> list[str]:
+    """Return what a reader has to know about the rows: failed runs, unequal seeds."""
+    notes = []
+    if "failed" in rows:
+        failed = [
+            f"{label} ({int(row['failed'])})"
+            for label, (_, row) in zip(labels, rows.iterrows(), strict=True)
+            if (_get(row, "failed") or 0) > 0
+        ]
+        if failed:
+            notes.append(f"Failed runs, in no mean: {', '.join(failed)}.")
+    if "seeds" in rows and rows["seeds"].astype(str).nunique() > 1:
+        notes.append("The rows are not of the same seeds.")
+    return notes
+
+
+def _table(rows: pd.DataFrame, columns: Sequence[_Column]) -> _Table:
+    shown = [column.field for column in columns]
+    labels = _labels(rows, shown)
+    by_column = [_column_cells(column, rows, labels) for column in columns]
+    best = [_best(column, rows, cells) for column, cells in zip(columns, by_column, strict=True)]
+    return _Table(
+        header=_header(rows.iloc[0]),
+        columns=tuple(columns),
+        cells=[list(cells) for cells in zip(*by_column, strict=True)],
+        best=[list(marks) for marks in zip(*best, strict=True)],
+        notes=_notes(rows, labels),
+    )
+
+
+def _protocols(board: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split a board into protocols, best A_last first in each.
+
+    Raises:
+        UsageError: if the board is no leaderboard.
+    """
+    missing = [name for name in ("benchmark", "method") if name not in board.columns]
+    if missing:
+        raise UsageError(f"board must be a leaderboard, got a frame without {', '.join(missing)}.")
+    if board.empty:
+        return []
+    board = board.copy()
+    if "a_last_mean" not in board:
+        board["a_last_mean"] = math.nan
+    keys = [name for name in _PROTOCOL if name in board.columns]
+    return [
+        group.sort_values(
+            ["a_last_mean", "method"], ascending=[False, True], na_position="last", kind="stable"
+        )
+        for _, group in board.groupby(keys, dropna=False, sort=False)
+    ]
+
+
+# ---- from cells to text
+
+
+def render_text(board: pd.DataFrame, width: int | None = None) -> str:
+    """Render a leaderboard for the terminal.
+
+    One table per protocol, best A_last first, accuracies in per cent as mean ± sample standard
+    deviation, ``*`` behind the best value of a column. Where the columns do not fit, the least
+    important go (the parameters first, then speed, F_cls, A_avg) and a line below says which.
+
+    Args:
+        board: the frame of `aggregate`.
+        width: characters per line; by default those of the terminal, 80 where there is none.
+
+    Raises:
+        UsageError: if `board` is no leaderboard or `width` is under 30.
+    """
+    if width is not None and width < _MIN_WIDTH:
+        raise UsageError(f"width must be at least {_MIN_WIDTH} characters, got {width}.")
+    columns = shutil.get_terminal_size((80, 24)).columns if width is None else width
+    protocols = _protocols(board)
+    if not protocols:
+        return "No finished runs.\n"
+    return "\n".join(_text_table(rows, max(columns, _MIN_WIDTH)) for rows in protocols)
+
+
+def _text_table(rows: pd.DataFrame, width: int) -> str:
+    columns = _fitting(rows, width)
+    table = _table(rows, columns)
+    lines = _grid(table)
+    excess = max(map(len, lines)) - width
+    if excess > 0:
+        # Even the name and the score are too wide: the name gives way.
+        name = [column.field for column in columns].index("label")
+        limit = max(len(row[name]) for row in table.cells) - excess
+        for row in table.cells:
+            row[name] = row[name] if len(row[name]) <= limit else row[name][: limit - 1] + "…"
+        lines = _grid(table)
+    marked = any(mark for marks in table.best for mark in marks)
+    notes = [("* best of its column. " if marked else "") + _NOTE, *table.notes]
+    out = [column for column in _COLUMNS if column not in columns]
+    alike = [column for column in out if _is_alike(column, rows)]
+    if alike:
+        said = [(c.title, _get(rows.iloc[0], c.field)) for c in alike]
+        told = [f"{title} {value}" for title, value in said if value is not None]
+        notes += [f"In all rows: {', '.join(told)}."] if told else []
+    lost = [column.title for column in out if column not in alike]
+    if lost:
+        notes.append(f"Left out for width: {', '.join(lost)}.")
+    # Break the header between its parts only: "32 px" stays together.
+    header = table.header.replace(" ", "\xa0").replace(",\xa0", ", ")
+    parts = [line.replace("\xa0", " ") for line in textwrap.wrap(header, width)] + lines
+    for note in notes:
+        parts += textwrap.wrap(note, width)
+    return "\n".join(parts) + "\n"
+
+
+def _is_alike(column: _Column, rows: pd.DataFrame) -> bool:
+    """Return whether a column of the set-up says the same in every row."""
+    return (
+        column.field in _SETUP and len({_get(row, column.field) for _, row in rows.iterrows()}) < 2
+    )
+
+
+def _fitting(rows: pd.DataFrame, width: int) -> list[_Column]:
+    """Choose the columns that fit, the most important first.
+
+    A column of the set-up that is alike in all rows comes last: a line below can say it.
+    """
+
+    def wide(columns: list[_Column]) -> int:
+        return max(map(len, _grid(_table(rows, columns))))
+
+    def importance(column: _Column) -> int:
+        return -1 if _is_alike(column, rows) else column.keep or 0
+
+    chosen = [column for column in _COLUMNS if column.keep is None]
+    used = wide(chosen)
+    for column in sorted(_COLUMNS, key=importance, reverse=True):
+        if column in chosen:
+            continue
+        more = [c for c in _COLUMNS if c in chosen or c is column]
+        needed = wide(more)
+        # It may even save room: what a column says need not stand behind the method's name.
+        if needed <= max(width, used):
+            chosen, used = more, needed
+    return chosen
+
+
+def _grid(table: _Table) -> list[str]:
+    """Return heading, rule and rows as aligned lines."""
+    columns = []
+    for i, column in enumerate(table.columns):
+        cells = [row[i] for row in table.cells]
+        if column.best is not None:
+            cells = [
+                cell + ("*" if marks[i] else " ")
+                for cell, marks in zip(cells, table.best, strict=True)
+            ]
+        wide = max(len(text) for text in (column.title, *cells))
+        # A heading of a number stands over its digits, not over the place of the star.
+        title = column.title + (" " if column.best is not None else "")
+        title = title if len(title) <= wide else column.title
+        left = column.kind == "text"
+        columns.append(
+            [text.ljust(wide) if left else text.rjust(wide) for text in (title, "-" * wide, *cells)]
+        )
+    return ["  ".join(parts).rstrip() for parts in zip(*columns, strict=True)]
+
+
+def render_csv(board: pd.DataFrame) -> str:
+    """Render a leaderboard as CSV: the whole board, every column, full precision."""
+    return board.to_csv(index=False)
+
+
+def render_markdown(board: pd.DataFrame) -> str:
+    """Render a leaderboard as Markdown tables with a line above each; best values are bold."""
+    blocks = []
+    for rows in _protocols(board):
+        table = _table(rows, _COLUMNS)
+        lines = [
+            _markdown_line([_markdown(column.title) for column in table.columns]),
+            _markdown_line([":---" if c.kind == "text" else "---:" for c in table.columns]),
+        ]
+        for cells, marks in zip(table.cells, table.best, strict=True):
+            texts = [_markdown(_one_space(cell)) for cell in cells]
+            lines.append(
+                _markdown_line(
+                    [f"**{t}**" if mark else t for t, mark in zip(texts, marks, strict=True)]
+                )
+            )
+        notes = " ".join(_markdown(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
+        blocks.append("\n".join([_markdown(table.header), "", *lines, "", notes, ""]))
+    return "\n".join(blocks) or "No finished runs.\n"
+
+
+def render_latex(board: pd.DataFrame) -> str:
+    """Render a leaderboard as LaTeX tables (package booktabs); best values are bold."""
+    blocks = []
+    for rows in _protocols(board):
+        table = _table(rows, _COLUMNS)
+        align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+        lines = [" & ".join(_latex(column.title) for column in table.columns) + r" \\"]
+        lines.append(r"\midrule")
+        for cells, marks in zip(table.cells, table.best, strict=True):
+            texts = [_latex(_one_space(cell)) for cell in cells]
+            texts = [
+                rf"\textbf{{{t}}}" if mark else t for t, mark in zip(texts, marks, strict=True)
+            ]
+            lines.append(" & ".join(texts) + r" \\")
+        notes = " ".join(_latex(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
+        blocks.append(
+            "\n".join(
+                [
+                    # In the text, not in a comment: a comment ends at the first line break.
+                    r"\begin{table}",
+                    rf"\caption{{{_latex(table.header)}. {notes}}}",
+                    rf"\begin{{tabular}}{{{align}}}",
+                    r"\toprule",
+                    *lines,
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                    "",
+                ]
+            )
+        )
+    return "\n".join(blocks) or "No finished runs.\n"
+
+
+def render_html(board: pd.DataFrame) -> str:
+    """Render a leaderboard as plain HTML tables, one per protocol; best values are bold."""
+    blocks = []
+    for rows in _protocols(board):
+        table = _table(rows, _COLUMNS)
+        lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
+        titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
+        lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
+        for cells, marks in zip(table.cells, table.best, strict=True):
+            texts = [html.escape(_one_space(cell)) for cell in cells]
+            texts = [f"<b>{t}</b>" if mark else t for t, mark in zip(texts, marks, strict=True)]
+            lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
+        notes = " ".join(html.escape(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
+        blocks.append("\n".join([*lines, "</tbody>", "</table>", f"<p>{notes}</p>", ""]))
+    return "\n".join(blocks) or "<p>No finished runs.</p>\n"
+
+
+def _one_space(cell: str) -> str:
+    """Undo the alignment of a cell."""
+    return " ".join(cell.split())
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """Escape what Markdown (and the HTML it lets through) would read as markup."""
+    for sign in "\\`*_[]|~#$":
+        text = text.replace(sign, "\\" + sign)
+    return _lines_joined(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    **{sign: f"${sign}$" for sign in "<>|"},
+}
+
+
+def _latex(text: str) -> str:
+    """Escape the ten special characters of LaTeX and those that its old fonts misprint."""
+    return "".join(_LATEX.get(sign, sign) for sign in _lines_joined(text))
+
+
+def _lines_joined(text: str) -> str:
+    """A line break in a name would end a row of the table."""
+    return " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
+
+
+_RENDERERS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "text": render_text,
+    "csv": render_csv,
+    "md": render_markdown,
+    "latex": render_latex,
+    "html": render_html,
+}
+FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+
+
+def render(board: pd.DataFrame, fmt: str = "text") -> str:
+    """Render a leaderboard in a format: text, csv, md, latex or html.
+
+    Args:
+        board: the frame of `aggregate`.
+        fmt: one of `FORMATS`.
+
+    Raises:
+        UsageError: if the format is unknown or `board` is no leaderboard.
+    """
+    if fmt not in _RENDERERS:
+        raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}.")
+    return _RENDERERS[fmt](board)

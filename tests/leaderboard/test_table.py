@@ -1,0 +1,286 @@
+"""The rendered leaderboard: golden output, widths, escaping."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.leaderboard import FORMATS, aggregate, read_runs, render
+from avalanche_rwf.leaderboard.table import _count, _labels, render_latex, render_text
+
+HEADER = (
+    "split-digits, stream split, 5 experiences, rwf_vit_mini_patch8_32 (3fa9c1d2), 32 px, "
+    "batch 16, 1 gradient step, fp32\n"
+)
+# fmt: off
+GOLDEN = HEADER + "\n".join([
+    "#  method         head   mask       readout       A_last        A_avg        A_auc       F_cls   train img/s  params  n",  # noqa: E501
+    "-  -------------  -----  ---------  --------  -----------  -----------  -----------  ----------  -----------  ------  -",  # noqa: E501
+    "1  rwf            white  decoupled  cls+mean  91.0 ± 1.4*  93.0 ± 1.4*  92.0 ± 1.4*  6.0 ± 0.0          640    25.6k  2",  # noqa: E501
+    "2  ncm            ncm    -          cls       75.0 ± 0.0   76.0 ± 0.0   75.5 ± 0.0   2.0 ± 0.0*       12000*       0  2",  # noqa: E501
+    "3  fine-tune      white  seen       cls        8.5         20.0         15.0           -               99.5     3.9M  1",  # noqa: E501
+    "-  avalanche-l2p  white  seen       cls          -            -            -           -                  -        -  0",  # noqa: E501
+    "* best of its column. A_* and F_cls in %: mean ± sample standard deviation over n seeds.",
+    "Failed runs, in no mean: avalanche-l2p (1).",
+    "The rows are not of the same seeds.",
+    "",
+])
+GOLDEN_80 = """\
+split-digits, stream split, 5 experiences, rwf_vit_mini_patch8_32 (3fa9c1d2),
+32 px, batch 16, 1 gradient step, fp32
+#  method         head   mask       readout       A_last        A_auc   n
+-  -------------  -----  ---------  --------  -----------  -----------  -
+1  rwf            white  decoupled  cls+mean  91.0 ± 1.4*  92.0 ± 1.4*  2
+2  ncm            ncm    -          cls       75.0 ± 0.0   75.5 ± 0.0   2
+3  fine-tune      white  seen       cls        8.5         15.0         1
+-  avalanche-l2p  white  seen       cls          -            -         0
+* best of its column. A_* and F_cls in %: mean ± sample standard deviation over
+n seeds.
+Failed runs, in no mean: avalanche-l2p (1).
+The rows are not of the same seeds.
+Left out for width: A_avg, F_cls, train img/s, params.
+"""
+# fmt: on
+
+
+@pytest.fixture
+def board(make_run, tmp_path):
+    for seed, a in enumerate([0.9, 0.92]):
+        make_run(
+            seed=seed,
+            options={"mask": "decoupled", "readout": "cls+mean"},
+            summary={"a_last": a, "a_avg": a + 0.02, "a_auc": a + 0.01},
+        )
+        make_run(
+            "ncm",
+            seed=seed,
+            config_hash="bbbb",
+            options={"head": "ncm", "mask": None},
+            summary={
+                "a_last": 0.75,
+                "a_avg": 0.76,
+                "a_auc": 0.755,
+                "forgetting_class": 0.02,
+                "train_samples_per_second": 12000.4,
+                "trainable_parameters": 0,
+            },
+        )
+    make_run(
+        "fine-tune",
+        config_hash="cccc",
+        summary={
+            "a_last": 0.0849,
+            "a_avg": 0.2,
+            "a_auc": 0.15,
+            "forgetting_class": None,
+            "train_samples_per_second": 99.5,
+            "trainable_parameters": 3_900_000,
+        },
+    )
+    make_run("avalanche-l2p", config_hash="dddd", status="failed", summary={"error": "no timm"})
+    return aggregate(read_runs(tmp_path).frame)
+
+
+def test_golden_text(board):
+    assert render_text(board, 200) == GOLDEN
+    assert render_text(board, 80) == GOLDEN_80
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120])
+def test_text_fits_and_says_what_is_missing(board, width):
+    text = render_text(board, width)
+    assert max(map(len, text.splitlines())) <= width
+    joined = " ".join(text.split())
+    heading = next(line for line in text.splitlines() if "A_last" in line and "method" in line)
+    for title in ("A_avg", "A_auc", "F_cls", "train img/s", "params", "head", "mask", "readout"):
+        assert title in heading or title in joined.partition("Left out for width: ")[2]
+
+
+def test_long_names_give_way(make_run, tmp_path):
+    make_run("a-method-with-quite-a-long-name-indeed")
+    text = render_text(aggregate(read_runs(tmp_path).frame), 30)
+    assert "\na-method-with-quite-a…   90.0\n" in text
+    assert max(map(len, text.splitlines())) <= 30
+
+
+def test_set_up_that_all_rows_share_is_said_below(make_run, tmp_path):
+    for method in ("rwf", "l2p", "single-prompt"):
+        make_run(method)
+    text = render_text(aggregate(read_runs(tmp_path).frame), 80)
+    assert "In all rows: mask seen, readout cls." in text  # the column of heads fits
+    assert "F_cls" in text.splitlines()[2]
+
+
+def test_rows_of_one_method_say_what_differs(make_run, tmp_path):
+    make_run("l2p", config_hash="aaaa", options={"num_prompts": 5, "lr": 0.01, "keys": True})
+    make_run("l2p", config_hash="bbbb", options={"num_prompts": 10, "lr": 0.01, "keys": True})
+    make_run("l2p", config_hash="cccc", options={"num_prompts": 10, "lr": 0.01, "head": "linear"})
+    make_run("rwf", config_hash="dddd", options={"num_prompts": 5})
+    text = render_text(aggregate(read_runs(tmp_path).frame), 200)
+    labels = [line.split("  ")[1] for line in text.splitlines()[3:7]]
+    assert sorted(labels) == [
+        "l2p keys=true num_prompts=10",
+        "l2p keys=true num_prompts=5",
+        "l2p num_prompts=10",  # the head stands in its own column
+        "rwf",
+    ]
+    # without the column of heads the label says it
+    labels = _labels(aggregate(read_runs(tmp_path).frame).head(3), shown=[])
+    assert "l2p head=linear num_prompts=10" in labels
+
+
+def test_rows_that_differ_in_nothing_shown_name_their_hash(make_run, tmp_path):
+    make_run("rwf", config_hash="aaaa1111bbbb")
+    make_run("rwf", config_hash="cccc2222dddd")
+    text = render_text(aggregate(read_runs(tmp_path).frame), 120)
+    assert "rwf aaaa1111 " in text
+    assert "rwf cccc2222 " in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 32}, "batch 32"),
+        ({"gradient_steps": 3}, "3 gradient steps"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"sha": "77" * 32}, "(77777777)"),
+        ({"backbone_args": {"depth": 9}}, "(depth=9, 3fa9c1d2)"),
+        ({"eval_every_samples": 100}, "A_auc every 100 samples"),
+        ({"holdout": 0.2}, "tested on 20 % held out of the training images"),
+        ({"augment": "crop"}, "augment crop"),
+        ({"stream": "si-blurry"}, "stream si-blurry"),
+        ({"experiences": 1}, "1 experience,"),
+    ],
+)
+def test_other_protocols_are_other_tables(make_run, tmp_path, change, said):
+    make_run()
+    make_run(config_hash="bbbb", summary={"a_last": 0.95}, **change)
+    text = render_text(aggregate(read_runs(tmp_path).frame), 200)
+    tables = text.split("\n\n")
+    assert len(tables) == 2
+    assert sum(said in table.splitlines()[0] for table in tables) == 1
+    assert all("\n1  rwf" in table for table in tables)
+
+
+def test_ties_are_all_marked(make_run, tmp_path):
+    make_run("a", summary={"a_last": 0.90001})
+    make_run("b", summary={"a_last": 0.90002})
+    rows = render_text(aggregate(read_runs(tmp_path).frame), 200).splitlines()[3:5]
+    assert all("90.0*" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (912, "912"), (25_600, "25.6k"), (999_960, "1.0M"), (1.2e6, "1.2M"), (2e9, "2.0G")],
+)
+def test_counts(number, text):
+    assert _count(number) == text
+
+
+def test_csv_is_the_whole_board(board):
+    read = list(csv.DictReader(io.StringIO(render(board, "csv"))))
+    assert len(read) == len(board)
+    assert list(read[0]) == list(board.columns)
+
+
+def test_markdown_has_a_header_line_and_bold_best(board):
+    lines = render(board, "md").splitlines()
+    assert lines[0].startswith("split-digits, stream split, 5 experiences, rwf\\_vit\\_mini")
+    assert lines[2].startswith("| \\# | method | head |")
+    assert lines[3].startswith("| ---: | :--- | :--- |")
+    assert lines[4].startswith("| 1 | rwf | white | decoupled | cls+mean | **91.0 ± 1.4** |")
+
+
+NASTY = "a|b_c*<b>&amp;\\x{y}$%#^~`[1](u)\nz"
+
+
+@pytest.fixture
+def nasty(board):
+    changed = board.copy()
+    changed["benchmark"] = NASTY
+    changed["backbone"] = NASTY
+    for name in ("method", "head", "mask", "readout"):
+        changed[name] = changed[name].astype("object")
+        changed.loc[0, name] = NASTY
+    twin = changed.iloc[[0]].copy()
+    twin["options"] = json.dumps({NASTY: NASTY})
+    twin["config_hash"] = "ffff"
+    return pd.concat([changed, twin], ignore_index=True)
+
+
+def test_html_is_escaped(nasty):
+    class Tags(HTMLParser):
+        found: set[str] = set()
+        text = ""
+
+        def handle_starttag(self, tag, attributes):
+            self.found.add(tag)
+            assert not attributes
+
+        def handle_data(self, data):
+            self.text += data
+
+    parser = Tags()
+    parser.feed(render(nasty, "html"))
+    assert parser.found == {"p", "table", "thead", "tbody", "tr", "th", "td", "b"}
+    assert "a|b_c*<b>&amp;\\x{y}$%#^~`[1](u) z" in parser.text
+    assert render(nasty, "html").count("<b>") == render(nasty, "html").count("</b>")
+
+
+def test_markdown_is_escaped(nasty):
+    text = render(nasty, "md")
+    assert "a\\|b\\_c\\*&lt;b&gt;&amp;amp;\\\\x{y}\\$%\\#^\\~\\`\\[1\\](u) z" in text
+    assert "<" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(nasty)
+    assert {line.replace("\\|", "").count("|") for line in rows} == {13}
+
+
+def test_latex_is_escaped_and_uses_booktabs(nasty):
+    text = render(nasty, "latex")
+    escaped = (
+        r"a$|$b\_c*$<$b$>$\&amp;\textbackslash{}x\{y\}\$\%\#\textasciicircum{}"
+        r"\textasciitilde{}`[1](u) z"
+    )
+    assert escaped in text
+    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{rllllrrrrrrr}"):
+        assert command in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(nasty)
+    assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 11 for line in body)
+    assert r"\textbf{91.0 $\pm$ 1.4}" in render_latex(nasty)
+
+
+def test_text_holds_a_nasty_name_on_one_line(nasty):
+    text = render_text(nasty, 300)
+    assert "`[1](u) z" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_format_of_an_empty_board(tmp_path, fmt):
+    text = render(aggregate(read_runs(tmp_path).frame), fmt)
+    assert "No finished runs." in text or fmt == "csv"
+
+
+def test_every_format_takes_a_board_read_from_csv(board):
+    read = pd.read_csv(io.StringIO(render(board, "csv")), dtype={"seeds": str})
+    for fmt in FORMATS:
+        if fmt != "csv":
+            assert render(read, fmt) == render(board, fmt)
+
+
+def test_bad_arguments_are_refused(board):
+    with pytest.raises(
+        UsageError, match="format must be one of text, csv, md, latex, html, got 'x'"
+    ):
+        render(board, "x")
+    with pytest.raises(UsageError, match="width must be at least 30 characters, got 10"):
+        render_text(board, 10)
+    with pytest.raises(UsageError, match="board must be a leaderboard, got a frame without bench"):
+        render_text(pd.DataFrame({"method": ["a"]}), 80)
