@@ -29,6 +29,9 @@ __all__ = [
     "render_text",
 ]
 
+Row = dict[str, Any]  # of the board, by column
+Rows = list[Row]
+
 # What the line above a table says; rows that differ in any of these are in different tables.
 _PROTOCOL = (
     *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
@@ -96,7 +99,7 @@ def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def _get(row: pd.Series, name: str) -> Any:
+def _get(row: Row, name: str) -> Any:
     """Return a value of a row, None where it or its column is missing."""
     value = row.get(name)
     return None if _missing(value) or value == "" else value
@@ -106,7 +109,7 @@ def _plural(n: Any, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _options(row: pd.Series) -> dict[str, Any]:
+def _options(row: Row) -> dict[str, Any]:
     """Return the options of a row, which the board holds as JSON text."""
     text = _get(row, "options")
     return json.loads(text) if isinstance(text, str) else {}
@@ -117,7 +120,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _header(row: pd.Series) -> str:
+def _header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
     sha = _get(row, "backbone_sha256")
     name = str(_get(row, "backbone") or "unknown backbone")
@@ -153,7 +156,7 @@ def _header(row: pd.Series) -> str:
     return ", ".join(parts)
 
 
-def _labels(rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
     """Name every row by its method and, where a method has several rows, by what differs.
 
     Args:
@@ -161,8 +164,8 @@ def _labels(rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
         shown: columns of the table, which need not be said again.
     """
     labels = []
-    for _, row in rows.iterrows():
-        same = [other for _, other in rows.iterrows() if other["method"] == row["method"]]
+    for row in rows:
+        same = [other for other in rows if other["method"] == row["method"]]
         label = str(row["method"])
         if len(same) > 1:
             mine, others = _differences(row), [_differences(other) for other in same]
@@ -177,21 +180,21 @@ def _labels(rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
         (label, *(_get(row, name) for name in _SETUP if name in shown))
-        for label, (_, row) in zip(labels, rows.iterrows(), strict=True)
+        for label, row in zip(labels, rows, strict=True)
     ]
     return [
-        f"{label} {str(row['config_hash'])[:_HASH]}" if visible.count(seen) > 1 else label
-        for label, seen, (_, row) in zip(labels, visible, rows.iterrows(), strict=True)
+        f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if visible.count(seen) > 1 else label
+        for label, seen, row in zip(labels, visible, rows, strict=True)
     ]
 
 
-def _differences(row: pd.Series) -> dict[str, Any]:
+def _differences(row: Row) -> dict[str, Any]:
     """Return all that may tell two configurations of a method apart, by name."""
     setup = {name: _get(row, name) for name in _SETUP}
     return {**setup, "weights": _get(row, "weights"), **_options(row)}
 
 
-def _share(row: pd.Series, field: str) -> tuple[str, str]:
+def _share(row: Row, field: str) -> tuple[str, str]:
     """Return mean and deviation of a share in per cent, each "" where it is missing."""
     mean, deviation = _get(row, f"{field}_mean"), _get(row, f"{field}_std")
     return (
@@ -201,7 +204,7 @@ def _share(row: pd.Series, field: str) -> tuple[str, str]:
 
 
 def _count(value: float) -> str:
-    """Write a number of parameters in at most five characters: 912, 25.6k, 1.2M."""
+    """Write a number of parameters in at most six characters: 912, 25.6k, 1.2M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         # 999,950 would be written 1000.0k
         if value >= limit * 0.99995:
@@ -209,17 +212,16 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _column_cells(column: _Column, rows: pd.DataFrame, labels: list[str]) -> list[str]:
+def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
     """Return the cells of a column, aligned at the ± where it has one."""
-    items = [row for _, row in rows.iterrows()]
     if column.field == "rank":
         # Rows without a result come last.
-        scored = [_get(row, "a_last_mean") is not None for row in items]
+        scored = [_get(row, "a_last_mean") is not None for row in rows]
         return [str(i + 1) if there else _MISSING for i, there in enumerate(scored)]
     if column.field == "label":
         return labels
     if column.kind == "share":
-        pairs = [_share(row, column.field) for row in items]
+        pairs = [_share(row, column.field) for row in rows]
         means = max(len(mean) for mean, _ in pairs)
         deviations = max(len(deviation) for _, deviation in pairs)
         return [
@@ -229,10 +231,10 @@ def _column_cells(column: _Column, rows: pd.DataFrame, labels: list[str]) -> lis
             for mean, deviation in pairs
         ]
     if column.kind == "text" or column.field == "n":
-        values = [_get(row, column.field) for row in items]
+        values = [_get(row, column.field) for row in rows]
         return [_MISSING if value is None else str(value) for value in values]
     cells = []
-    for row in items:
+    for row in rows:
         value = _get(row, f"{column.field}_mean")
         if value is None:
             cells.append(_MISSING)
@@ -243,7 +245,7 @@ def _column_cells(column: _Column, rows: pd.DataFrame, labels: list[str]) -> lis
     return cells
 
 
-def _best(column: _Column, rows: pd.DataFrame, cells: list[str]) -> list[bool]:
+def _best(column: _Column, rows: Rows, cells: list[str]) -> list[bool]:
     """Return which cells to mark: the best value as it is shown, and all that equal it."""
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
@@ -256,29 +258,28 @@ def _best(column: _Column, rows: pd.DataFrame, cells: list[str]) -> list[bool]:
     return [value == best for value in values]
 
 
-def _notes(rows: pd.DataFrame, labels: list[str]) -> list[str]:
+def _notes(rows: Rows, labels: list[str]) -> list[str]:
     """Return what a reader has to know about the rows: failed runs, unequal seeds."""
     notes = []
-    if "failed" in rows:
-        failed = [
-            f"{label} ({int(row['failed'])})"
-            for label, (_, row) in zip(labels, rows.iterrows(), strict=True)
-            if (_get(row, "failed") or 0) > 0
-        ]
-        if failed:
-            notes.append(f"Failed runs, in no mean: {', '.join(failed)}.")
-    if "seeds" in rows and rows["seeds"].astype(str).nunique() > 1:
+    failed = [
+        f"{label} ({int(row['failed'])})"
+        for label, row in zip(labels, rows, strict=True)
+        if (_get(row, "failed") or 0) > 0
+    ]
+    if failed:
+        notes.append(f"Failed runs, in no mean: {', '.join(failed)}.")
+    if len({str(_get(row, "seeds")) for row in rows}) > 1:
         notes.append("The rows are not of the same seeds.")
     return notes
 
 
-def _table(rows: pd.DataFrame, columns: Sequence[_Column]) -> _Table:
+def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     shown = [column.field for column in columns]
     labels = _labels(rows, shown)
     by_column = [_column_cells(column, rows, labels) for column in columns]
     best = [_best(column, rows, cells) for column, cells in zip(columns, by_column, strict=True)]
     return _Table(
-        header=_header(rows.iloc[0]),
+        header=_header(rows[0]),
         columns=tuple(columns),
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
@@ -286,7 +287,7 @@ def _table(rows: pd.DataFrame, columns: Sequence[_Column]) -> _Table:
     )
 
 
-def _protocols(board: pd.DataFrame) -> list[pd.DataFrame]:
+def _protocols(board: pd.DataFrame) -> list[Rows]:
     """Split a board into protocols, best A_last first in each.
 
     Raises:
@@ -304,7 +305,7 @@ def _protocols(board: pd.DataFrame) -> list[pd.DataFrame]:
     return [
         group.sort_values(
             ["a_last_mean", "method"], ascending=[False, True], na_position="last", kind="stable"
-        )
+        ).to_dict("records")
         for _, group in board.groupby(keys, dropna=False, sort=False)
     ]
 
@@ -335,7 +336,7 @@ def render_text(board: pd.DataFrame, width: int | None = None) -> str:
     return "\n".join(_text_table(rows, max(columns, _MIN_WIDTH)) for rows in protocols)
 
 
-def _text_table(rows: pd.DataFrame, width: int) -> str:
+def _text_table(rows: Rows, width: int) -> str:
     columns = _fitting(rows, width)
     table = _table(rows, columns)
     lines = _grid(table)
@@ -352,7 +353,7 @@ def _text_table(rows: pd.DataFrame, width: int) -> str:
     out = [column for column in _COLUMNS if column not in columns]
     alike = [column for column in out if _is_alike(column, rows)]
     if alike:
-        said = [(c.title, _get(rows.iloc[0], c.field)) for c in alike]
+        said = [(c.title, _get(rows[0], c.field)) for c in alike]
         told = [f"{title} {value}" for title, value in said if value is not None]
         notes += [f"In all rows: {', '.join(told)}."] if told else []
     lost = [column.title for column in out if column not in alike]
@@ -366,14 +367,12 @@ def _text_table(rows: pd.DataFrame, width: int) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _is_alike(column: _Column, rows: pd.DataFrame) -> bool:
+def _is_alike(column: _Column, rows: Rows) -> bool:
     """Return whether a column of the set-up says the same in every row."""
-    return (
-        column.field in _SETUP and len({_get(row, column.field) for _, row in rows.iterrows()}) < 2
-    )
+    return column.field in _SETUP and len({_get(row, column.field) for row in rows}) < 2
 
 
-def _fitting(rows: pd.DataFrame, width: int) -> list[_Column]:
+def _fitting(rows: Rows, width: int) -> list[_Column]:
     """Choose the columns that fit, the most important first.
 
     A column of the set-up that is alike in all rows comes last: a line below can say it.

@@ -131,7 +131,7 @@ def test_rows_of_one_method_say_what_differs(make_run, tmp_path):
         "rwf",
     ]
     # without the column of heads the label says it
-    labels = _labels(aggregate(read_runs(tmp_path).frame).head(3), shown=[])
+    labels = _labels(aggregate(read_runs(tmp_path).frame).head(3).to_dict("records"), shown=[])
     assert "l2p head=linear num_prompts=10" in labels
 
 
