@@ -177,7 +177,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image float32 [3, S, S] and label."""
-        return torch.addcmul(self._shift, self.pixels[index], self._scale), self.targets[index]
+        image = self.pixels[index].float().mul_(self._scale).add_(self._shift)
+        return image, self.targets[index]
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):

@@ -1,0 +1,91 @@
+"""Names, options and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from avalanche_rwf.benchmarks import registry
+from avalanche_rwf.benchmarks.registry import create_benchmark, get_benchmark, list_benchmarks
+from avalanche_rwf.errors import UsageError
+
+GOOD = {
+    "seed": 0,
+    "image_size": 8,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bilinear",
+}
+
+
+def test_listing():
+    assert {"folder:", "split-digits"} <= set(list_benchmarks())
+    assert list_benchmarks("split-d*") == ["split-digits"]
+    assert list_benchmarks("no such*") == []
+    assert all(get_benchmark(name).summary for name in list_benchmarks())
+    assert get_benchmark("folder:some/where:else").name == "folder:"
+
+
+def test_listing_imports_nothing_heavy():
+    code = (
+        "import sys; from avalanche_rwf.benchmarks.registry import list_benchmarks; "
+        "assert list_benchmarks(); print([m for m in ('avalanche', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("split-digit", "unknown benchmark 'split-digit'; the nearest names are 'split-digits'"),
+        ("folders:x", "nearest names are 'folder:'"),
+        ("folder", "nearest names are 'folder:'"),
+        ("folder:", "needs a path after the colon"),
+        ("", "unknown benchmark"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        create_benchmark(name, **GOOD)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("seed", [-1, 2**32, 1.5, None, True]),
+        ("experiences", [0, -1, 2.0, "5"]),
+        ("image_size", [0, -8, 8.0, None]),
+        ("mean", [0.5, (0.5, 0.5), "abc", (0.5, 0.5, float("nan")), (0.5, 0.5, "x")]),
+        ("std", [(0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.5, -1)]),
+        ("interpolation", ["random", "", "BICUBIC"]),
+        ("crop_pct", [0, 1.1, -1, None, float("nan")]),
+        ("augment", ["crop", "", None]),
+        ("holdout", [1, 1.0, -0.1, float("nan"), "half"]),
+    ],
+)
+def test_options_out_of_range(field, values):
+    for value in values:
+        with pytest.raises(UsageError, match=f"^{field} is ") as error:
+            create_benchmark("split-digits", **{**GOOD, field: value})
+        assert "\n" not in str(error.value)
+
+
+def test_a_new_source_is_found_by_its_name(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @registry.register_benchmark("unit-test")
+    def load(options):
+        """One line.
+
+        More.
+        """
+
+    assert get_benchmark("unit-test").load is load
+    assert get_benchmark("unit-test").summary == "One line."
+    load.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register_benchmark("split-digits")(load)
