@@ -159,6 +159,7 @@ def test_sub_experiences_and_loaders_keep_the_order():
 def test_avalanches_own_strategy_trains_on_it():
     benchmark = split()
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, CLASSES))
+    quiet = TextLogger(io.StringIO())
     strategy = Naive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), 0.1),

@@ -213,3 +213,14 @@ def test_links_inside_and_to_the_folder_itself_are_fine(tmp_path):
     except OSError:
         pytest.skip("this system makes no links")
     assert load(tmp_path / "link").train_size == 13
+
+
+def test_a_link_to_nothing_is_a_corrupt_image(tmp_path):
+    root = make(tmp_path)
+    try:
+        (root / "train" / "ant" / "gone.png").symlink_to(root / "train" / "ant" / "no.png")
+    except OSError:
+        pytest.skip("this system makes no links")
+    with pytest.raises(UsageError, match=r"gone\.png' cannot be read"):
+        load(root)
+    assert load(root, skip_corrupt=True).skipped == 1
