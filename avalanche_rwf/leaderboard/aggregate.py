@@ -27,7 +27,7 @@ _IDENTITY = (
     *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_source"),
     *("method", "config_hash", "head", "mask", "readout", "batch_size", "gradient_steps"),
     *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
-    *("weights", "options"),
+    *("skip_corrupt", "weights", "options"),
 )
 _INTEGERS = ("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples")
 _RUN = ("run_dir", "seed", "status", "error")
@@ -42,6 +42,9 @@ class BrokenRun(NamedTuple):
 
     path: Path
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 class Runs(NamedTuple):
@@ -154,7 +157,11 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     match = _SEED.fullmatch(path.name)
     if len(path.relative_to(out / "runs").parts) != 4 or match is None:
         raise _UnusableError(f"is not at {_PLACE}")
-    content = _read_json(path / "config.json")
+    try:
+        content = _read_json(path / "config.json")
+    except _UnusableError as error:
+        # A run that fails before its backbone or data is there has an error and nothing else.
+        raise _UnusableError(f"{error}{_failure(path / 'summary.json')}") from None
     config = _part(content, "config", "config.json")
     backbone = _part(content, "backbone", "config.json")
     options = config.get("options") or {}
@@ -181,6 +188,8 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         backbone_source=_text(backbone.get("source")),
         config_hash=config_hash,
         stream=_text(config.get("stream")),
+        experiences=_experiences(config, content),
+        skip_corrupt=bool(config.get("skip_corrupt")),
         backbone_args=_text(config.get("backbone_args")),
         weights=_text(config.get("weights")),
         options=_text(options),
@@ -188,6 +197,24 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     )
     row.update(_read_summary(path / "summary.json"))
     return row
+
+
+def _failure(path: Path) -> str:
+    """Return what a summary without a configuration says of a failure, for the reason."""
+    try:
+        error = _read_json(path).get("error")
+    except _UnusableError:
+        return ""
+    return f"; the run failed: {error}" if error else ""
+
+
+def _experiences(config: dict[str, Any], content: dict[str, Any]) -> Any:
+    """Return the number of experiences, of the stream itself where it is left to the benchmark."""
+    if config.get("experiences") is not None:
+        return config["experiences"]
+    data = content.get("data")
+    classes = data.get("classes_per_experience") if isinstance(data, dict) else None
+    return len(classes) if isinstance(classes, list) else None
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ Rows = list[Row]
 _PROTOCOL = (
     *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
     *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
-    *("eval_every_samples", "holdout"),
+    *("eval_every_samples", "holdout", "skip_corrupt"),
 )
 _SETUP = ("head", "mask", "readout")
 _HASH = 8
@@ -150,6 +150,8 @@ def _header(row: Row) -> str:
         parts.append(f"augment {_get(row, 'augment')}")
     if _get(row, "eval_every_samples") not in (None, 0):
         parts.append(f"A_auc every {_plural(int(_get(row, 'eval_every_samples')), 'sample')}")
+    if _get(row, "skip_corrupt") in (True, "True"):
+        parts.append("corrupt images left out")
     if _get(row, "holdout") not in (None, 0):
         share = 100 * float(_get(row, "holdout"))
         parts.append(f"tested on {share:g} % held out of the training images")

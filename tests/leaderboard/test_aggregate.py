@@ -127,6 +127,13 @@ def test_whole_numbers_stay_whole(make_run, tmp_path):
 BROKEN = {
     "no summary": (lambda p: (p / "summary.json").unlink(), "unfinished: it has no summary.json"),
     "no config": (lambda p: (p / "config.json").unlink(), "unfinished: it has no config.json"),
+    "failed early": (
+        lambda p: (
+            (p / "config.json").unlink(),
+            edit(p / "summary.json", lambda c: c.update(status="failed", error="no weights")),
+        ),
+        "unfinished: it has no config.json; the run failed: no weights",
+    ),
     "cut short": (
         lambda p: (p / "summary.json").write_text('{"a_last": 0.'),
         "summary.json cannot be read",
@@ -183,6 +190,7 @@ def test_broken_directories_are_listed_with_the_reason(make_run, tmp_path, case)
     assert len(broken) == 1
     assert reason in broken[0].reason
     assert broken[0].path.name.startswith("seed")
+    assert str(broken[0]) == f"{broken[0].path}: {broken[0].reason}"
 
 
 def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
@@ -191,6 +199,14 @@ def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
     frame, broken = read_runs(tmp_path)
     assert len(frame) == 1
     assert not broken
+
+
+def test_experiences_left_to_the_benchmark_are_those_of_the_stream(make_run, tmp_path):
+    path = make_run(experiences=None)
+    edit(path / "config.json", lambda c: c.update(data={"classes_per_experience": [[0], [1, 2]]}))
+    make_run(experiences=None, seed=1)
+    frame = read_runs(tmp_path).frame
+    assert frame["experiences"].tolist() == [2, pd.NA]
 
 
 def test_same_seed_twice_is_refused(make_run, tmp_path):

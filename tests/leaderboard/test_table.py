@@ -154,6 +154,7 @@ def test_rows_that_differ_in_nothing_shown_name_their_hash(make_run, tmp_path):
         ({"eval_every_samples": 100}, "A_auc every 100 samples"),
         ({"holdout": 0.2}, "tested on 20 % held out of the training images"),
         ({"augment": "crop"}, "augment crop"),
+        ({"skip_corrupt": True}, "corrupt images left out"),
         ({"stream": "si-blurry"}, "stream si-blurry"),
         ({"experiences": 1}, "1 experience,"),
     ],
