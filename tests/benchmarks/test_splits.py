@@ -165,9 +165,7 @@ def test_avalanches_own_strategy_trains_on_it():
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         criterion=torch.nn.CrossEntropyLoss(),
         train_mb_size=8,
-        evaluator=EvaluationPlugin(
-            accuracy_metrics(stream=True), loggers=[TextLogger(io.StringIO())]
-        ),
+        evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[quiet]),
     )
     for experience in benchmark.train_stream:
         strategy.train(experience, shuffle=False)
