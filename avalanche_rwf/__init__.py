@@ -1,1 +1,84 @@
-"""Routing without Forgetting for Avalanche."""
+"""Routing without Forgetting for Avalanche: ``from avalanche_rwf import RwFStrategy``.
+
+Names are imported when they are first used: Avalanche alone takes seconds, and the routing layer
+does not need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.version import __version__
+
+if TYPE_CHECKING:
+    from avalanche_rwf.benchmarks.registry import create_benchmark, list_benchmarks
+    from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
+    from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+    from avalanche_rwf.models.backbone import PACKAGED, create_backbone, list_backbones
+    from avalanche_rwf.models.classifier import FrozenViT
+    from avalanche_rwf.routing.layer import RoutingLayer
+    from avalanche_rwf.routing.model import RoutedViT
+    from avalanche_rwf.strategies.avalanche_l2p import OnlineL2P
+    from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+    from avalanche_rwf.strategies.registry import (
+        create_strategy,
+        list_methods,
+        register_method,
+    )
+    from avalanche_rwf.strategies.rwf import RwFStrategy
+
+_HOMES = {
+    "create_benchmark": "benchmarks.registry",
+    "list_benchmarks": "benchmarks.registry",
+    "DataFrameLogger": "evaluation.dataframe_logger",
+    "AnytimeEvaluation": "evaluation.recorder",
+    "PredictionRecorder": "evaluation.recorder",
+    "PACKAGED": "models.backbone",
+    "create_backbone": "models.backbone",
+    "list_backbones": "models.backbone",
+    "FrozenViT": "models.classifier",
+    "RoutingLayer": "routing.layer",
+    "RoutedViT": "routing.model",
+    "OnlineL2P": "strategies.avalanche_l2p",
+    "FrozenBackboneStrategy": "strategies.base",
+    "create_strategy": "strategies.registry",
+    "list_methods": "strategies.registry",
+    "register_method": "strategies.registry",
+    "RwFStrategy": "strategies.rwf",
+}
+
+__all__ = [
+    "PACKAGED",
+    "AnytimeEvaluation",
+    "DataFrameLogger",
+    "FrozenBackboneStrategy",
+    "FrozenViT",
+    "OnlineL2P",
+    "PredictionRecorder",
+    "RoutedViT",
+    "RoutingLayer",
+    "RwFStrategy",
+    "UsageError",
+    "__version__",
+    "create_backbone",
+    "create_benchmark",
+    "create_strategy",
+    "list_backbones",
+    "list_benchmarks",
+    "list_methods",
+    "register_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

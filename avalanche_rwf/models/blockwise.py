@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 __all__ = [
@@ -65,7 +66,7 @@ class Forwarded:
     collected: dict[int, Tensor] = field(default_factory=dict)
 
 
-def embed_images(backbone: nn.Module, images: Tensor) -> Tensor:
+def embed_images(backbone: VisionTransformer, images: Tensor) -> Tensor:
     """Images [B, C, H, W] -> tokens [B, N, D] as they enter block 0 (timm's own steps)."""
     x = backbone.patch_embed(images)
     x = backbone._pos_embed(x)
@@ -79,7 +80,7 @@ def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
     return x.reshape(batch, x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _prompt_keys_values(block: nn.Module, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
+def _prompt_keys_values(block: Block, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
     attn = block.attn
     if isinstance(prompt, TokenPrompt):
         width = attn.qkv.out_features // 3
@@ -97,7 +98,7 @@ def _prompt_keys_values(block: nn.Module, prompt: Prompt, batch: int) -> tuple[T
     return attn.k_norm(k), _split_heads(values, attn.num_heads, batch)
 
 
-def block_forward(block: nn.Module, x: Tensor, prompt: Prompt | None) -> Tensor:
+def block_forward(block: Block, x: Tensor, prompt: Prompt | None) -> Tensor:
     """One timm block on tokens [B, N, D], its attention seeing the prompt's keys and values too.
 
     Without a prompt, or with one of length zero, it is the block itself, bit for bit.
@@ -135,7 +136,7 @@ def block_forward(block: nn.Module, x: Tensor, prompt: Prompt | None) -> Tensor:
 
 
 def forward_blocks(
-    backbone: nn.Module,
+    backbone: VisionTransformer,
     images: Tensor,
     prompts: PromptFunction | None = None,
     prompted_blocks: Collection[int] = (),

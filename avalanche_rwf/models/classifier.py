@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
@@ -76,7 +77,7 @@ class FrozenViT(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: VisionTransformer,
         num_classes: int,
         *,
         head: str | Head = "linear",

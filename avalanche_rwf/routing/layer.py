@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
@@ -149,7 +150,7 @@ class RoutingLayer(nn.Module):
         }
 
     @torch.no_grad()
-    def start_prefix_at(self, block: nn.Module) -> None:
+    def start_prefix_at(self, block: Block) -> None:
         """Let the prefix maps start at the block's own norm1 and K/V projection.
 
         Then a prefix equals the inserted token at the start: K = W_k (gamma * n + delta) + b_k with

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
@@ -38,7 +39,7 @@ class RoutedViT(FrozenViT):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: VisionTransformer,
         num_classes: int,
         *,
         routed_blocks: str | Collection[int] = "first 5",

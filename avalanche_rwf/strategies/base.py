@@ -276,7 +276,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         if not bool(torch.isfinite(checked).all()):
             raise NonFiniteLossError(
                 f"The loss or its gradient is not finite at training step "
-                f"{self.clock.train_iterations} (loss {float(self.loss):g}); "
+                f"{self.clock.train_iterations} (loss {float(self.loss.detach()):g}); "
                 "the weights are those before this step: lower the learning rates."
             )
         self.optimizer.step()

@@ -104,8 +104,8 @@ def layers_lda(
     backbone: nn.Module,
     num_classes: int,
     loop: dict[str, Any],
-    blocks: str = "last 3",
-    shrinkage: float = 0.1,
+    blocks: str = "last 5",
+    shrinkage: float = 0.2,
 ) -> FrozenBackboneStrategy:
     """Exact LDA on class token and mean patch of several blocks, nothing retrieved."""
     model = FrozenViT(

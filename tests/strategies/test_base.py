@@ -1,0 +1,291 @@
+import copy
+import math
+
+import pytest
+import torch
+from avalanche.benchmarks import split_online_stream
+from avalanche.training.plugins import ReplayPlugin
+from torch import nn
+
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.strategies.base import (
+    FrozenBackboneStrategy,
+    NonFiniteLossError,
+    build_optimizer,
+)
+from avalanche_rwf.strategies.rwf import RwFStrategy
+
+
+def routed(tools, classes=6, **options):
+    vit = tools.vit()
+    torch.manual_seed(0)
+    return RoutedViT(vit, classes, routed_blocks="first 2", num_prompts=3, **options)
+
+
+def strategy(tools, model=None, **options):
+    model = model if model is not None else routed(tools)
+    rates = {"o": 1e-3, "queries": 1e-2, "head": 1e-2}
+    return FrozenBackboneStrategy(
+        model=model, learning_rates=rates, train_mb_size=8, evaluator=tools.silent(), **options
+    )
+
+
+def train(s, scenario, **kwargs):
+    for experience in scenario.train_stream:
+        s.train(experience, eval_streams=[], shuffle=False, **kwargs)
+    return s
+
+
+def weights(s):
+    return {n: p.clone() for n, p in s.model.state_dict().items()}
+
+
+def test_experiences_and_a_true_online_stream_give_equal_weights(tools, scenario):
+    """One experience per task against sub-experiences of 8 images: no boundary is used."""
+    a = train(strategy(tools, mask="decoupled"), scenario)
+    b = strategy(tools, mask="decoupled")
+    for experience in scenario.train_stream:
+        for sub in split_online_stream([experience], 8, shuffle=False):
+            b.train(sub, eval_streams=[], shuffle=False)
+    assert a.clock.train_iterations == b.clock.train_iterations > 0
+    for (name, p), q in zip(weights(a).items(), weights(b).values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_the_optimizer_is_built_once_and_keeps_its_state(tools, scenario):
+    s = strategy(tools)
+    optimizer = s.optimizer
+    train(s, scenario)
+    assert s.optimizer is optimizer
+    assert [g["name"] for g in optimizer.param_groups] == ["queries", "o", "head"]
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    assert steps == {s.clock.train_iterations}
+    frozen = {id(p) for p in s.model.backbone.parameters()}
+    assert not frozen & {id(p) for g in optimizer.param_groups for p in g["params"]}
+    s.train(scenario.train_stream[0], eval_streams=[], reset_optimizer_state=True)
+    assert {int(x["step"]) for x in optimizer.state.values()} != steps
+
+
+def test_a_user_given_optimizer_is_used(tools, scenario):
+    model = routed(tools)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = weights_of(model)
+    s = FrozenBackboneStrategy(
+        model=model, optimizer=optimizer, train_mb_size=8, evaluator=tools.silent()
+    )
+    s.train(scenario.train_stream[0], eval_streams=[])
+    assert s.optimizer is optimizer
+    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def weights_of(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("mask", ["none", "seen", "batch"])
+def test_training_loss_is_the_masked_cross_entropy(tools, scenario, mask):
+    s = strategy(tools, FrozenViT(tools.vit(), 6), mask=mask)
+    losses = []
+
+    class Spy(type(s.plugins[0])):
+        def after_update(self, strategy, **kwargs):
+            losses.append(float(strategy.loss))
+
+    x = torch.stack([scenario.train_stream[0].dataset[i][0] for i in range(8)])
+    y = torch.tensor([scenario.train_stream[0].dataset[i][1] for i in range(8)])
+    logits = s.model(x)
+    seen = sorted(set(y.tolist()))
+    columns = list(range(6)) if mask == "none" else seen
+    expected = nn.functional.cross_entropy(
+        logits[:, columns], torch.tensor([columns.index(int(c)) for c in y])
+    )
+    s.model.seen[y] = True
+    s.is_training, s.mbatch, s._observed = True, [x, y], False
+    s.experience = scenario.train_stream[0]
+    s.forward()
+    torch.testing.assert_close(s.criterion(), expected)
+
+
+def test_decoupled_gives_each_part_its_own_loss(tools):
+    """Prompts: batch mask through the fixed head; head: seen mask on fixed features."""
+    torch.manual_seed(0)
+    model = routed(tools, head="cosine", readout="cls")
+    s = strategy(tools, model, mask="decoupled", clip_norm=None)
+    x, y = torch.randn(8, 3, 32, 32), torch.tensor([0, 1] * 4)
+    model.seen[:4] = True
+    s.is_training, s.mbatch, s._observed = True, [x, y], False
+    s.forward()
+    s.criterion().backward()
+    got = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    def loss(columns, logits):
+        return nn.functional.cross_entropy(logits[:, columns], y)
+
+    loss([0, 1, 2, 3], model.head(model.features(x).detach())).backward()
+    loss([0, 1], model.head.held_fixed(model.features(x))).backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, got[name], rtol=1e-4, atol=1e-6)
+    assert not (got["head.weight"][2:4] == 0).all()
+
+
+def test_label_smoothing_stays_finite_under_a_mask(tools, scenario):
+    s = strategy(tools, criterion=nn.CrossEntropyLoss(label_smoothing=0.1), mask="seen")
+    train(s, scenario)
+    assert all(torch.isfinite(p).all() for p in s.model.parameters())
+
+
+def test_evaluation_masks_what_was_not_seen_and_its_loss_is_finite(tools, scenario):
+    s = strategy(tools)
+    s.train(scenario.train_stream[0], eval_streams=[])
+    outputs = []
+
+    from avalanche.training.plugins import SupervisedPlugin
+
+    class Spy(SupervisedPlugin):
+        def after_eval_iteration(self, strategy, **kwargs):
+            outputs.append((strategy.mb_output.clone(), float(strategy.loss)))
+
+    s.plugins.append(Spy())
+    s.eval(scenario.test_stream)
+    seen = s.model.seen
+    assert int(seen.sum()) == 2
+    for logits, loss in outputs:
+        assert torch.isinf(logits[:, ~seen]).all() and torch.isfinite(logits[:, seen]).all()
+        assert math.isfinite(loss)
+
+
+def test_gradient_steps_are_counted_once_per_batch_and_see_a_sample_once(tools, scenario):
+    one, three = strategy(tools), strategy(tools, gradient_steps=3)
+    train(one, scenario), train(three, scenario)
+    assert one.clock.train_iterations == three.clock.train_iterations
+    step = {int(state["step"]) for state in three.optimizer.state.values()}
+    assert step == {3 * one.clock.train_iterations}
+    assert int(three.model.head.count) == int(one.model.head.count) == 72
+
+
+def test_a_non_finite_loss_stops_before_the_step_and_names_it(tools, scenario):
+    s = strategy(tools, routed(tools, head="linear"))
+    s.train(scenario.train_stream[0], eval_streams=[])
+    before = weights(s)
+
+    class Poison(nn.Module):
+        def forward(self, logits, targets):
+            return nn.functional.cross_entropy(logits, targets) * float("nan")
+
+    s._criterion = Poison()
+    with pytest.raises(NonFiniteLossError, match=f"training step {s.clock.train_iterations}"):
+        s.train(scenario.train_stream[1], eval_streams=[])
+    for name, p in s.model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+def test_gradients_are_clipped_per_kind(tools):
+    model = routed(tools)
+    s = strategy(tools, model, clip_norm=0.5)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.full_like(p, 10.0)
+    s.loss = torch.zeros(1)
+    s.optimizer_step()
+    for group in s.optimizer.param_groups:
+        norm = torch.cat([p.grad.flatten() for p in group["params"]]).norm()
+        torch.testing.assert_close(norm, torch.tensor(0.5), rtol=1e-3, atol=1e-3)
+
+
+def test_labels_outside_num_classes_are_named(tools, scenario):
+    s = strategy(tools, routed(tools, classes=3))
+    with pytest.raises(ValueError, match="does not fit num_classes=3"):
+        train(s, scenario)
+
+
+def test_the_head_may_grow_with_the_stream_and_the_optimizer_follows(tools, scenario):
+    fixed = strategy(tools, routed(tools, head="cosine"), mask="seen")
+    model = routed(tools, classes=1, head="cosine")
+    grown = strategy(tools, model, mask="seen", grows=True)
+    train(fixed, scenario), train(grown, scenario)
+    assert model.num_classes == 6 and int(model.seen.sum()) == 6
+    heads = [g for g in grown.optimizer.param_groups if g["name"] == "head"]
+    assert heads[0]["params"] == [model.head.weight]
+    state = grown.optimizer.state[model.head.weight]
+    assert state["exp_avg"].shape == model.head.weight.shape
+    assert len(grown.optimizer.state) == len(fixed.optimizer.state)
+
+
+def test_bf16_runs_and_stays_near_fp32(tools, scenario):
+    a = train(strategy(tools), scenario)
+    b = train(strategy(tools, precision="bf16"), scenario)
+    assert all(p.dtype is not torch.bfloat16 for p in b.model.parameters())
+    for p, q in zip(a.model.layers.parameters(), b.model.layers.parameters(), strict=True):
+        assert (p - q).abs().max() < 0.2
+
+
+def test_state_resumes_bit_for_bit(tools, scenario):
+    whole = train(strategy(tools, mask="decoupled"), scenario)
+    first = strategy(tools, mask="decoupled")
+    first.train(scenario.train_stream[0], eval_streams=[], shuffle=False)
+    state = copy.deepcopy(first.trained_state())
+    rest = strategy(tools, mask="decoupled")
+    rest.load_trained_state(state)
+    for experience in scenario.train_stream[1:]:
+        rest.train(experience, eval_streams=[], shuffle=False)
+    for (name, p), q in zip(weights(whole).items(), weights(rest).values(), strict=True):
+        assert torch.equal(p, q), name
+    other = strategy(tools, routed(tools, head="linear"))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        other.load_trained_state(state)
+
+
+def test_the_backbone_stays_in_eval_mode_and_unchanged(tools, scenario):
+    model = routed(tools)
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    s = train(strategy(tools, model), scenario)
+    s.eval(scenario.test_stream)
+    model.train()
+    assert model.training and not any(m.training for m in model.backbone.modules())
+    assert all(torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+    copy.deepcopy(s)
+
+
+def test_replay_plugin_runs_and_mixes_old_images_in(tools, scenario):
+    s = strategy(tools, plugins=[ReplayPlugin(mem_size=12)])
+    train(s, scenario)
+    assert all(torch.isfinite(p).all() for p in s.model.parameters())
+
+
+def test_rates_reach_their_groups_and_a_missing_one_is_named(tools):
+    model = routed(tools)
+    optimizer = build_optimizer(model, {"queries": 1.0, "o": 2.0, "head": 3.0})
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {
+        "queries": 1.0, "o": 2.0, "head": 3.0,
+    }
+    with pytest.raises(ValueError, match="no rate for the parameters of kind 'o'"):
+        build_optimizer(model, {"queries": 1.0, "head": 3.0})
+    assert build_optimizer(FrozenViT(tools.vit(), 3, head="ncm"), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mask": "all"}, "mask must be one of"),
+        ({"gradient_steps": 0}, "gradient_steps must be at least 1"),
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
+    ],
+)
+def test_bad_arguments_are_named(tools, options, text):
+    with pytest.raises(ValueError, match=text):
+        strategy(tools, **options)
+
+
+def test_learned_prompts_with_a_closed_form_head_learn_through_a_head_of_their_own(
+    tools, scenario
+):
+    model = routed(tools, head="slda")
+    start = weights_of(model)
+    s = train(strategy(tools, model, mask="decoupled"), scenario)
+    assert model.training_head is not None
+    assert any(not torch.equal(p, start[n]) for n, p in model.layers.named_parameters(prefix="layers"))
+    assert isinstance(s, FrozenBackboneStrategy) and not isinstance(s, RwFStrategy)

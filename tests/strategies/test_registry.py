@@ -1,0 +1,188 @@
+"""Every registered method, driven by the registry: a new method is tested by being registered."""
+
+import copy
+
+import pytest
+import torch
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.backbone import weights_sha256
+from avalanche_rwf.strategies.registry import (
+    create_strategy,
+    get_method,
+    list_methods,
+    register_method,
+    resolve_options,
+)
+
+METHODS = list_methods()
+TRAINS_BACKBONE = {"fine-tune"}
+
+
+def build(tools, name, seed=0, **options):
+    vit = tools.vit(init_values=None, depth=5)
+    torch.manual_seed(seed)
+    return create_strategy(
+        name,
+        backbone=vit,
+        num_classes=6,
+        loop={"train_mb_size": 8, "eval_mb_size": 64, "evaluator": tools.silent()},
+        **options,
+    )
+
+
+def train(s, scenario, upto=None):
+    for experience in list(scenario.train_stream)[:upto]:
+        s.train(experience, eval_streams=[], shuffle=False)
+    return s
+
+
+def predict(s, x):
+    """Masked logits in the way Avalanche's evaluation gets them."""
+    s.is_training, s.mbatch = False, [x, torch.zeros(len(x), dtype=torch.long),
+                                      torch.zeros(len(x), dtype=torch.long)]
+    s.model.eval()
+    with torch.no_grad():
+        return s.forward()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {}
+
+
+@pytest.fixture
+def method(request, tools, scenario, trained):
+    """A trained strategy per method, trained once for all tests that only look at it."""
+    name = request.param
+    if name not in trained:
+        s = build(tools, name)
+        before = {n: p.detach().clone() for n, p in s.model.named_parameters()}
+        trained[name] = train(s, scenario), before
+        s.experience = scenario.test_stream[0]
+    return name, *trained[name]
+
+
+each = pytest.mark.parametrize("method", METHODS, indirect=True, ids=METHODS)
+
+
+@each
+def test_predictions_do_not_depend_on_batch_mates(method, scenario):
+    _, s, _ = method
+    s.experience = scenario.test_stream[0]
+    torch.manual_seed(3)
+    x = torch.randn(9, 3, 32, 32)
+    together = predict(s, x)
+    order = torch.randperm(9)
+    torch.testing.assert_close(predict(s, x[order]), together[order], rtol=1e-4, atol=1e-5)
+    for i in range(9):
+        torch.testing.assert_close(predict(s, x[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_frozen_weights_are_unchanged_and_trained_ones_move(method, tools):
+    name, s, before = method
+    fresh = tools.vit(init_values=None, depth=5)
+    for module in (getattr(s.model, "backbone", None), getattr(s, "original_vit", None)):
+        if module is not None and name not in TRAINS_BACKBONE and hasattr(module, "blocks"):
+            for key, p in module.blocks.state_dict().items():
+                assert torch.equal(p, fresh.blocks.state_dict()[key]), key
+    if hasattr(s.model, "backbone") and name not in TRAINS_BACKBONE:
+        assert weights_sha256(s.model.backbone) == weights_sha256(fresh)
+    for key, p in s.model.named_parameters():
+        if p.requires_grad:
+            assert not torch.equal(p, before[key]), f"{key} did not move"
+        else:
+            assert torch.equal(p, before[key]), f"{key} is frozen and moved"
+
+
+@each
+def test_no_class_can_win_before_it_is_seen(method, tools, scenario):
+    name, _, _ = method
+    if name == "avalanche-l2p-as-shipped":
+        return  # that it lets unseen classes win is one of the defects it is shipped with
+    s = train(build(tools, name), scenario, upto=1)
+    s.experience = scenario.test_stream[0]
+    seen = {int(c) for c in scenario.train_stream[0].classes_in_this_experience}
+    assert set(predict(s, torch.randn(40, 3, 32, 32)).argmax(1).tolist()) <= seen
+
+
+@each
+def test_deterministic_given_a_seed(method, tools, scenario):
+    name, s, _ = method
+    again = train(build(tools, name), scenario)
+    for (key, p), q in zip(s.model.state_dict().items(), again.model.state_dict().values(),
+                           strict=True):
+        assert torch.equal(p, q), key
+
+
+@each
+def test_state_survives_deepcopy(method, scenario):
+    _, s, _ = method
+    x = torch.randn(5, 3, 32, 32)
+    s.experience = scenario.test_stream[0]
+    expected = predict(s, x)
+    twin = copy.deepcopy(s)
+    assert torch.equal(predict(twin, x), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_odd_batches(tools, name):
+    """One class in a batch, one sample in a batch, a class first met in the last batch."""
+    s = build(tools, name)
+    from avalanche.benchmarks import nc_benchmark
+    from torch.utils.data import TensorDataset
+
+    torch.manual_seed(0)
+    y = torch.tensor([0] * 8 + [1] * 8 + [2])
+    data = TensorDataset(torch.randn(17, 3, 32, 32), y)
+    data.targets = y.tolist()
+    stream = nc_benchmark(data, data, 1, task_labels=False, fixed_class_order=[0, 1, 2])
+    s.train(stream.train_stream[0], eval_streams=[], shuffle=False)
+    s.train(stream.train_stream[0], eval_streams=[], shuffle=False)  # classes come back
+    s.eval(stream.test_stream)
+    assert all(torch.isfinite(p).all() for p in s.model.parameters())
+
+
+def test_every_default_option_is_recorded_and_documented():
+    for name in METHODS:
+        spec = get_method(name)
+        assert spec.summary and spec.build.__doc__
+        for value in spec.options.values():
+            assert value is None or isinstance(value, (bool, int, float, str))
+
+
+def test_the_default_comparison_has_what_the_main_job_names():
+    default = {name for name in METHODS if get_method(name).default}
+    assert {"rwf", "rwf-lda", "avalanche-l2p", "linear-probe", "fine-tune", "ncm", "slda"} <= default
+
+
+def test_options_are_converted_by_their_type():
+    options = resolve_options(
+        "rwf", {"num_prompts": "4", "beta": "0.5", "stop_gradient": "true", "lr": "1e-3"}
+    )
+    assert options["num_prompts"] == 4 and options["beta"] == 0.5
+    assert options["stop_gradient"] is True and options["lr"] == 1e-3
+    assert resolve_options("rwf", {"beta": "none"})["beta"] is None
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: get_method("rfw"), "There is no method 'rfw'; the nearest names are 'rwf'"),
+        (lambda: resolve_options("rwf", {"num_promts": 3}), "no option 'num_promts'.*num_prompts"),
+        (lambda: resolve_options("rwf", {"num_prompts": "x"}), "takes int, not 'x'"),
+        (lambda: resolve_options("rwf", {"beta": "x"}), "takes float, not 'x'"),
+        (lambda: resolve_options("rwf", {"stop_gradient": "x"}), "takes bool, not 'x'"),
+    ],
+)
+def test_bad_names_are_answered_with_the_nearest(call, text):
+    with pytest.raises(UsageError, match=text):
+        call()
+
+
+def test_a_name_is_registered_once_and_options_need_defaults():
+    with pytest.raises(ValueError, match="registered twice"):
+        register_method("rwf", summary="again")(lambda *, backbone, num_classes, loop: None)
+    with pytest.raises(ValueError, match="needs a default"):
+        register_method("x", summary="x")(lambda *, backbone, num_classes, loop, size: None)
