@@ -26,7 +26,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but a mistake is a `UsageError` like every other."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]} ({self.prog} --help shows the usage).")
+        said = f"{message[:1].upper()}{message[1:]}"
+        raise UsageError(f"{said} ({self.prog} --help shows the usage).")
 
 
 def _say(text: str) -> None:

@@ -93,10 +93,10 @@ def method_options(
     """
     options: dict[str, dict[str, Any]] = {}
     notes = []
-    for flag, known in (("head", tuple(HEADS)), ("mask", MASKS)):
+    for flag, takes in (("head", tuple(HEADS)), ("mask", MASKS)):
         value = common.get(flag)
-        if value is not None and value not in known:
-            raise UsageError(f"--{flag} takes one of {', '.join(known)}, not {value!r}.")
+        if value is not None and value not in takes:
+            raise UsageError(f"--{flag} takes one of {', '.join(takes)}, not {value!r}.")
     for method in methods:
         spec = get_method(method)
         overrides: dict[str, Any] = {}

@@ -101,7 +101,8 @@ def execute(
         disable=quiet,
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 10,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} img [{elapsed}<{remaining}]",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} img "
+        "[{elapsed}<{remaining}]",
     ) as bar:
         runs = _serial if jobs == 1 else _parallel
         for count, (config, summary) in enumerate(runs(configs, out, device, jobs, bar), start=1):

@@ -6,6 +6,7 @@ there; a resumed run ends with the very numbers of an uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -192,10 +193,9 @@ def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:  # Linux: the process's high-water mark starts again at its present size
+    # Linux: the process's high-water mark starts again at its present size.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_memory(device: str) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "Forwarded",
@@ -43,7 +43,7 @@ class TokenPrompt:
 
 @dataclass(frozen=True)
 class PrefixPrompt:
-    """L keys and values for a block's attention: each [B or 1, L, D], before the split into heads."""
+    """L keys and values for a block's attention, each [B or 1, L, D], not yet split into heads."""
 
     keys: Tensor
     values: Tensor

@@ -75,6 +75,8 @@ class FrozenViT(nn.Module):
     :param frozen: False trains the backbone too.
     """
 
+    seen: Tensor
+
     def __init__(
         self,
         backbone: VisionTransformer,
@@ -209,7 +211,7 @@ class FrozenViT(nn.Module):
                 self.training_head.grow(num_classes)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by kind: the prompts' kinds, "head", and "backbone" if it is trained."""
+        """Trained parameters by kind: the prompts' kinds, "head" and, if trained, "backbone"."""
         groups = dict(self.prompt_groups())
         heads = [self.head] + ([self.training_head] if self.training_head is not None else [])
         head = [p for h in heads for p in h.parameters() if p.requires_grad]

@@ -17,7 +17,7 @@ Written from the equations.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +164,15 @@ class WhiteHead(CosineHead):
     :param refresh: growth of the number of samples after which T is renewed.
     """
 
+    count: Tensor
+    fitted: Tensor
+    total: Tensor
+    gram: Tensor
+    mean: Tensor
+    transform: Tensor
+    inverse: Tensor
+    known: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -188,8 +197,8 @@ class WhiteHead(CosineHead):
         self._n = 0
         self._n_fitted = 0
 
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._n, self._n_fitted = int(self.count), int(self.fitted)
 
     def whiten(self, features: Tensor) -> Tensor:
@@ -266,6 +275,12 @@ class StreamingMoments(nn.Module):
         matrix does not empty what was gathered, so that an evaluation changes no bit of the state.
     """
 
+    counts: Tensor
+    sums: Tensor
+    gram: Tensor
+    pending: Tensor
+    waiting: Tensor
+
     def __init__(self, in_features: int, num_classes: int, chunk: int = 256) -> None:
         super().__init__()
         double = torch.float64
@@ -277,8 +292,8 @@ class StreamingMoments(nn.Module):
         self._waiting = 0
         self.samples = 0
 
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._waiting = int(self.waiting)
         self.samples = int(self.counts.sum())
 
@@ -331,8 +346,8 @@ class ClosedFormHead(Head):
         self._solved: tuple[Tensor, Tensor] | None = None
         self._late: tuple[int, Tensor, Tensor] | None = None
 
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._solved = self._late = None
 
     def observe(self, features: Tensor, targets: Tensor) -> None:
@@ -496,4 +511,4 @@ def create_head(name: str, in_features: int, num_classes: int, **options: float)
     """
     if name not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, not {name!r}.")
-    return HEADS[name](in_features, num_classes, **options)  # type: ignore[arg-type]
+    return HEADS[name](in_features, num_classes, **options)

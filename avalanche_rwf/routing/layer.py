@@ -72,6 +72,11 @@ class RoutingLayer(nn.Module):
     :raises ValueError: naming the argument that is out of range.
     """
 
+    w_q: nn.Parameter | None
+    w_k: nn.Parameter | None
+    w_v: nn.Parameter | None
+    w_o: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -176,7 +181,7 @@ class RoutingLayer(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def _queries_and_keys(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [1, H, L, d'] and keys [B, H or 1, N, d'] with the same inner products as the paper's.
+        """Queries [1, H, L, d'] and keys [B, H or 1, N, d'] with the paper's inner products.
 
         W_k is absorbed into the queries, <W_q s, W_k x> = <W_k^T W_q s, x>: no D x D product per
         token is needed for the keys.

@@ -6,7 +6,7 @@ Source: Routing without Forgetting (arXiv 2603.09576).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -74,13 +74,17 @@ class RoutedViT(FrozenViT):
             {str(i): RoutingLayer(dim, num_prompts, **routing) for i in self._routed}
         )
         for i in self._routed:
-            layer = self.layers[str(i)]
+            layer = self.layer(i)
             if layer.insert == "prefix":
                 layer.start_prefix_at(backbone.blocks[i])
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
         elif self.prompt_groups():
             self.add_training_head()
+
+    def layer(self, block: int) -> RoutingLayer:
+        """The routing layer of one block."""
+        return cast(RoutingLayer, self.layers[str(block)])
 
     def routed_blocks(self) -> tuple[int, ...]:
         """Indices of the blocks that have a routing layer."""
@@ -92,7 +96,7 @@ class RoutedViT(FrozenViT):
 
     def prompt(self, block: int, tokens: Tensor) -> Prompt | None:
         """The block's own routing layer on the tokens that enter it."""
-        return self.layers[str(block)].prompt(tokens)
+        return self.layer(block).prompt(tokens)
 
     def route_width(self) -> int:
         """Routed blocks times L times D."""
@@ -100,14 +104,14 @@ class RoutedViT(FrozenViT):
 
     def retrieved(self, forwarded: Forwarded) -> list[Tensor]:
         """The patterns [B, L, D] that each routed block's layer retrieves from its tokens."""
-        return [self.layers[str(i)].patterns(forwarded.collected[i]) for i in self._routed]
+        return [self.layer(i).patterns(forwarded.collected[i]) for i in self._routed]
 
     def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters of the routing layers by kind."""
         groups: dict[str, list[nn.Parameter]] = {}
         if self.insert_prompts:
-            for layer in self.layers.values():
-                for kind, parameters in layer.parameter_groups().items():
+            for i in self._routed:
+                for kind, parameters in self.layer(i).parameter_groups().items():
                     groups.setdefault(kind, []).extend(parameters)
         return groups
 
@@ -118,5 +122,5 @@ class RoutedViT(FrozenViT):
             self.backbone, images, self.prompt, self.prompted_blocks(), collect=self._routed
         )
         return {
-            i: self.layers[str(i)].diagnose(forwarded.collected[i]) for i in self._routed
+            i: self.layer(i).diagnose(forwarded.collected[i]) for i in self._routed
         }

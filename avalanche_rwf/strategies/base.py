@@ -234,7 +234,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
-        for self.mbatch in self.dataloader:
+        for self.mbatch in self.dataloader:  # noqa: B020  (Avalanche's hooks read it there)
             if self._stop_training:
                 break
             self._unpack_minibatch()
@@ -284,7 +284,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
     def _make_room(self, targets: Tensor) -> None:
         """Refuse a label outside the classes, or grow the head where the strategy may."""
         lowest, highest = int(targets.min()), int(targets.max())
-        if 0 <= lowest and highest < self.model.num_classes:
+        if lowest >= 0 and highest < self.model.num_classes:
             return
         if lowest < 0 or not self.grows:
             raise ValueError(

@@ -18,7 +18,9 @@ __all__: list[str] = []
 
 
 @register_method(
-    "linear-probe", summary="control: frozen backbone, linear head trained by gradient", default=True
+    "linear-probe",
+    summary="control: frozen backbone, linear head trained by gradient",
+    default=True,
 )
 def linear_probe(
     *,

@@ -38,14 +38,12 @@ class MethodSpec:
     """What the registry knows of one method.
 
     :param name: the name on the command line.
-    :param build: the builder, called as ``build(backbone=..., num_classes=..., loop=..., **options)``.
+    :param build: the builder: ``build(backbone=..., num_classes=..., loop=..., **options)``.
     :param summary: one line for ``avalanche-rwf list methods``.
     :param paper: citation, or "" for a plain control.
-    :param uses_boundaries: whether training reads where an experience begins or which classes it has.
+    :param uses_boundaries: whether training reads where an experience begins or its classes.
     :param default: whether ``compare`` runs it when no method is named.
     :param options: option name -> default, from the builder's signature.
-    :param common_head: whether head, mask and read-out are options, so that protocol (b) of the
-        tables can give every method the same ones.
     """
 
     name: str
@@ -59,7 +57,7 @@ class MethodSpec:
 
     @property
     def common_head(self) -> bool:
-        """Whether head, mask and read-out can be chosen."""
+        """Whether head, mask and read-out are options, so that all methods can be given one."""
         return {"head", "mask", "readout"} <= set(self.options)
 
 

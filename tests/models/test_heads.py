@@ -44,7 +44,7 @@ def test_slda_against_a_direct_solve_on_all_data():
     x, y = data(dtype=torch.float64)
     head = feed(create_head("slda", W, C, shrinkage=0.1), x, y, 16)
     X, Y = x.numpy(), y.numpy()
-    means = np.stack([X[Y == c].mean(0) for c in range(C)])
+    means = np.stack([X[c == Y].mean(0) for c in range(C)])
     within = (X - means[Y]).T @ (X - means[Y]) / NUM
     shrunk = 0.9 * within + 0.1 * np.trace(within) / W * np.eye(W)
     precision = np.linalg.inv(shrunk)
@@ -162,7 +162,8 @@ def test_whitening_is_that_of_the_stream_and_new_rows_are_prototypes():
     torch.testing.assert_close(
         transform @ shrunk @ transform, torch.eye(W, dtype=torch.float64), rtol=1e-3, atol=1e-3
     )
-    torch.testing.assert_close(white.mean(0), torch.zeros(W, dtype=torch.float64), rtol=0, atol=1e-4)
+    zeros = torch.zeros(W, dtype=torch.float64)
+    torch.testing.assert_close(white.mean(0), zeros, rtol=0, atol=1e-4)
     torch.testing.assert_close(head.weight.norm(dim=1), torch.full((C,), 0.4), rtol=1e-4, atol=1e-4)
     # Without one gradient step the imprinted rows classify well above chance.
     assert (head(x).argmax(1) == y).float().mean() > 0.6

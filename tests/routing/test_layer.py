@@ -32,7 +32,8 @@ def slow(layer, tokens):
     beta = float(layer.beta)
     out = torch.zeros(len(tokens), layer.num_prompts, layer.dim)
     for b, x in enumerate(tokens):
-        normed = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        spread = (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        normed = (x - x.mean(1, keepdim=True)) / spread
         values = x if layer.values == "raw" else normed
         for slot in range(layer.num_prompts):
             parts = []

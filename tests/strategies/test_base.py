@@ -287,5 +287,6 @@ def test_learned_prompts_with_a_closed_form_head_learn_through_a_head_of_their_o
     start = weights_of(model)
     s = train(strategy(tools, model, mask="decoupled"), scenario)
     assert model.training_head is not None
-    assert any(not torch.equal(p, start[n]) for n, p in model.layers.named_parameters(prefix="layers"))
+    layers = model.layers.named_parameters(prefix="layers")
+    assert any(not torch.equal(p, start[n]) for n, p in layers)
     assert isinstance(s, FrozenBackboneStrategy) and not isinstance(s, RwFStrategy)
