@@ -642,7 +642,10 @@ def test_bfloat16(backbone, images, name):
     outputs = Watch("after_eval_forward", lambda s: s.mb_output)
     strategy = make(name, backbone, {"precision": "bf16", "plugins": [outputs]})
     stream, test = make_stream("nc")
+    pool = strategy.model.pool if name == "avalanche-l2p" else strategy.model.prompt
+    before = pool.prompt.detach().clone()
     strategy.train(stream[0])
+    assert not torch.equal(pool.prompt, before)
     strategy.eval(test[:1])
     assert outputs.seen[0].dtype == torch.float32
     strategy.precision = "fp32"
@@ -671,6 +674,23 @@ def test_evaluation_before_training(backbone):
     strategy = online(backbone, {"eval_every": 1, "peval_mode": "iteration"})
     stream, test = make_stream("nc")
     strategy.train(stream[0], eval_streams=[test])
+
+
+def test_training_goes_on_from_a_saved_state(backbone, tmp_path):
+    stream, _ = make_stream("nc")
+    through = online(backbone, head="white")
+    train(through, stream)
+    first = online(backbone, head="white")
+    first.train(stream[0], shuffle=False)
+    torch.save(first.trained_state(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert not any("blocks" in name for name in state["model"])
+    second = online(backbone, head="white", seed=99)
+    second.load_trained_state(state)
+    second.train(stream[1], shuffle=False)
+    expected = through.model.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in second.model.state_dict().items())
+    assert adam_steps(second) == {8}
 
 
 def test_head_rate(backbone):
