@@ -16,6 +16,7 @@ from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
+from avalanche_rwf.routing.queries import principal_queries
 
 __all__ = ["RoutedViT"]
 
@@ -34,8 +35,11 @@ class RoutedViT(FrozenViT):
     :param insert_prompts: False retrieves for the read-out only and leaves the tokens alone.
     :param readout_blocks: blocks read by "layers" and "routes"; None is the routed ones.
     :param head_options: for a head by name.
+    :param queries: "random", or "principal": set from the tokens of the first training batch.
     :param routing: further options of :class:`RoutingLayer`.
     """
+
+    waits: Tensor
 
     def __init__(
         self,
@@ -49,8 +53,11 @@ class RoutedViT(FrozenViT):
         insert_prompts: bool = True,
         readout_blocks: str | Collection[int] | None = None,
         head_options: dict[str, Any] | None = None,
+        queries: str = "random",
         **routing: Any,
     ) -> None:
+        if queries not in ("random", "principal"):
+            raise ValueError(f"queries must be 'random' or 'principal', not {queries!r}.")
         depth = len(backbone.blocks)
         dim = int(backbone.embed_dim)
         blocks = parse_blocks(routed_blocks, depth)
@@ -77,10 +84,26 @@ class RoutedViT(FrozenViT):
             layer = self.layer(i)
             if layer.insert == "prefix":
                 layer.start_prefix_at(backbone.blocks[i])
+        # Whether the queries still wait for the first training batch.
+        self.register_buffer("waits", torch.tensor(queries == "principal"))
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
         elif self.prompt_groups():
             self.add_training_head()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> features [B, F]; the first training batch may set the queries."""
+        if self.training and self.waits:
+            self._set_queries(images)
+        return super().features(images)
+
+    @torch.no_grad()
+    def _set_queries(self, images: Tensor) -> None:
+        forwarded = forward_blocks(self.backbone, images, collect=self._routed)
+        for i in self._routed:
+            found = principal_queries(forwarded.collected[i], self._num_prompts)
+            self.layer(i).queries.copy_(found)
+        self.waits.fill_(False)
 
     def layer(self, block: int) -> RoutingLayer:
         """The routing layer of one block."""

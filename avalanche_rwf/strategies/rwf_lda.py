@@ -1,8 +1,8 @@
 """rwf-lda: what the routing layers retrieve in several blocks, read by an exact streaming LDA.
 
 Beyond the paper. The retrieved patterns are the read-out and not prompts: the statistics of a
-closed-form head need features that stand still, so the queries are fixed at the start and nothing
-is trained. The control beside it is ``layers-lda``, the same head without the patterns.
+closed-form head need features that stand still, so the queries are set in closed form from the
+first training batch (its tokens' principal directions, no labels) and nothing is trained. The control beside it is ``layers-lda``, the same head without the patterns.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def rwf_lda(
     num_classes: int,
     loop: dict[str, Any],
     blocks: str = "last 5",
-    num_prompts: int = 4,
-    beta: float | None = None,
-    shrinkage: float = 0.3,
+    num_prompts: int = 8,
+    queries: str = "principal",
+    beta: float = 0.025,
+    shrinkage: float = 0.2,
 ) -> FrozenBackboneStrategy:
     """Class token, mean patch and L retrieved patterns per block -> LDA."""
     model = RoutedViT(
@@ -40,6 +41,7 @@ def rwf_lda(
         routed_blocks=blocks,
         num_prompts=num_prompts,
         beta=beta,
+        queries=queries,
         insert_prompts=False,
         readout="routes",
         head="slda",
