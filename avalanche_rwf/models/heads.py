@@ -267,62 +267,117 @@ class WhiteHead(CosineHead):
 
 
 class StreamingMoments(nn.Module):
-    """Counts, sums and second moments of features by class, exact in float64.
+    r"""Counts, sums and second moments of features by class, exact in float64.
+
+    The second moment G = sum f f^T is F x F. Until F samples have been seen it has a smaller exact
+    form, the features themselves (G = X^T X), in which solving costs n^2 F instead of F^3: wide
+    read-outs are affordable on short streams. At F samples X is folded into G and gathered anew.
+    Asking for a solution changes no bit of the state.
 
     :param in_features: width F.
     :param num_classes: C.
-    :param chunk: samples gathered before they enter the F x F matrix in one product. Reading the
-        matrix does not empty what was gathered, so that an evaluation changes no bit of the state.
     """
 
     counts: Tensor
     sums: Tensor
     gram: Tensor
-    pending: Tensor
-    waiting: Tensor
+    rows: Tensor
+    row_targets: Tensor
 
-    def __init__(self, in_features: int, num_classes: int, chunk: int = 256) -> None:
+    def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         double = torch.float64
+        self.in_features = in_features
         self.register_buffer("counts", torch.zeros(num_classes, dtype=double))
         self.register_buffer("sums", torch.zeros(num_classes, in_features, dtype=double))
-        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
-        self.register_buffer("pending", torch.zeros(chunk, in_features, dtype=double))
-        self.register_buffer("waiting", torch.zeros((), dtype=torch.long))
-        self._waiting = 0
+        # Empty until F samples have been seen.
+        self.register_buffer("gram", torch.zeros(0, in_features, dtype=double))
+        self.register_buffer("rows", torch.zeros(0, in_features))
+        self.register_buffer("row_targets", torch.zeros(0, dtype=torch.long))
+        self._parts: list[tuple[Tensor, Tensor]] = []
         self.samples = 0
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._waiting = int(self.waiting)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in ("gram", "rows", "row_targets"):  # their lengths depend on the stream
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor):
+                buffer = getattr(self, name)
+                setattr(self, name, torch.empty_like(value, device=buffer.device))
+        self._parts = []
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.samples = int(self.counts.sum())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._gather()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _gather(self) -> None:
+        """Put the batches since the last look into one tensor; values do not change."""
+        if self._parts:
+            rows, targets = zip(*self._parts, strict=True)
+            kept = [self.rows.to(rows[0])] if len(self.rows) else []
+            self.rows = torch.cat([*kept, *rows])
+            self.row_targets = torch.cat([self.row_targets.to(targets[0]), *targets])
+            self._parts = []
 
     @torch.no_grad()
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add features [B, F] of classes targets [B]."""
-        f = features.detach().double()
+        f = features.detach().clone()
         self.samples += len(f)
         self.counts.index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
-        self.sums.index_add_(0, targets, f)
-        chunk = self.pending.shape[0]
-        while len(f):
-            room = chunk - self._waiting
-            part, f = f[:room], f[room:]
-            self.pending[self._waiting : self._waiting + len(part)] = part
-            self._waiting += len(part)
-            if self._waiting == chunk:
-                self.gram.addmm_(self.pending.T, self.pending)
-                self._waiting = 0
-        self.waiting.fill_(self._waiting)
+        self.sums.index_add_(0, targets, f.double())
+        self._parts.append((f, targets.clone()))
+        if self.samples % self.in_features < len(f):
+            self._gather()
+            if len(self.rows) >= self.in_features:
+                self._fold()
+
+    def _fold(self) -> None:
+        x = self.rows.double()
+        self.gram = x.T @ x if not len(self.gram) else self.gram.addmm_(x.T, x)
+        self.rows, self.row_targets = self.rows[:0], self.row_targets[:0]
 
     def second_moment(self) -> Tensor:
         """Sum of f f^T over all samples: [F, F]."""
-        rest = self.pending[: self._waiting]
-        return torch.addmm(self.gram, rest.T, rest)
+        self._gather()
+        x = self.rows.double()
+        return torch.addmm(self.gram, x.T, x) if len(self.gram) else x.T @ x
 
     def means(self) -> Tensor:
         """Class means [C, F]; zero for a class without samples."""
         return self.sums / self.counts.clamp_min(1).unsqueeze(1)
+
+    @torch.no_grad()
+    def solve(self, right: Tensor, weight: float, shift: float, within: bool) -> Tensor:
+        """A^{-1} r for each row of `right`, with A = weight S + shift (tr S / F) I, by Cholesky.
+
+        :param right: [C, F].
+        :param within: S is the within-class scatter (about the class means), otherwise G.
+        :returns: [C, F].
+        """
+        self._gather()
+        if len(self.gram):
+            scatter = self.second_moment()
+            if within:
+                scatter -= (self.means() * self.counts.unsqueeze(1)).T @ self.means()
+            ridge = shift * scatter.diagonal().mean().clamp_min(1e-12)
+            scatter *= weight
+            scatter.diagonal().add_(ridge)
+            return torch.cholesky_solve(right.T, torch.linalg.cholesky(scatter)).T
+        x = self.rows.double()
+        if within:
+            x = x - self.means()[self.row_targets]
+        ridge = shift * (x.square().sum() / self.in_features).clamp_min(1e-12)
+        if weight == 0 or not len(x):
+            return right / ridge
+        # (w X^T X + r I)^{-1} = (I - X^T (X X^T + r / w I)^{-1} X) / r   (Woodbury)
+        inner = x @ x.T
+        inner.diagonal().add_(ridge / weight)
+        found = torch.cholesky_solve(x @ right.T, torch.linalg.cholesky(inner))
+        return (right - found.T @ x) / ridge
 
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes."""
@@ -440,18 +495,12 @@ class SLDAHead(ClosedFormHead):
         """Solve Sigma_s W^T = M^T by Cholesky."""
         m = self.moments
         means = m.means()
-        covariance = m.second_moment()
-        covariance -= (means * m.counts.unsqueeze(1)).T @ means
-        covariance /= m.counts.sum().clamp_min(1)
-        variance = covariance.diagonal().mean().clamp_min(1e-12)
-        covariance *= 1 - self.shrinkage
-        covariance.diagonal().add_(self.shrinkage * variance)
-        factor = torch.linalg.cholesky(covariance)
+        n = float(m.counts.sum().clamp_min(1))
         # Seen from the mean of the means the solution is the same and loses fewer digits.
         seen = m.counts > 0
         centre = means[seen].mean(0) if bool(seen.any()) else means.mean(0)
         centred = means - centre
-        weight = torch.cholesky_solve(centred.T, factor).T
+        weight = m.solve(centred, (1 - self.shrinkage) / n, self.shrinkage / n, within=True)
         bias = -0.5 * (centred * weight).sum(1) - weight @ centre
         return weight, bias
 
@@ -487,10 +536,7 @@ class RidgeHead(ClosedFormHead):
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Solve (G + lambda I) W^T = Q by Cholesky; Q is the matrix of class sums."""
-        gram = self.moments.second_moment()
-        gram.diagonal().add_(self.penalty * gram.diagonal().mean().clamp_min(1e-12))
-        factor = torch.linalg.cholesky(gram)
-        weight = torch.cholesky_solve(self.moments.sums.T, factor).T
+        weight = self.moments.solve(self.moments.sums, 1.0, self.penalty, within=False)
         return weight, torch.zeros_like(self.moments.counts)
 
 

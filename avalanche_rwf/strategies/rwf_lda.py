@@ -2,7 +2,8 @@
 
 Beyond the paper. The retrieved patterns are the read-out and not prompts: the statistics of a
 closed-form head need features that stand still, so the queries are set in closed form from the
-first training batch (its tokens' principal directions, no labels) and nothing is trained. The control beside it is ``layers-lda``, the same head without the patterns.
+first training batch (its tokens' principal directions, no labels) and nothing is trained. The
+control beside it is ``layers-lda``, the same head without the patterns.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def rwf_lda(
     num_classes: int,
     loop: dict[str, Any],
     blocks: str = "last 5",
-    num_prompts: int = 8,
+    num_prompts: int = 4,
     queries: str = "principal",
     beta: float = 0.025,
     shrinkage: float = 0.2,

@@ -183,14 +183,31 @@ def test_white_head_carries_rows_over_when_the_whitening_changes():
     )
 
 
-def test_moments_gather_in_chunks_what_one_product_gives():
+@pytest.mark.parametrize("n", [7, 12, 13, 200])
+@pytest.mark.parametrize("within", [True, False])
+def test_moments_solve_the_same_before_and_after_folding(n, within):
+    """Fewer samples than features are solved in the samples' space, more in the features'."""
     x, y = data(dtype=torch.float64)
-    moments = StreamingMoments(W, C, chunk=32)
-    for i in range(0, NUM, 9):
-        moments.add(x[i : i + 9], y[i : i + 9])
+    x, y = x[:n], y[:n]
+    moments = StreamingMoments(W, C)
+    for i in range(0, n, 5):
+        moments.add(x[i : i + 5], y[i : i + 5])
     torch.testing.assert_close(moments.second_moment(), x.T @ x)
     torch.testing.assert_close(moments.means()[1], x[y == 1].mean(0))
-    assert moments.samples == NUM
+    assert moments.samples == n
+    assert (len(moments.gram) > 0) is (n >= W)
+    centred = x - moments.means()[y] if within else x
+    S = centred.T @ centred
+    A = 0.9 * S + 0.1 * S.trace() / W * torch.eye(W, dtype=torch.float64)
+    right = torch.randn(C, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got = moments.solve(right, 0.9, 0.1, within)
+    torch.testing.assert_close(got, torch.linalg.solve(A, right.T).T, rtol=1e-8, atol=1e-10)
+    twin = StreamingMoments(W, C)
+    twin.load_state_dict(moments.state_dict())
+    assert torch.equal(twin.solve(right, 0.9, 0.1, within), got)
+    twin.add(x[:3], y[:3])
+    moments.add(x[:3], y[:3])
+    assert torch.equal(twin.second_moment(), moments.second_moment())
 
 
 @pytest.mark.parametrize(
