@@ -62,7 +62,8 @@ class RoutingLayer(nn.Module):
     :param insert: "token" (L tokens inserted and dropped) or "prefix" (a learned map gives L keys
         and values; it takes the place of W_o).
     :param source: "tokens" retrieves; the same-parameter controls are "mean" (uniform association,
-        the queries become offsets of the slots) and "static" (the queries are the prompts).
+        the queries become offsets of the slots) and "static" (the prompts are the queries around
+        one point); see :meth:`start_at`.
     :param values: "raw" tokens or "normed" ones.
     :param stop_gradient: whether the tokens are detached before retrieval.
     :param affine: whether the LayerNorm has a weight and bias (trained with the queries).
@@ -76,6 +77,8 @@ class RoutingLayer(nn.Module):
     w_k: nn.Parameter | None
     w_v: nn.Parameter | None
     w_o: nn.Parameter | None
+    centre: Tensor
+    unit: Tensor
 
     def __init__(
         self,
@@ -100,9 +103,14 @@ class RoutingLayer(nn.Module):
         self.stop_gradient = stop_gradient
         self.trainable = tuple(t for t in TRAINABLE if t in trainable)
 
-        std = query_std if source == "tokens" else min(query_std, 0.02)
+        std = query_std if source == "tokens" else 0.1
         self.queries = nn.Parameter(std * torch.randn(num_prompts, dim))
         self.norm = nn.LayerNorm(dim, elementwise_affine=affine)
+        if source != "tokens":
+            # The controls' queries live among the tokens, in units of the tokens' own spread: a
+            # rate of 1e-3 is then the same step in any backbone and block.
+            self.register_buffer("centre", torch.zeros(dim))
+            self.register_buffer("unit", torch.ones(()))
         present = {*trainable, *projections}
         for name in ("q", "k", "v", "o"):
             matrix = nn.Parameter(torch.eye(dim)) if name in present else None
@@ -176,6 +184,16 @@ class RoutingLayer(nn.Module):
 
     _prefix_eps: float = 1e-6
 
+    @torch.no_grad()
+    def start_at(self, tokens: Tensor) -> None:
+        """Let a control's prompts start at the mean of tokens [B, N, D], in units of their spread.
+
+        A static prompt that starts away from where tokens lie spoils the features before it has
+        learned anything, which would make the control weaker than it is.
+        """
+        self.centre.copy_(tokens.mean((0, 1)))
+        self.unit.copy_(tokens.std(-1).mean())
+
     def _split(self, x: Tensor) -> Tensor:
         """[..., T, D] -> [..., H, T, D / H]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
@@ -221,9 +239,9 @@ class RoutingLayer(nn.Module):
             _, values = self._tokens(tokens)
             if self.w_v is not None:
                 values = values @ self.w_v.T
-            found = values.mean(1, keepdim=True) + self.queries
+            found = values.mean(1, keepdim=True) + self.unit * self.queries
         else:
-            found = self.queries.unsqueeze(0)
+            found = (self.centre + self.unit * self.queries).unsqueeze(0)
         if self.w_o is not None:
             found = found @ self.w_o.T
         if "scale" in self.trainable:

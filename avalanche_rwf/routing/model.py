@@ -36,6 +36,7 @@ class RoutedViT(FrozenViT):
     :param readout_blocks: blocks read by "layers" and "routes"; None is the routed ones.
     :param head_options: for a head by name.
     :param queries: "random", or "principal": set from the tokens of the first training batch.
+        The controls' prompts (``source`` "mean" or "static") always start from that batch.
     :param routing: further options of :class:`RoutingLayer`.
     """
 
@@ -58,6 +59,8 @@ class RoutedViT(FrozenViT):
     ) -> None:
         if queries not in ("random", "principal"):
             raise ValueError(f"queries must be 'random' or 'principal', not {queries!r}.")
+        if num_prompts < 0:
+            raise ValueError(f"num_prompts must be at least 0, not {num_prompts!r}.")
         depth = len(backbone.blocks)
         dim = int(backbone.embed_dim)
         blocks = parse_blocks(routed_blocks, depth)
@@ -84,8 +87,9 @@ class RoutedViT(FrozenViT):
             layer = self.layer(i)
             if layer.insert == "prefix":
                 layer.start_prefix_at(backbone.blocks[i])
-        # Whether the queries still wait for the first training batch.
-        self.register_buffer("waits", torch.tensor(queries == "principal"))
+        # Whether the layers still wait for the first training batch to start from.
+        control = any(self.layer(i).source != "tokens" for i in self._routed)
+        self.register_buffer("waits", torch.tensor(queries == "principal" or control))
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
         elif self.prompt_groups():
@@ -101,8 +105,11 @@ class RoutedViT(FrozenViT):
     def _set_queries(self, images: Tensor) -> None:
         forwarded = forward_blocks(self.backbone, images, collect=self._routed)
         for i in self._routed:
-            found = principal_queries(forwarded.collected[i], self._num_prompts)
-            self.layer(i).queries.copy_(found)
+            layer, tokens = self.layer(i), forwarded.collected[i]
+            if layer.source == "tokens":
+                layer.queries.copy_(principal_queries(tokens, self._num_prompts))
+            else:
+                layer.start_at(tokens)
         self.waits.fill_(False)
 
     def layer(self, block: int) -> RoutingLayer:

@@ -296,7 +296,7 @@ def rwf_mean(
     lr_queries: float = 5e-3,
     lr_maps: float = 1e-5,
 ) -> RwFStrategy:
-    """P_l = W_o (mean_i x_i + s_l): uniform association; the queries are the slots' offsets."""
+    """P_l = W_o (mean_i x_i + u s_l): uniform association; the queries are the slots' offsets."""
     return _build(
         backbone,
         num_classes,
@@ -333,7 +333,7 @@ def rwf_static(
     lr_queries: float = 5e-3,
     lr_maps: float = 1e-5,
 ) -> RwFStrategy:
-    """P_l = W_o s_l: the same for every image."""
+    """P_l = W_o (c + u s_l), the same for every image; c, u: first batch's mean token and spread."""
     return _build(
         backbone,
         num_classes,

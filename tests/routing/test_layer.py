@@ -157,6 +157,9 @@ def test_controls_have_the_same_parameters_and_do_what_they_say(tokens):
         with pytest.raises(ValueError, match="retrieves nothing"):
             layers[source].diagnose(tokens)
     assert isinstance(static.prompt(tokens), TokenPrompt)
+    static.start_at(tokens)
+    static.queries.data.zero_()
+    torch.testing.assert_close(static(tokens)[0, 0], tokens.mean((0, 1)))
 
 
 @pytest.mark.parametrize(
