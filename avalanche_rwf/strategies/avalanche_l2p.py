@@ -536,7 +536,7 @@ def build_online_l2p(
     lr_head: float | None = None,
     sim_coefficient: float = 0.1,
     head: str = "linear",
-    mask: str = "seen",
+    mask: str = "batch",
     readout: str = "prompt",
 ) -> OnlineL2P:
     """Build :class:`OnlineL2P`; the options are those of it and of :class:`PromptPoolViT`."""

@@ -29,7 +29,7 @@ def linear_probe(
     loop: dict[str, Any],
     head: str = "linear",
     readout: str = "cls",
-    mask: str = "seen",
+    mask: str = "batch",
     lr: float = 5e-3,
 ) -> FrozenBackboneStrategy:
     """Cross-entropy on the head alone."""
@@ -47,9 +47,9 @@ def fine_tune(
     loop: dict[str, Any],
     head: str = "linear",
     readout: str = "cls",
-    mask: str = "seen",
+    mask: str = "batch",
     lr: float = 5e-3,
-    lr_backbone: float = 1e-4,
+    lr_backbone: float = 1e-5,
 ) -> FrozenBackboneStrategy:
     """Cross-entropy on head and backbone."""
     model = FrozenViT(backbone, num_classes, head=head, readout=readout, frozen=False)
@@ -88,9 +88,9 @@ def slda(
     num_classes: int,
     loop: dict[str, Any],
     readout: str = "cls",
-    shrinkage: float = 1e-4,
+    shrinkage: float = 0.05,
 ) -> FrozenBackboneStrategy:
-    """Exact LDA on the class token; the shrinkage is the published one."""
+    """Exact LDA on the class token; the published shrinkage is 1e-4, absolute."""
     model = FrozenViT(
         backbone, num_classes, head="slda", readout=readout, head_options={"shrinkage": shrinkage}
     )
@@ -106,8 +106,8 @@ def layers_lda(
     backbone: nn.Module,
     num_classes: int,
     loop: dict[str, Any],
-    blocks: str = "last 5",
-    shrinkage: float = 0.2,
+    blocks: str = "last 3",
+    shrinkage: float = 0.1,
 ) -> FrozenBackboneStrategy:
     """Exact LDA on class token and mean patch of several blocks, nothing retrieved."""
     model = FrozenViT(

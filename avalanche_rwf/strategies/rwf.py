@@ -53,8 +53,8 @@ class RwFStrategy(FrozenBackboneStrategy):
         routing_kwargs: Mapping[str, Any] | None = None,
         mask: str = "decoupled",
         lr: float = 5e-3,
-        lr_queries: float = 5e-3,
-        lr_maps: float = 1e-5,
+        lr_queries: float = 1e-3,
+        lr_maps: float = 3e-6,
         learning_rates: Mapping[str, float] | None = None,
         gradient_steps: int = 1,
         clip_norm: float | None = 1.0,
@@ -214,8 +214,8 @@ def rwf(
     readout: str = "cls+mean",
     mask: str = "decoupled",
     lr: float = 5e-3,
-    lr_queries: float = 5e-3,
-    lr_maps: float = 1e-5,
+    lr_queries: float = 1e-3,
+    lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """The default preset. P_l = W_o retrieve(S, LN(X_l), X_l), queries S and W_o trained."""
     return _build(
@@ -255,7 +255,7 @@ def rwf_literal(
     query_std: float = 1.0,
     head: str = "linear",
     readout: str = "cls",
-    mask: str = "seen",
+    mask: str = "batch",
     lr: float = 5e-3,
     lr_queries: float = 5e-3,
 ) -> RwFStrategy:
@@ -293,8 +293,8 @@ def rwf_mean(
     readout: str = "cls+mean",
     mask: str = "decoupled",
     lr: float = 5e-3,
-    lr_queries: float = 5e-3,
-    lr_maps: float = 1e-5,
+    lr_queries: float = 1e-3,
+    lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """P_l = W_o (mean_i x_i + u s_l): uniform association; the queries are the slots' offsets."""
     return _build(
@@ -330,8 +330,8 @@ def rwf_static(
     readout: str = "cls+mean",
     mask: str = "decoupled",
     lr: float = 5e-3,
-    lr_queries: float = 5e-3,
-    lr_maps: float = 1e-5,
+    lr_queries: float = 1e-3,
+    lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """P_l = W_o (c + u s_l), the same for every image; c, u: first batch's mean token and spread."""
     return _build(
@@ -366,7 +366,7 @@ def rwf_random(
     readout: str = "cls+mean",
     mask: str = "decoupled",
     lr: float = 5e-3,
-    lr_maps: float = 1e-5,
+    lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """As ``rwf`` with the queries held at their random start."""
     return _build(
