@@ -294,7 +294,7 @@ def measure_loop(
         def avalanche(strategy: Any = strategy) -> None:
             strategy.train(experience, shuffle=False)
 
-        cases = {"bare": bare, "avalanche": avalanche}
+        cases: dict[str, Callable[[], object]] = {"bare": bare, "avalanche": avalanche}
         times = interleave(cases, args.repeats, clock, f"loop, {name}")
         results[f"strategy loop over a bare loop, {name}"] = ratio(
             times["avalanche"], times["bare"]
