@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import sys
 import warnings
@@ -19,7 +20,10 @@ from avalanche_rwf.version import __version__
 
 __all__ = ["main"]
 
+# Those of leaderboard.table, which imports pandas: `--help` need not wait for it.
 FORMATS = ("text", "csv", "md", "latex", "html")
+# What create_backbone takes besides timm's arguments has a flag of its own.
+_BACKBONE_FLAGS = {"name": "--backbone", "weights": "--weights", "image_size": "--image-size"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,9 +43,10 @@ def _integers(text: str) -> list[int]:
     numbers: list[int] = []
     for word in text.split(","):
         first, dash, last = word.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds takes whole numbers such as 0,1,2 or 0-4, not {text!r}.")
-        numbers += range(int(first), int(last or first) + 1)
+        # Never more than are refused below, however long the range.
+        numbers += range(int(first), min(int(last or first), int(first) + 1000) + 1)
     if not numbers or len(numbers) > 1000:
         raise UsageError(f"--seeds takes 1 to 1000 whole numbers, not {text!r}.")
     return list(dict.fromkeys(numbers))
@@ -50,9 +55,14 @@ def _integers(text: str) -> list[int]:
 def _value(text: str) -> Any:
     """A number, True, False, None or a tuple written as in Python; other text is itself."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return {"true": True, "false": False}.get(text.lower(), text)
+    value = tuple(value) if isinstance(value, list) else value
+    flat = value if isinstance(value, tuple) else (value,)
+    # Nothing that has no hash or no JSON: the configuration has both.
+    plain = all(item is None or isinstance(item, (int, float, str)) for item in flat)
+    return value if plain else text
 
 
 def _backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -61,6 +71,8 @@ def _backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--backbone-arg takes key=value, not {pair!r}.")
+        if key in _BACKBONE_FLAGS:
+            raise UsageError(f"--backbone-arg {key}: give it as {_BACKBONE_FLAGS[key]}.")
         values[key] = _value(text)
     return values
 
@@ -141,7 +153,12 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
 
     from avalanche_rwf.experiments.config import RunConfig
-    from avalanche_rwf.experiments.executors import default_jobs, execute, start_server
+    from avalanche_rwf.experiments.executors import (
+        default_jobs,
+        default_threads,
+        execute,
+        start_server,
+    )
     from avalanche_rwf.experiments.store import check_writable
 
     out = Path(args.out)
@@ -158,7 +175,7 @@ def _compare(args: argparse.Namespace) -> int:
     check_writable(out)
     if args.jobs != 1:
         start_server()
-    if not args.quiet:
+    if not args.quiet and sys.stderr.isatty():
         _say("Loading PyTorch, timm and Avalanche ...")
 
     from avalanche_rwf.experiments.compare import (
@@ -203,8 +220,9 @@ def _compare(args: argparse.Namespace) -> int:
         f"{len(planned.configs) - len(planned.todo)} done already, {jobs} at a time on {device}."
     )
     failed = []
+    threads = default_threads(device, len(planned.configs))
     for config, summary in execute(
-        planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet
+        planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet, threads
     ):
         if summary["status"] != "done":
             failed.append(config)
@@ -213,7 +231,9 @@ def _compare(args: argparse.Namespace) -> int:
                 f"(see {run_directory(out, config) / 'log.txt'})"
             )
     write_leaderboard(out)
-    runs, _ = read_runs(out)
+    runs, broken = read_runs(out)
+    for directory in broken:
+        _say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
     if len(runs):
         print(render(aggregate(runs[runs["config_hash"].isin(hashes)]), args.format))
@@ -255,13 +275,13 @@ def _leaderboard(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.table import render
 
-    runs, unread = read_runs(folder)
+    runs, broken = read_runs(folder)
     if not len(runs):
         raise UsageError(
             f"{args.dir!r} holds no finished run (runs are in DIR/runs/<benchmark>/<method>/...)."
         )
-    for line in unread:
-        _say(f"left out: {line}")
+    for directory in broken:
+        _say(f"left out: {directory}")
     if os.access(folder, os.W_OK):
         write_leaderboard(folder)
     print(render(aggregate(runs), args.format))
@@ -272,6 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     # Two libraries warn of each other's changes at import; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(timm|avalanche)\.")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that has no sign for ± gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
     try:
         args = _parser().parse_args(argv)
         return int(args.run(args))

@@ -16,6 +16,7 @@ from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import backbone_info
+from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.models.masks import MASKS
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
@@ -67,8 +68,8 @@ def resolve_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.")
     if kind == "cuda" and (
         not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()
@@ -93,7 +94,8 @@ def method_options(
     """
     options: dict[str, dict[str, Any]] = {}
     notes = []
-    for flag, takes in (("head", tuple(HEADS)), ("mask", MASKS)):
+    readouts = (*READOUTS, "prompt")  # the last is L2P's own
+    for flag, takes in (("head", tuple(HEADS)), ("mask", MASKS), ("readout", readouts)):
         value = common.get(flag)
         if value is not None and value not in takes:
             raise UsageError(f"--{flag} takes one of {', '.join(takes)}, not {value!r}.")
@@ -142,7 +144,12 @@ def plan(
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
-    info = backbone_info(load_backbone(base))
+    said = list(notes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        info = backbone_info(load_backbone(base))
+    # Such as a bare name, which stands for other weights in another timm.
+    said += [f"{w.message}." for w in caught if issubclass(w.category, UserWarning)]
     base = replace(base, weights_sha256=info.sha256)
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:
@@ -155,11 +162,14 @@ def plan(
                 warnings.simplefilter("ignore")
                 build_strategy(config, benchmark.num_classes)
         except ValueError as error:
-            raise UsageError(f"{method}: {error}") from None
+            raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
+        except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+            # Not said by a check of ours: PyTorch's or timm's word for an impossible size.
+            why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise UsageError(f"{method} cannot be built with these options ({why}).") from error
         configs += [config.with_seed(seed) for seed in seeds]
     # Seed by seed, so that an interrupted comparison has every method at the first seeds.
     configs.sort(key=lambda c: seeds.index(c.seed))
-    said = list(notes)
     if benchmark.skipped:
         said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
     todo = [

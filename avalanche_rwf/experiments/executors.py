@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from avalanche_rwf.experiments.config import RunConfig
 
-__all__ = ["default_jobs", "execute", "start_server"]
+__all__ = ["default_jobs", "default_threads", "execute", "start_server"]
 
 Result = tuple[RunConfig, dict[str, Any]]
 
@@ -48,20 +48,33 @@ def default_jobs(device: str, runs: int) -> int:
     """How many runs at a time: one per core on the CPU (a small batch does not fill several),
     one on a GPU.
     """
-    if device != "cpu":
-        return 1
+    return 1 if device != "cpu" else max(1, min(_cores(), runs))
+
+
+def default_threads(device: str, runs: int) -> int:
+    """Threads per run: the cores that a comparison of so many runs leaves idle.
+
+    Sums are rounded differently by another number of threads. So the number depends on the whole
+    comparison and the machine, and never on the runs at a time or on those that are left to do:
+    ``--jobs 1``, ``--jobs 2`` and a resumed comparison give the same numbers to the last bit.
+    """
+    return _cores() if device != "cpu" else max(1, _cores() // max(1, runs))
+
+
+def _cores() -> int:
+    """Cores that this process may use, at most 8: a small batch does not fill more."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
         cores = os.cpu_count() or 1
-    return max(1, min(cores, runs, 8))
+    return max(1, min(cores, 8))
 
 
 _QUEUE: Any = None
 
 
 def _initialise(progress: Any, threads: int) -> None:
-    """In a worker: its share of the cores, and where to report to."""
+    """In a worker: how many threads it has, and where to report to."""
     global _QUEUE
     import torch
 
@@ -75,10 +88,6 @@ def _work(config: RunConfig, out: Path, device: str) -> dict[str, Any]:
     return run(config, out, device, progress=_QUEUE.put)
 
 
-def _threads(jobs: int) -> int:
-    return max(1, default_jobs("cpu", 8) // jobs)
-
-
 def execute(
     configs: Sequence[RunConfig],
     out: Path,
@@ -86,12 +95,16 @@ def execute(
     jobs: int,
     samples: Callable[[RunConfig], int],
     quiet: bool = False,
+    threads: int = 1,
 ) -> Iterator[Result]:
     """Do the runs and yield each with its summary as it ends.
+
+    A run that cannot even write its directory is a failed one too; the others go on.
 
     :param samples: training samples of a run, for the progress bar.
     :param jobs: runs at a time.
     :param quiet: no progress bar.
+    :param threads: of each run; see :func:`default_threads`.
     """
     total = sum(samples(c) for c in configs)
     with tqdm(
@@ -105,24 +118,35 @@ def execute(
         "[{elapsed}<{remaining}]",
     ) as bar:
         runs = _serial if jobs == 1 else _parallel
-        for count, (config, summary) in enumerate(runs(configs, out, device, jobs, bar), start=1):
+        results = runs(configs, out, device, jobs, threads, bar)
+        for count, (config, summary) in enumerate(results, start=1):
             bar.set_description_str(
                 f"{count}/{len(configs)} runs, last {config.method} seed {config.seed}"
             )
             yield config, summary
 
 
+def _failed(error: Exception) -> dict[str, Any]:
+    """The summary of a run that could not write one (a full disk, most often)."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return {"status": "failed", "error": reason, "error_type": type(error).__name__}
+
+
 def _serial(
-    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, bar: Any
+    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, threads: int, bar: Any
 ) -> Iterator[Result]:
     import torch
 
     from avalanche_rwf.experiments.run import run
 
-    torch.set_num_threads(_threads(1))
+    torch.set_num_threads(threads)
     for config in configs:
         bar.set_description_str(f"{config.method} seed {config.seed}")
-        yield config, run(config, out, device, progress=bar.update)
+        try:
+            summary = run(config, out, device, progress=bar.update)
+        except Exception as error:
+            summary = _failed(error)
+        yield config, summary
 
 
 def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
@@ -136,14 +160,14 @@ def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
 
 
 def _parallel(
-    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, bar: Any
+    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, threads: int, bar: Any
 ) -> Iterator[Result]:
     context = _context()
     progress = context.Queue()
     stop = threading.Event()
     drain = threading.Thread(target=_drain, args=(progress, bar, stop), daemon=True)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_initialise, initargs=(progress, _threads(jobs))
+        jobs, mp_context=context, initializer=_initialise, initargs=(progress, threads)
     )
     try:
         futures: dict[Future[dict[str, Any]], RunConfig] = {
@@ -153,10 +177,13 @@ def _parallel(
         for future in as_completed(futures):
             config = futures[future]
             try:
-                yield config, future.result()
+                summary = future.result()
             except BrokenProcessPool:
                 # A worker was killed (out of memory, most often); what had finished is on disk.
-                yield config, {"status": "failed", "error": "the worker process was killed"}
+                summary = {"status": "failed", "error": "the worker process was killed"}
+            except Exception as error:
+                summary = _failed(error)
+            yield config, summary
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)

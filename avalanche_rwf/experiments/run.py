@@ -55,7 +55,11 @@ _FORMAT = 1
 def _backbone(
     name: str, weights: str | None, image_size: int | None, args: tuple[tuple[str, Any], ...]
 ) -> nn.Module:
-    return create_backbone(name, weights=weights, image_size=image_size, **dict(args))
+    # Random weights (pretrained=False) are drawn from a seed of their own: the same in every
+    # process, and not from whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_backbone(name, weights=weights, image_size=image_size, **dict(args))
 
 
 def load_backbone(config: RunConfig) -> nn.Module:
@@ -189,6 +193,10 @@ def _load_strategy_state(strategy: Any, state: dict[str, Any]) -> None:
     strategy.clock.train_exp_counter = state["experiences"]
 
 
+class _StaleCheckpointError(Exception):
+    """A checkpoint that can be read but does not belong to this strategy and stream."""
+
+
 def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -252,13 +260,16 @@ def run_strategy(
     first, train_seconds = 0, 0.0
     state = load_state(checkpoint) if checkpoint is not None else None
     if state is not None and state.get("format") == _FORMAT:
-        _load_strategy_state(strategy, state["strategy"])
-        recorder.load_state_dict(state["recorder"])
-        if anytime is not None:
-            anytime.load_state_dict(state["anytime"])
-        _set_rng_state(state["rng"])
-        first, train_seconds = state["next"], state["train_seconds"]
-        meter.eval_seconds = state["eval_seconds"]
+        try:
+            _load_strategy_state(strategy, state["strategy"])
+            recorder.load_state_dict(state["recorder"])
+            if anytime is not None:
+                anytime.load_state_dict(state["anytime"])
+            _set_rng_state(state["rng"])
+            first, train_seconds = int(state["next"]), float(state["train_seconds"])
+            meter.eval_seconds = float(state["eval_seconds"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise _StaleCheckpointError(f"{type(error).__name__}: {error}") from error
         if meter.progress is not None:
             meter.progress(sum(len(e.dataset) for e in list(benchmark.train_stream)[:first]))
         log(f"resumed after experience {first - 1}")
@@ -304,7 +315,9 @@ def run(
     if done is not None and done.get("status") == "done":
         return done
     folder.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
+    # Before anything can fail, so that the leaderboard lists a failed run under its configuration.
+    _write_config(folder, config, {"name": config.backbone, "sha256": config.weights_sha256})
+    lines = _log_lines(folder / "log.txt")
 
     def log(line: str) -> None:
         lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
@@ -327,6 +340,28 @@ def run(
     return summary
 
 
+def _log_lines(path: Path) -> list[str]:
+    """What earlier attempts logged: a resumed run's log tells the whole story."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _write_config(
+    folder: Path, config: RunConfig, backbone: dict[str, Any], **more: Any
+) -> None:
+    write_json(
+        folder / "config.json",
+        {
+            "config": config.to_dict(),
+            "config_hash": config.config_hash(),
+            "backbone": backbone,
+            **more,
+        },
+    )
+
+
 def _run(
     config: RunConfig,
     folder: Path,
@@ -335,25 +370,25 @@ def _run(
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     info = backbone_info(load_backbone(config))
+    if config.weights_sha256 not in ("", info.sha256):
+        raise RuntimeError(
+            f"The weights of {config.backbone} have changed since the comparison began: they are "
+            f"{info.sha256[:10]} and were {config.weights_sha256[:10]}."
+        )
     benchmark = build_benchmark(config)
     spec = get_method(config.method)
-    write_json(
-        folder / "config.json",
-        {
-            "config": config.to_dict(),
-            "config_hash": config.config_hash(),
-            "backbone": {
-                key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")
-            },
-            "data": {
-                "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
-                "train_size": benchmark.train_size,
-                "test_size": benchmark.test_size,
-                "skipped": benchmark.skipped,
-            },
-            "uses_boundaries": spec.uses_boundaries,
-            **environment(device),
+    _write_config(
+        folder,
+        config,
+        {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
+        data={
+            "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
+            "train_size": benchmark.train_size,
+            "test_size": benchmark.test_size,
+            "skipped": benchmark.skipped,
         },
+        uses_boundaries=spec.uses_boundaries,
+        **environment(device),
     )
     recorder = PredictionRecorder()
     meter = _Meter(progress)
@@ -365,11 +400,17 @@ def _run(
     _reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     trainable = _trainable(strategy)
-    seconds = run_strategy(
-        strategy, benchmark, recorder, folder / "checkpoint.pt", log, meter, anytime
-    )
+    checkpoint = folder / "checkpoint.pt"
+    try:
+        seconds = run_strategy(strategy, benchmark, recorder, checkpoint, log, meter, anytime)
+    except _StaleCheckpointError as error:
+        # Half loaded, the strategy is of no use: everything is built again.
+        log(f"the checkpoint does not fit and is left aside ({error}); starting from the beginning")
+        checkpoint.unlink()
+        return _run(config, folder, device, progress, log)
     n = len(benchmark.classes_per_experience)
-    summary: dict[str, Any] = dict(summarise(recorder.points, n))
+    every = config.eval_every_samples or None
+    summary: dict[str, Any] = dict(summarise(recorder.points, n, every))
     samples = recorder.points[-1].samples_seen
     summary.update(
         train_seconds=seconds,

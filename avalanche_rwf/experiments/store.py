@@ -38,10 +38,18 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that nobody else can read; results are as readable as any other file.
+        Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _plain(value: Any) -> Any:
@@ -88,19 +96,22 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def check_writable(out: Path) -> None:
-    """Make the output folder and try to write in it.
+    """Make the output folder and try to write in it, and in its ``runs`` if that is there.
 
     :raises UsageError: if that cannot be done.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"--out takes a folder that can be written to, and {str(out)!r} cannot ({reason})."
-        ) from None
+    runs = out / "runs"
+    for folder in (out, runs) if runs.exists() else (out,):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UsageError(
+                f"--out takes a folder that can be written to, and {str(folder)!r} cannot "
+                f"({reason})."
+            ) from None
 
 
 def _git_revision() -> str | None:

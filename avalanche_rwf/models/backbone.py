@@ -711,5 +711,8 @@ def _some(names: list[str], quote: bool = True, limit: int = 3) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the first sentence of somebody else's error, to stand in brackets in one of ours."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return re.split(r"(?<=[.!?])\s", lines[0])[0].rstrip(".")[:200]

@@ -56,12 +56,14 @@ def build_optimizer(
     """Adam with one parameter group per kind, or None for a model that trains nothing.
 
     :param rates: kind -> learning rate; kinds that the model does not have are ignored.
-    :raises ValueError: if a kind has no rate.
+    :raises ValueError: if a kind has no rate, or one that is negative, infinite or NaN.
     """
     groups = []
     for kind, parameters in model.parameter_groups().items():
         if kind not in rates:
             raise ValueError(f"learning_rates has no rate for the parameters of kind {kind!r}.")
+        if not 0 <= rates[kind] < float("inf"):  # PyTorch looks at no rate of a group
+            raise ValueError(f"The rate of {kind!r} must be at least 0, not {rates[kind]!r}.")
         groups.append({"params": parameters, "lr": rates[kind], "name": kind})
     return torch.optim.Adam(groups, weight_decay=weight_decay) if groups else None
 

@@ -1,0 +1,577 @@
+"""The command line: bad input in one sentence, tiny real comparisons, and what they write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avalanche_rwf import cli
+
+VIT = (
+    "--backbone", "vit_tiny_patch16_224", "--image-size", "16",
+    "--backbone-arg", "depth=5", "--backbone-arg", "embed_dim=16",
+    "--backbone-arg", "num_heads=2", "--backbone-arg", "patch_size=8",
+)  # fmt: skip
+SIZES = {"depth": 5, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
+
+
+def draw(root: Path, classes: str = "abcd", train: int = 5, test: int = 3) -> Path:
+    """A folder of 8x8 images whose colour tells the class."""
+    rng = np.random.RandomState(0)
+    for split, count in (("train", train), ("test", test)):
+        for number, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.randint(0, 120, (8, 8, 3))
+                pixels[..., number % 3] += 40 * (1 + number // 3)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return draw(tmp_path_factory.mktemp("images") / "set")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    import torch
+    from safetensors.torch import save_file
+    from timm import create_model
+
+    torch.manual_seed(0)
+    vit = create_model("vit_tiny_patch16_224", img_size=16, num_classes=0, **SIZES)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(vit.state_dict(), path)
+    return path
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command line."""
+    capsys.readouterr()
+    status = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# ---- bad input
+
+# Name of the case -> (arguments after `compare`, what the sentence must say).
+BAD = {
+    # names
+    "method": (["--methods", "rfw"], ["'rfw'", "nearest names are 'rwf'"]),
+    "method pattern": (["--methods", "zz*"], ["'zz*'"]),
+    "no method": (["--methods", ","], ["--methods"]),
+    "benchmark": (["--benchmark", "split-digit"], ["'split-digit'", "'split-digits'"]),
+    "benchmark kind": (["--benchmark", "folders:x"], ["'folders:x'", "'folder:'"]),
+    "backbone": (["--backbone", "vit_smal_patch16_224"], ["unknown", "'vit_small_patch16_224'"]),
+    "backbone tag": (["--backbone", "vit_tiny_patch16_224.nil"], ["no tag", "augreg_in21k"]),
+    "not a ViT": (["--backbone", "resnet18"], ["'resnet18'", "VisionTransformer"]),
+    "head": (["--head", "liner"], ["--head", "linear", "'liner'"]),
+    "mask": (["--mask", "all"], ["--mask", "decoupled", "'all'"]),
+    "readout": (["--readout", "mean"], ["--readout", "cls+mean", "'mean'"]),
+    "readout without such an option": (["--readout", "x", "--methods", "rwf-lda"], ["--readout"]),
+    "augment": (["--augment", "mixup"], ["augment", "flip", "'mixup'"]),
+    "precision": (["--precision", "fp16"], ["--precision", "bf16", "'fp16'"]),
+    "format": (["--format", "pdf"], ["--format", "'pdf'"]),
+    # sizes
+    "experiences 0": (["--experiences", "0"], ["--experiences", "0"]),
+    "experiences -1": (["--experiences", "-1"], ["--experiences", "-1"]),
+    "experiences 3": (["--experiences", "3"], ["10", "3"]),
+    "experiences 11": (["--experiences", "11"], ["10", "11"]),
+    "image size 0": (["--image-size", "0"], ["--image-size", "0"]),
+    "image size 30": (["--image-size", "30"], ["30", "patch size 8", "24 or 32"]),
+    "batch size 0": (["--batch-size", "0"], ["--batch-size", "0"]),
+    "batch size -4": (["--batch-size", "-4"], ["--batch-size", "-4"]),
+    "batch size 1.5": (["--batch-size", "1.5"], ["--batch-size", "1.5"]),
+    "gradient steps 0": (["--gradient-steps", "0"], ["--gradient-steps", "0"]),
+    "jobs 0": (["--jobs", "0"], ["--jobs", "0"]),
+    "jobs -1": (["--jobs", "-1"], ["--jobs", "-1"]),
+    "evaluation -1": (["--eval-every-samples", "-1"], ["--eval-every-samples", "-1"]),
+    "holdout 1": (["--holdout", "1"], ["--holdout", "1.0"]),
+    "holdout -0.1": (["--holdout", "-0.1"], ["--holdout", "-0.1"]),
+    "holdout nan": (["--holdout", "nan"], ["--holdout", "nan"]),
+    "seeds": (["--seeds", "0,x"], ["--seeds", "'0,x'"]),
+    "seeds -1": (["--seeds", "-1"], ["--seeds", "'-1'"]),
+    "seeds backwards": (["--seeds", "4-2"], ["--seeds", "'4-2'"]),
+    "seeds superscript": (["--seeds", "²"], ["--seeds", "'²'"]),
+    "seeds without end": (["--seeds", "0-99999999999"], ["--seeds", "1000"]),
+    "seed too large": (["--seeds", "5000000000"], ["seed", "5000000000"]),
+    # devices
+    "device": (["--device", "tpu"], ["--device", "'tpu'"]),
+    "device without number": (["--device", "cuda:"], ["--device", "'cuda:'"]),
+    "device 99": (["--device", "cuda:99"], ["cuda:99", "CUDA devices"]),
+    # options
+    "set": (["--set", "rwf"], ["--set", "'rwf'"]),
+    "set without option": (["--set", "rwf.=1"], ["--set", "'rwf.=1'"]),
+    "set method": (["--set", "rfw.lr=1"], ["rfw", "'rwf'"]),
+    "set option": (["--set", "rwf.num_prompt=1"], ["num_prompt", "'num_prompts'"]),
+    "set value": (["--set", "rwf.num_prompts=x"], ["rwf.num_prompts", "int", "'x'"]),
+    "set negative": (["--set", "rwf.num_prompts=-1"], ["rwf", "num_prompts", "-1"]),
+    "set heads": (["--set", "rwf.heads=7"], ["rwf", "heads", "7"]),
+    "set choice": (["--set", "rwf.insert=suffix"], ["rwf", "insert", "suffix"]),
+    "set blocks": (["--set", "rwf.routed_blocks=first 99"], ["rwf", "first 99"]),
+    "set rate": (["--set", "rwf.lr=-1"], ["rwf", "-1"]),
+    "set rate nan": (["--set", "rwf.lr=nan"], ["rwf", "nan"]),
+    "set switch": (["--set", "rwf.stop_gradient=maybe"], ["rwf.stop_gradient", "bool", "'maybe'"]),
+    "set readout": (["--set", "rwf.readout=mean"], ["rwf", "readout", "'mean'"]),
+    "set pool": (["--methods", "*-l2p", "--set", "*-l2p.top_k=99"], ["top_k", "99"]),
+    "set shrinkage": (["--methods", "slda", "--set", "slda.shrinkage=2"], ["shrinkage", "2"]),
+    "as shipped": (["--methods", "avalanche-l2p-as-shipped", "--gradient-steps", "2"], ["shipped"]),
+    "backbone argument": (["--backbone-arg", "depth"], ["--backbone-arg", "'depth'"]),
+    "backbone argument's name": (["--backbone-arg", "a b=1"], ["--backbone-arg", "'a b=1'"]),
+    "backbone argument unknown": (["--backbone-arg", "colour=1"], ["colour"]),
+    "backbone argument's value": (["--backbone-arg", "depth=many"], ["depth='many'"]),
+    "backbone argument list": (["--backbone-arg", "depth=[1, 2]"], ["depth"]),
+    "backbone argument set": (["--backbone-arg", "depth={1}"], ["depth"]),
+    "backbone argument reserved": (["--backbone-arg", "num_classes=3"], ["num_classes"]),
+    "backbone argument flag": (["--backbone-arg", "name=x"], ["--backbone"]),
+    "backbone without blocks": (["--backbone-arg", "depth=0"], ["0"]),
+    # weights
+    "weights missing": (["--weights", "{tmp}/nil.safetensors"], ["nil.safetensors", "not exist"]),
+    "weights folder": (["--weights", "{tmp}/dir.pth"], ["dir.pth", "not a file"]),
+    "weights suffix": (["--weights", "{tmp}/text.txt"], ["text.txt", ".safetensors"]),
+    "weights corrupt": (["--weights", "{tmp}/text.safetensors"], ["text.safetensors", "read"]),
+    "weights corrupt pth": (["--weights", "{tmp}/text.pth"], ["text.pth"]),
+    "weights corrupt npz": (["--weights", "{tmp}/text.npz"], ["text.npz"]),
+    "weights keys": (["--weights", "{weights}"], ["another shape", "'cls_token' is [1, 1, 16]"]),
+    "weights key names": (
+        [*VIT, "--weights", "{weights}", "--backbone-arg", "depth=6"],
+        ["tiny.safetensors", "12 missing", "'blocks.5.norm1.weight'"],
+    ),
+    # folders
+    "folder without path": (["--benchmark", "folder:"], ["'folder:'", "PATH"]),
+    "folder missing": (["--benchmark", "folder:{tmp}/nil"], ["nil", "does not exist"]),
+    "folder is a file": (["--benchmark", "folder:{tmp}/text.txt"], ["text.txt", "not a folder"]),
+    "folder empty": (["--benchmark", "folder:{tmp}/empty"], ["empty", "'train'"]),
+    "folder without test": (["--benchmark", "folder:{tmp}/untested"], ["untested", "'test'"]),
+    "folder without classes": (["--benchmark", "folder:{tmp}/classless"], ["classless", "empty"]),
+    "class without images": (["--benchmark", "folder:{tmp}/imageless"], ["train/b'", "no images"]),
+    "class in test only": (["--benchmark", "folder:{tmp}/tested"], ["'z'", "test", "train"]),
+    "class in train only": (["--benchmark", "folder:{tmp}/trained"], ["'z'", "train", "test"]),
+    "corrupt image": (["--benchmark", "folder:{tmp}/corrupt"], ["{tmp}/corrupt/train/b/1.png"]),
+    "class all corrupt": (
+        ["--benchmark", "folder:{tmp}/ruined", "--skip-corrupt"], ["'b'", "no readable image"]
+    ),
+    "experiences above classes": (
+        ["--benchmark", "folder:{images}", "--experiences", "5"], ["5", "4"]
+    ),
+    "one image to hold out": (
+        ["--benchmark", "folder:{tmp}/single", "--holdout", "0.5"], ["held out"]
+    ),
+    # output
+    "out is a file": (["--out", "{tmp}/text.txt"], ["--out", "text.txt"]),
+    "out under a file": (["--out", "{tmp}/text.txt/results"], ["--out", "results"]),
+    "runs is a file": (["--out", "{tmp}/taken"], ["--out", "taken"]),
+    "unknown flag": (["--colour", "red"], ["--colour"]),
+    "flag without value": (["--seeds"], ["--seeds"]),
+}  # fmt: skip
+
+# Name of the case -> (the whole command line, what the sentence must say).
+BAD_VERBS = {
+    "no verb": ([], ["verb"]),
+    "unknown verb": (["train"], ["'train'", "compare"]),
+    "list nothing": (["list"], ["kind"]),
+    "list unknown kind": (["list", "heads"], ["'heads'", "methods"]),
+    "list methods": (["list", "methods", "zz*"], ["methods", "'zz*'"]),
+    "list benchmarks": (["list", "benchmarks", "zz*"], ["benchmarks", "'zz*'"]),
+    "list backbones": (["list", "backbones", "zz*"], ["backbones", "'zz*'"]),
+    "leaderboard": (["leaderboard"], ["DIR"]),
+    "leaderboard missing": (["leaderboard", "{tmp}/nil"], ["nil"]),
+    "leaderboard of a file": (["leaderboard", "{tmp}/text.txt"], ["text.txt"]),
+    "leaderboard empty": (["leaderboard", "{tmp}/empty"], ["empty", "no finished run"]),
+    "leaderboard format": (["leaderboard", "{tmp}/empty", "--format", "pdf"], ["'pdf'"]),
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory) -> Path:
+    """A folder of everything that can be wrong."""
+    tmp = tmp_path_factory.mktemp("spoilt")
+    for name in ("text.txt", "text.safetensors", "text.pth", "text.npz"):
+        (tmp / name).write_text("no weights, no image, no folder")
+    for name in ("dir.pth", "empty", "classless/train", "classless/test", "taken"):
+        (tmp / name).mkdir(parents=True)
+    (tmp / "taken" / "runs").write_text("")
+    draw(tmp / "untested", "ab", 1, 1)
+    shutil.rmtree(tmp / "untested" / "test")
+    draw(tmp / "imageless", "ab", 1, 1)
+    (tmp / "imageless/train/b/0.png").rename(tmp / "imageless/train/b/0.txt")
+    draw(tmp / "tested", "ab", 1, 1)
+    shutil.copytree(tmp / "tested/test/b", tmp / "tested/test/z")
+    draw(tmp / "trained", "ab", 1, 1)
+    shutil.copytree(tmp / "trained/train/b", tmp / "trained/train/z")
+    draw(tmp / "corrupt", "ab", 2, 1)
+    whole = (tmp / "corrupt/train/b/1.png").read_bytes()
+    (tmp / "corrupt/train/b/1.png").write_bytes(whole[: len(whole) // 2])
+    draw(tmp / "ruined", "ab", 1, 1)
+    (tmp / "ruined/train/b/0.png").write_bytes(b"no image")
+    draw(tmp / "single", "ab", 1, 1)
+    return tmp
+
+
+@pytest.mark.parametrize("case", [*BAD, *BAD_VERBS])
+def test_bad_input_is_one_sentence_and_status_2(
+    case, capsys, spoilt, images, weights, tmp_path, monkeypatch
+):
+    def begun(*args, **kwargs):
+        pytest.fail("a run was begun")
+
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.execute", begun)
+    compare = case in BAD
+    arguments, says = BAD[case] if compare else BAD_VERBS[case]
+    places = {"{tmp}": spoilt, "{images}": images, "{weights}": weights}
+
+    def fill(text: str) -> str:
+        for name, path in places.items():
+            text = text.replace(name, str(path))
+        return text
+
+    if compare:
+        # The defaults come first: a case's own flag counts.
+        arguments = ["compare", "--jobs", "1", "--out", tmp_path / "out", *arguments]
+    status, out, err = call(capsys, *(fill(str(a)) for a in arguments))
+
+    assert status == 2
+    assert out == ""
+    assert err.startswith("avalanche-rwf: "), err
+    assert err.count("\n") == 1, err
+    assert err.endswith(".\n"), err
+    assert not re.search(r"[.!?]['\")]* +[A-Z]", err), err  # one sentence, not two
+    assert "Traceback" not in err
+    for text in says:
+        assert fill(text) in err, err
+    assert not list(tmp_path.rglob("*.json"))  # no run was begun
+
+
+def test_cuda_without_a_gpu_is_refused(capsys, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    status, out, err = call(
+        capsys, "compare", "--jobs", 1, "--device", "cuda", "--out", tmp_path / "out"
+    )
+    assert (status, out) == (2, "")
+    assert err == (
+        "avalanche-rwf: --device cuda was asked for, but PyTorch sees 0 CUDA devices here.\n"
+    )
+
+
+# ---- comparisons
+
+METHODS = ("ncm", "rwf", "linear-probe")
+SUMMARY = {
+    "a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class", "train_seconds",
+    "eval_seconds", "train_samples_per_second", "trainable_parameters", "peak_memory_bytes",
+    "gradient_steps", "samples_seen", "status",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def command(images, weights):
+    """A comparison of three methods and two seeds on 4 classes in 2 experiences."""
+
+    def make(out: Path, *more: object) -> list[str]:
+        line = [
+            "compare", "--benchmark", f"folder:{images}", "--experiences", 2,
+            "--methods", ",".join(METHODS), "--seeds", "0,1", "--batch-size", 4,
+            "--weights", weights, *VIT, "--jobs", 1, "--quiet", "--out", out, *more,
+        ]  # fmt: skip
+        return [str(word) for word in line]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def compared(command, tmp_path_factory, request) -> tuple[Path, str]:
+    """The output folder of that comparison and what it printed."""
+    out, printed = tmp_path_factory.mktemp("compared") / "results", io.StringIO()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys, "stdout", printed)
+    try:
+        assert cli.main(command(out)) == 0
+    finally:
+        patch.undo()
+    return out, printed.getvalue()
+
+
+def runs(out: Path) -> dict[tuple[str, str], Path]:
+    """(method, seed) -> run directory."""
+    return {(p.parts[-3], p.name): p for p in sorted(out.glob("runs/*/*/*/seed*"))}
+
+
+def copy(compared: tuple[Path, str], to: Path) -> Path:
+    return shutil.copytree(compared[0], to / "results")
+
+
+def test_the_table_goes_to_stdout(compared):
+    _, printed = compared
+    assert printed.startswith("folder:")
+    for method in METHODS:
+        assert re.search(rf"^ *\d .*\b{method}\b.*±", printed, re.M), printed
+    assert "img" not in printed.splitlines()[0]
+
+
+def test_a_run_directory_has_the_files_of_the_contract(compared, weights):
+    from avalanche_rwf.experiments.config import RunConfig
+
+    found = runs(compared[0])
+    assert set(found) == {(m, f"seed{s}") for m in METHODS for s in (0, 1)}
+    for (method, seed), folder in found.items():
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"config.json", "metrics.csv", "summary.json", "log.txt"}
+
+        content = json.loads((folder / "config.json").read_text())
+        config = RunConfig.from_dict(content["config"])
+        assert (config.method, f"seed{config.seed}") == (method, seed)
+        assert (config.batch_size, config.gradient_steps, config.experiences) == (4, 1, 2)
+        assert config.weights == str(weights)
+        assert config.eval_every_samples == 3  # an eighth of 20 images, rounded up
+        assert config.config_hash() == content["config_hash"] == folder.parent.name
+        assert content["backbone"]["name"] == "vit_tiny_patch16_224"
+        assert content["backbone"]["source"] == "file"
+        assert content["backbone"]["sha256"] == config.weights_sha256
+        assert content["backbone"]["image_size"] == 16
+        assert content["data"] == {
+            "classes_per_experience": [[0, 1], [2, 3]],
+            "train_size": 20,
+            "test_size": 12,
+            "skipped": 0,
+        }
+        assert {"python", "torch", "timm", "avalanche-lib"} <= set(content["versions"])
+        assert content["hardware"]["device"] == "cpu"
+        assert "git" in content
+
+        summary = json.loads((folder / "summary.json").read_text())
+        assert set(summary) == SUMMARY
+        assert summary["status"] == "done"
+        assert summary["samples_seen"] == 20
+        assert summary["gradient_steps"] == (0 if method == "ncm" else 6)  # 2 x 10 images by 4
+        assert (summary["trainable_parameters"] > 0) == (method != "ncm")
+
+
+def test_metrics_are_tidy_and_agree_with_the_summary(compared):
+    for folder in runs(compared[0]).values():
+        with (folder / "metrics.csv").open() as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        assert reader.fieldnames == ["samples_seen", "experience", "metric", "value"]
+        summary = json.loads((folder / "summary.json").read_text())
+        for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
+            (row,) = (r for r in rows if r["metric"] == name)
+            assert (row["samples_seen"], row["experience"]) == ("20", "")
+            assert float(row["value"]) == summary[name]
+        exposed = {r["samples_seen"]: float(r["value"]) for r in rows
+                   if r["metric"] == "accuracy_exposed"}  # fmt: skip
+        # Batches of 4, 4 and 2 in each experience; the grid of 3 is first reached at these.
+        assert list(exposed) == ["4", "8", "10", "14", "18", "20"]
+        assert exposed["20"] == summary["a_last"]
+        assert summary["a_avg"] == pytest.approx((exposed["10"] + exposed["20"]) / 2)
+        per_experience = [(r["samples_seen"], r["experience"]) for r in rows
+                          if r["metric"] == "accuracy"]  # fmt: skip
+        assert per_experience == [("10", "0"), ("20", "0"), ("20", "1")]
+
+
+def test_leaderboard_csv_has_every_summary_field(compared):
+    with (compared[0] / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["method"] for row in rows) == sorted(METHODS)
+    numbers = [f"{f}_{s}" for f in SUMMARY - {"status"} for s in ("mean", "std")]
+    setup = ["seeds", "head", "mask", "readout", "batch_size", "gradient_steps", "benchmark"]
+    assert {*numbers, *setup} <= set(rows[0])
+    assert {row["seeds"] for row in rows} == {"0,1"}
+    values = [float(row["a_last_mean"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_second_call_does_nothing_new(compared, command, capsys):
+    out, printed = compared
+
+    def times() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")}
+
+    before = times()
+    status, again, err = call(capsys, *command(out))
+    assert status == 0
+    assert times() == before
+    assert again == printed
+    assert "6 done already" in err
+
+
+def test_a_deleted_summary_runs_that_run_again(compared, command, capsys, tmp_path):
+    out = copy(compared, tmp_path)
+    lost = runs(out)["rwf", "seed1"]
+    (lost / "summary.json").unlink()
+    before = {f: (f / "log.txt").read_text() for f in runs(out).values()}
+    metrics = (lost / "metrics.csv").read_bytes()
+    status, _, err = call(capsys, *command(out))
+    assert status == 0
+    assert "5 done already" in err
+    changed = [f for f, text in before.items() if (f / "log.txt").read_text() != text]
+    assert changed == [lost]
+    assert (lost / "metrics.csv").read_bytes() == metrics
+
+
+def test_numbers_do_not_depend_on_the_jobs(compared, command, capsys, tmp_path):
+    status, _, err = call(capsys, *command(tmp_path / "out", "--jobs", "2"))
+    assert status == 0, err
+    here, there = runs(tmp_path / "out"), runs(compared[0])
+    assert set(here) == set(there)
+    for key, folder in here.items():
+        assert (folder / "metrics.csv").read_bytes() == (there[key] / "metrics.csv").read_bytes()
+
+
+def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, monkeypatch):
+    from avalanche_rwf.strategies import registry
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    probe = registry.get_method("linear-probe")
+
+    @registry.register_method("breaks", summary="raises at the second experience")
+    def breaks(*, backbone, num_classes, loop, lr: float = 1e-3):
+        strategy = probe.build(backbone=backbone, num_classes=num_classes, loop=loop)
+        step = strategy.optimizer_step
+
+        def optimizer_step():
+            if strategy.clock.train_exp_counter == 1:
+                raise ArithmeticError("a number\nis wrong")
+            step()
+
+        strategy.optimizer_step = optimizer_step
+        return strategy
+
+    line = command(tmp_path, "--methods", "breaks,ncm", "--seeds", "0")
+    status, out, err = call(capsys, *line)
+    found = runs(tmp_path)
+    log = found["breaks", "seed0"] / "log.txt"
+    assert status == 1
+    assert f"FAILED breaks seed 0: a number is wrong (see {log})" in err
+    assert "Traceback" not in err
+    assert "Traceback" in log.read_text()
+    assert "ArithmeticError" in log.read_text()
+    summary = json.loads((log.parent / "summary.json").read_text())
+    assert summary == {
+        "status": "failed", "error": "a number is wrong", "error_type": "ArithmeticError"
+    }  # fmt: skip
+    assert json.loads((found["ncm", "seed0"] / "summary.json").read_text())["status"] == "done"
+    assert "breaks" in out  # visible, though it has no numbers
+    assert "left out" not in err
+    with (tmp_path / "leaderboard.csv").open() as file:
+        failed = {row["method"]: row["failed"] for row in csv.DictReader(file)}
+    assert failed == {"breaks": "1", "ncm": "0"}
+
+    # Tried again, and its log keeps what happened before.
+    status, _, err = call(capsys, *line)
+    assert status == 1
+    assert "1 done already" in err
+    assert log.read_text().count("Traceback") == 2
+    assert "resumed after experience 0" in log.read_text()
+
+
+def test_corrupt_images_are_skipped_and_counted(command, capsys, spoilt, tmp_path):
+    more = ("--benchmark", f"folder:{spoilt / 'corrupt'}", "--skip-corrupt", "--methods", "ncm")
+    status, _, err = call(capsys, *command(tmp_path, *more, "--seeds", "0"))
+    assert status == 0
+    assert "1 corrupt images were left out" in err
+    content = json.loads((runs(tmp_path)["ncm", "seed0"] / "config.json").read_text())
+    assert content["data"]["skipped"] == 1
+    assert content["data"]["train_size"] == 3
+
+
+def test_common_choices_reach_the_methods_that_have_them(command, capsys, tmp_path):
+    more = ("--head", "cosine", "--set", "rwf*.num_prompts=2", "--seeds", "0")
+    status, _, err = call(capsys, *command(tmp_path, *more))
+    assert status == 0
+    assert "ncm has no choice of head" in err
+    options = {
+        key[0]: json.loads((folder / "config.json").read_text())["config"]["options"]
+        for key, folder in runs(tmp_path).items()
+    }
+    assert options["rwf"]["head"] == options["linear-probe"]["head"] == "cosine"
+    assert options["rwf"]["num_prompts"] == 2
+
+
+def test_the_packaged_backbone_runs_without_a_flag(images, capsys, tmp_path):
+    status, out, err = call(
+        capsys, "compare", "--benchmark", f"folder:{images}", "--methods", "ncm", "--seeds", "0",
+        "--jobs", 1, "--quiet", "--out", tmp_path,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "rwf_vit_mini_patch8_32" in out
+
+
+# ---- the other verbs
+
+
+@pytest.mark.parametrize("name", cli.FORMATS)
+def test_leaderboard_in_every_format(name, compared, capsys):
+    status, out, err = call(capsys, "leaderboard", compared[0], "--format", name)
+    assert (status, err) == (0, "")
+    assert all(method in out for method in METHODS)
+    if name == "text":
+        assert out == compared[1]
+
+
+def test_leaderboard_names_what_it_leaves_out(compared, capsys, tmp_path):
+    out = copy(compared, tmp_path)
+    (runs(out)["ncm", "seed0"] / "summary.json").write_text("{")
+    status, printed, err = call(capsys, "leaderboard", out)
+    assert status == 0
+    assert err.startswith("left out: ")
+    assert err.count("\n") == 1
+    assert "seed0" in err
+    assert "rwf" in printed
+
+
+def test_the_formats_are_those_of_the_leaderboard():
+    from avalanche_rwf.leaderboard.table import FORMATS
+
+    assert cli.FORMATS == FORMATS
+
+
+def test_a_terminal_without_the_signs_gets_question_marks(compared, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["leaderboard", str(compared[0])]) == 0
+    terminal.seek(0)
+    assert " ? " in terminal.read()
+
+
+def test_lists(capsys):
+    status, out, err = call(capsys, "list", "methods", "rwf*")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()][:2] == ["rwf", "rwf-lda"]
+    assert call(capsys, "list", "benchmarks")[1].splitlines() == ["folder:PATH", "split-digits"]
+    names = call(capsys, "list", "backbones", "*patch8_32")[1]
+    assert names == "rwf_vit_mini_patch8_32\n"
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--version"], ["compare", "--help"]])
+def test_help_and_version_go_to_stdout(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(flags)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 0
+    assert captured.out
+    assert captured.err == ""
+
+
+def test_ctrl_c_is_no_traceback(command, capsys, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.execute", stop)
+    status, _, err = call(capsys, *command(tmp_path))
+    assert status == 130
+    assert "Traceback" not in err
