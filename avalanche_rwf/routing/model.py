@@ -111,6 +111,7 @@ class RoutedViT(FrozenViT):
             else:
                 layer.start_at(tokens)
         self.waits.fill_(False)
+        self._answers.clear()  # what was computed with other queries
 
     def layer(self, block: int) -> RoutingLayer:
         """The routing layer of one block."""

@@ -140,3 +140,22 @@ def test_state_without_the_backbone_restores_the_rest(vit, tools, images):
 def test_any_image_and_patch_size(tools):
     vit = tools.vit(img_size=(48, 24), patch_size=6)
     assert routed(vit)(torch.randn(2, 3, 48, 24)).shape == (2, 5)
+
+
+def test_remembered_features_are_those_of_a_fresh_model(tools, images):
+    def fresh():
+        return routed(tools.vit(), insert_prompts=False, readout="routes", head="slda",
+                      queries="principal").eval()
+
+    model = fresh()
+    before = model.features(images)
+    assert torch.equal(model.features(images.clone()), before)
+    other = images.flip(0)
+    torch.testing.assert_close(model.features(other), before.flip(0), rtol=1e-4, atol=1e-5)
+    model.train().features(images)  # sets the queries: what was remembered is out of date
+    after = model.eval().features(images)
+    assert not torch.equal(after, before)
+    twin = fresh()
+    twin.features(images)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin.features(images), after)
