@@ -46,6 +46,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
 def score(config: RunConfig, smoke: bool) -> float:
     """Last accuracy on the held-out images after one pass."""
     import torch
+
     from avalanche_rwf.evaluation.metrics import a_last
     from avalanche_rwf.evaluation.recorder import PredictionRecorder
     from avalanche_rwf.experiments.run import build_benchmark, build_strategy

@@ -333,7 +333,7 @@ def rwf_static(
     lr_queries: float = 1e-3,
     lr_maps: float = 3e-6,
 ) -> RwFStrategy:
-    """P_l = W_o (c + u s_l), the same for every image; c, u: first batch's mean token and spread."""
+    """P_l = W_o (c + u s_l) for every image; c, u: mean token and spread of the first batch."""
     return _build(
         backbone,
         num_classes,
