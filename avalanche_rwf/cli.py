@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--augment", default="none", help="training augmentation: none or flip")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
     add("--eval-every-samples", type=int, metavar="N",
-        help="also evaluate after each N training samples, for a_auc (default: 8 times a stream)")
+        help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)")
     add("--holdout", type=float, default=0.0, metavar="SHARE",
         help="evaluate on this share of the training images instead of the test set (tuning)")
     add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
@@ -292,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     # Two libraries warn of each other's changes at import; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(timm|avalanche)\.")
+    warnings.filterwarnings("ignore", message="no QP solver found")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that has no sign for ± gets a question mark, not a traceback.

@@ -140,7 +140,7 @@ def plan(
     Backbone and benchmark are loaded and every method is built once: what is wrong shows here, in
     one sentence, and not after an hour.
 
-    :param choose_evaluation: set ``eval_every_samples`` to an eighth of the stream.
+    :param choose_evaluation: set ``eval_every_samples`` to a quarter of the stream.
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
@@ -153,7 +153,7 @@ def plan(
     base = replace(base, weights_sha256=info.sha256)
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:
-        base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 8)))
+        base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 4)))
     configs = []
     for method in methods:
         config = replace(base, method=method, options=dict(options[method]))

@@ -1,7 +1,12 @@
 """What the fork server imports once for all workers."""
 
-import avalanche_rwf.experiments.run
-import avalanche_rwf.strategies.registry
+import warnings
+
+# qpsolvers, which Avalanche imports for GEM, looks for solvers that nothing here needs.
+warnings.filterwarnings("ignore", message="no QP solver found")
+
+import avalanche_rwf.experiments.run  # noqa: E402
+import avalanche_rwf.strategies.registry  # noqa: E402
 
 avalanche_rwf.strategies.registry.list_methods()
 

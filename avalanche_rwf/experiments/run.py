@@ -41,6 +41,7 @@ from avalanche_rwf.experiments.store import (
     write_text,
 )
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
+from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.strategies.registry import create_strategy, get_method
 
 __all__ = ["Progress", "build_benchmark", "build_strategy", "load_backbone", "run", "run_strategy"]
@@ -197,6 +198,15 @@ class _StaleCheckpointError(Exception):
     """A checkpoint that can be read but does not belong to this strategy and stream."""
 
 
+def _stream_shape(benchmark: Benchmark) -> list[list[int]]:
+    """Classes and training samples of each experience: a folder may change between two calls."""
+    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
+    return [
+        [*classes, size]
+        for classes, size in zip(benchmark.classes_per_experience, sizes, strict=True)
+    ]
+
+
 def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -261,6 +271,8 @@ def run_strategy(
     state = load_state(checkpoint) if checkpoint is not None else None
     if state is not None and state.get("format") == _FORMAT:
         try:
+            if state["stream"] != _stream_shape(benchmark):
+                raise ValueError("the images have changed")
             _load_strategy_state(strategy, state["strategy"])
             recorder.load_state_dict(state["recorder"])
             if anytime is not None:
@@ -290,6 +302,7 @@ def run_strategy(
                 {
                     "format": _FORMAT,
                     "next": index + 1,
+                    "stream": _stream_shape(benchmark),
                     "train_seconds": train_seconds,
                     "eval_seconds": meter.eval_seconds,
                     "strategy": _strategy_state(strategy),
@@ -362,6 +375,24 @@ def _write_config(
     )
 
 
+_RAN = ("head", "mask", "readout")
+
+
+def _ran(strategy: Any) -> dict[str, str | None]:
+    """Head, mask and read-out that a strategy has, also where the method leaves no choice."""
+    model = strategy.model
+    head = getattr(model, "head", None)
+    names = [name for name, kind in HEADS.items() if type(head) is kind]
+    if isinstance(head, nn.Linear):
+        names = ["linear"]
+    trains = getattr(strategy, "trains", True)
+    return {
+        "head": names[0] if names else None,
+        "mask": getattr(strategy, "mask", None) if trains else "none",
+        "readout": getattr(strategy, "readout", getattr(model, "readout", None)),
+    }
+
+
 def _run(
     config: RunConfig,
     folder: Path,
@@ -377,19 +408,6 @@ def _run(
         )
     benchmark = build_benchmark(config)
     spec = get_method(config.method)
-    _write_config(
-        folder,
-        config,
-        {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
-        data={
-            "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
-            "train_size": benchmark.train_size,
-            "test_size": benchmark.test_size,
-            "skipped": benchmark.skipped,
-        },
-        uses_boundaries=spec.uses_boundaries,
-        **environment(device),
-    )
     recorder = PredictionRecorder()
     meter = _Meter(progress)
     plugins: list[SupervisedPlugin] = [recorder, meter]
@@ -399,6 +417,20 @@ def _run(
         plugins.append(anytime)
     _reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
+    _write_config(
+        folder,
+        config,
+        {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
+        ran={**_ran(strategy), **{k: v for k, v in config.options.items() if k in _RAN}},
+        data={
+            "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
+            "train_size": benchmark.train_size,
+            "test_size": benchmark.test_size,
+            "skipped": benchmark.skipped,
+        },
+        uses_boundaries=spec.uses_boundaries,
+        **environment(device),
+    )
     trainable = _trainable(strategy)
     checkpoint = folder / "checkpoint.pt"
     try:

@@ -180,6 +180,9 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         raise _UnusableError(f"config.json is of configuration {config_hash}, not {folder}")
 
     row: dict[str, Any] = {name: config.get(name) for name in _IDENTITY}
+    # Methods that leave no choice of head, mask or read-out have one all the same.
+    ran = content.get("ran")
+    ran = ran if isinstance(ran, dict) else {}
     row.update(
         run_dir=path.relative_to(out).as_posix(),
         seed=int(config["seed"]),
@@ -193,7 +196,9 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         backbone_args=_text(config.get("backbone_args")),
         weights=_text(config.get("weights")),
         options=_text(options),
-        **{name: _text(options.get(name)) for name in ("head", "mask", "readout")},
+        **{
+            name: _text(options.get(name) or ran.get(name)) for name in ("head", "mask", "readout")
+        },
     )
     row.update(_read_summary(path / "summary.json"))
     return row

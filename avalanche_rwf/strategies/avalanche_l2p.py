@@ -447,6 +447,10 @@ class LearningToPromptAsShipped(LearningToPrompt):
     what ``nc_benchmark`` and Avalanche's classic benchmarks give.
     """
 
+    # For the record of a run: the training loss is over the classes of the present experience.
+    mask = "experience"
+    readout = "prompt"
+
     def __init__(
         self,
         *,
