@@ -337,7 +337,7 @@ def test_a_run_directory_has_the_files_of_the_contract(compared, weights):
         assert (config.method, f"seed{config.seed}") == (method, seed)
         assert (config.batch_size, config.gradient_steps, config.experiences) == (4, 1, 2)
         assert config.weights == str(weights)
-        assert config.eval_every_samples == 3  # an eighth of 20 images, rounded up
+        assert config.eval_every_samples == 5  # a quarter of 20 images
         assert config.config_hash() == content["config_hash"] == folder.parent.name
         assert content["backbone"]["name"] == "vit_tiny_patch16_224"
         assert content["backbone"]["source"] == "file"
@@ -374,8 +374,8 @@ def test_metrics_are_tidy_and_agree_with_the_summary(compared):
             assert float(row["value"]) == summary[name]
         exposed = {r["samples_seen"]: float(r["value"]) for r in rows
                    if r["metric"] == "accuracy_exposed"}  # fmt: skip
-        # Batches of 4, 4 and 2 in each experience; the grid of 3 is first reached at these.
-        assert list(exposed) == ["4", "8", "10", "14", "18", "20"]
+        # Batches of 4, 4 and 2 in each experience; 5, 10, 15 and 20 are first reached at these.
+        assert list(exposed) == ["8", "10", "18", "20"]
         assert exposed["20"] == summary["a_last"]
         assert summary["a_avg"] == pytest.approx((exposed["10"] + exposed["20"]) / 2)
         per_experience = [(r["samples_seen"], r["experience"]) for r in rows

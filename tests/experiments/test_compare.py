@@ -1,0 +1,91 @@
+"""A comparison's list of runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments import compare
+from avalanche_rwf.experiments.compare import method_options, plan, resolve_device, select_methods
+from avalanche_rwf.experiments.run import load_backbone, run
+from avalanche_rwf.models.backbone import backbone_info
+from avalanche_rwf.strategies.registry import get_method, list_methods
+
+
+def test_methods_by_name_pattern_and_default():
+    assert select_methods("ncm, slda,ncm") == ["ncm", "slda"]
+    assert select_methods("rwf*") == list_methods("rwf*")
+    assert select_methods("slda,rwf-l*") == ["slda", "rwf-lda", "rwf-literal"]
+    assert select_methods("all") == list_methods()
+    assert select_methods(None) == [n for n in list_methods() if get_method(n).default]
+    assert {"rwf", "avalanche-l2p", "linear-probe", "fine-tune"} <= set(select_methods(None))
+    with pytest.raises(UsageError, match="nearest names are 'rwf'"):
+        select_methods("ncm,rfw")
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(n) for n in ("auto", "cpu", "cuda", "cuda:1")] == [
+        "cuda", "cpu", "cuda", "cuda:1",
+    ]  # fmt: skip
+    for name in ("cuda:2", "cuda:", "cuda:x", "gpu", ""):
+        with pytest.raises(UsageError, match="--device"):
+            resolve_device(name)
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(UsageError, match="--device cuda was asked for"):
+        resolve_device("cuda")
+
+
+def test_common_options_and_settings():
+    common = {"head": "cosine", "mask": None, "readout": "cls"}
+    settings = [("rwf", "num_prompts", "3"), ("*", "lr", "0.5"), ("rwf", "beta", "none")]
+    options, notes = method_options(["rwf", "linear-probe", "ncm"], common, settings)
+    assert options["rwf"] == {
+        **get_method("rwf").options,
+        "head": "cosine", "readout": "cls", "num_prompts": 3, "lr": 0.5, "beta": None,
+    }  # fmt: skip
+    assert options["linear-probe"]["lr"] == 0.5
+    assert options["ncm"] == {**get_method("ncm").options, "readout": "cls"}
+    assert notes == ["ncm has no choice of head: --head leaves it as it is."]
+
+
+def test_a_pattern_may_name_methods_without_the_option_but_not_only_such():
+    none = {"head": None}
+    assert method_options(["rwf", "ncm"], none, [("*", "num_prompts", "3")])[0]["rwf"]
+    with pytest.raises(UsageError, match="no such option"):
+        method_options(["ncm", "slda"], none, [("*", "num_prompts", "3")])
+
+
+def test_the_plan_lists_seed_by_seed_and_leaves_out_what_is_done(configure, tmp_path):
+    base = replace(configure("ncm"), method="", options={}, eval_every_samples=0)
+    options = {name: dict(get_method(name).options) for name in ("slda", "ncm")}
+
+    def make(**more):
+        return plan(base, ["slda", "ncm"], [4, 2], options, tmp_path, ["a note"], **more)
+
+    first = make()
+    assert [(c.method, c.seed) for c in first.configs] == [
+        ("slda", 4), ("ncm", 4), ("slda", 2), ("ncm", 2),
+    ]  # fmt: skip
+    assert first.todo == first.configs
+    assert first.samples == 24
+    assert first.notes == ("a note",)
+    sha256 = backbone_info(load_backbone(base)).sha256
+    assert {c.weights_sha256 for c in first.configs} == {sha256}
+    assert {c.eval_every_samples for c in first.configs} == {0}
+    assert {c.eval_every_samples for c in make(choose_evaluation=True).configs} == {6}
+
+    run(first.configs[1], tmp_path)
+    assert make().todo == (first.configs[0], *first.configs[2:])
+
+
+def test_the_plan_builds_every_method_before_any_run(configure, tmp_path):
+    base = replace(configure("ncm"), method="", options={})
+    options = {"ncm": {}, "rwf": {**get_method("rwf").options, "routed_blocks": "first 9"}}
+    with pytest.raises(UsageError, match=r"^rwf: .*first 9"):
+        plan(base, ["ncm", "rwf"], [0], options, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,120 @@
+"""RunConfig: what its hash depends on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments import config as module
+from avalanche_rwf.experiments.config import RunConfig, run_directory, slug
+
+CONFIG = RunConfig(
+    benchmark="split-digits",
+    method="rwf",
+    options={"head": "white", "lr": 0.005, "beta": None},
+    backbone="a",
+    backbone_args={"depth": 5, "class_token": True},
+    weights="here.pth",
+    weights_sha256="12",
+)
+OTHER = {
+    "benchmark": "folder:x",
+    "method": "ncm",
+    "options": {"head": "white", "lr": 0.006, "beta": None},
+    "stream": "si-blurry",
+    "experiences": 3,
+    "backbone": "b",
+    "backbone_args": {"depth": 6, "class_token": True},
+    "weights_sha256": "13",
+    "image_size": 64,
+    "batch_size": 8,
+    "gradient_steps": 2,
+    "precision": "bf16",
+    "augment": "flip",
+    "eval_every_samples": 10,
+    "holdout": 0.2,
+    "skip_corrupt": True,
+}
+
+
+def test_the_hash_is_that_of_an_earlier_version(monkeypatch):
+    """If this fails, finished runs of users are done again: a new package version is due."""
+    monkeypatch.setattr(module, "__version__", "1")
+    assert CONFIG.config_hash() == "4cecee37a6"
+
+
+def test_the_hash_does_not_depend_on_the_order_of_options():
+    backwards = replace(
+        CONFIG,
+        options=dict(reversed(CONFIG.options.items())),
+        backbone_args=dict(reversed(CONFIG.backbone_args.items())),
+    )
+    assert backwards.config_hash() == CONFIG.config_hash()
+
+
+def test_seed_and_place_of_the_weights_are_not_in_the_hash():
+    assert CONFIG.with_seed(7).seed == 7
+    assert CONFIG.with_seed(7).config_hash() == CONFIG.config_hash()
+    assert replace(CONFIG, weights="there.pth").config_hash() == CONFIG.config_hash()
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(RunConfig)])
+def test_every_other_field_is(name):
+    if name in ("seed", "weights"):
+        return
+    assert replace(CONFIG, **{name: OTHER[name]}).config_hash() != CONFIG.config_hash()
+
+
+def test_the_version_is_in_the_hash(monkeypatch):
+    before = CONFIG.config_hash()
+    monkeypatch.setattr(module, "__version__", "999")
+    assert CONFIG.config_hash() != before
+
+
+def test_it_survives_json():
+    read = RunConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict())))
+    assert read == CONFIG
+    assert read.config_hash() == CONFIG.config_hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(n, v) for n in ("experiences", "image_size", "batch_size", "gradient_steps")
+          for v in (0, -1)],
+        ("eval_every_samples", -1),
+        ("holdout", -0.1),
+        ("holdout", 1.0),
+        ("holdout", float("nan")),
+    ],
+)  # fmt: skip
+def test_sizes_are_checked(name, value):
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}.*{value}"):
+        replace(CONFIG, **{name: value}).validate()
+
+
+def test_a_good_configuration_validates_to_itself():
+    assert CONFIG.validate() is CONFIG
+
+
+@pytest.mark.parametrize(
+    ("name", "is_"),
+    [
+        ("split-digits", "split-digits"),
+        ("folder:../data/my set", "folder-my-set"),
+        ("folder:/data/b\u00e4ume/", "folder-b-ume"),
+        ("folder:x/..%2f", "folder-..-2f"),
+    ],
+)
+def test_slugs_are_names_of_folders(name, is_):
+    assert slug(name) == is_
+
+
+def test_the_run_directory_is_that_of_the_contract():
+    hash_ = CONFIG.config_hash()
+    expected = Path("out/runs/split-digits/rwf") / hash_ / "seed3"
+    assert run_directory(Path("out"), CONFIG.with_seed(3)) == expected

@@ -1,0 +1,290 @@
+"""One run: resuming changes no bit, every method sees the same stream, failures leave a trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_rwf.experiments import run as module
+from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
+from avalanche_rwf.experiments.store import load_state
+from avalanche_rwf.strategies.registry import list_methods
+
+TIMES = ("train_seconds", "eval_seconds", "train_samples_per_second", "peak_memory_bytes")
+
+
+@pytest.fixture
+def final(monkeypatch) -> list[dict]:
+    """The strategies that runs build, in order."""
+    built: list = []
+
+    def keep(*args, **kwargs):
+        built.append(build_strategy(*args, **kwargs))
+        return built[-1]
+
+    monkeypatch.setattr(module, "build_strategy", keep)
+    return built
+
+
+def metrics(out: Path, config: RunConfig) -> bytes:
+    return (run_directory(out, config) / "metrics.csv").read_bytes()
+
+
+def without_times(summary: dict) -> dict:
+    return {k: v for k, v in summary.items() if k not in TIMES}
+
+
+def assert_equal(a, b, where: str = "state") -> None:
+    """Nested dictionaries and lists of tensors, equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+class Killed(BaseException):
+    """What a power cut would be: nothing in the package catches it."""
+
+
+def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
+    saved = []
+
+    def save(path, state):
+        module_save(path, state)
+        saved.append(path)
+        if len(saved) == checkpoints:
+            raise Killed
+
+    module_save = module.save_state
+    patch.setattr(module, "save_state", save)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    method, configure, final, tmp_path, monkeypatch
+):
+    config = configure(method)
+    whole = run(config, tmp_path / "whole")
+    assert whole["status"] == "done", whole
+
+    with monkeypatch.context() as patch:
+        cut_after(patch, 1)
+        with pytest.raises(Killed):
+            run(config, tmp_path / "cut")
+    folder = run_directory(tmp_path / "cut", config)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "log.txt", "checkpoint.pt"}
+    # Whatever the process drew in between is of no consequence.
+    torch.rand(3)
+
+    assert without_times(run(config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut", config) == metrics(tmp_path / "whole", config)
+    assert "resumed after experience 0" in (folder / "log.txt").read_text()
+    assert not (folder / "checkpoint.pt").exists()
+    uninterrupted, _, resumed = final
+    assert_equal(module._strategy_state(uninterrupted), module._strategy_state(resumed))
+
+
+def test_a_run_cut_after_its_last_experience_only_writes_its_summary(
+    configure, final, tmp_path, monkeypatch
+):
+    config = configure()
+    with monkeypatch.context() as patch:
+        cut_after(patch, 3)
+        with pytest.raises(Killed):
+            run(config, tmp_path)
+    seen: list[int] = []
+    summary = run(config, tmp_path, progress=seen.append)
+    assert summary["status"] == "done"
+    assert seen == [24]  # all at once, for the progress bar
+    assert without_times(summary) == without_times(run(config, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no state", "other stream", "other method"])
+def test_a_useless_checkpoint_is_a_fresh_start(damage, configure, tmp_path, monkeypatch):
+    config = configure("rwf")
+    whole = run(config, tmp_path / "whole")
+    other = {"other stream": configure("rwf", experiences=2), "other method": configure("ncm")}
+    with monkeypatch.context() as patch:
+        cut_after(patch, 1)
+        with pytest.raises(Killed):
+            run(other.get(damage, config), tmp_path / "cut")
+    checkpoint = run_directory(tmp_path / "cut", config) / "checkpoint.pt"
+    if damage in other:
+        checkpoint.parent.mkdir(parents=True)
+        (run_directory(tmp_path / "cut", other[damage]) / "checkpoint.pt").rename(checkpoint)
+    elif damage == "no state":
+        torch.save({"format": 1}, checkpoint)
+    else:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    assert without_times(run(config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut", config) == metrics(tmp_path / "whole", config)
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_runs_no_code_and_has_no_frozen_weights(configure, tmp_path, monkeypatch):
+    config = configure("rwf")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        with pytest.raises(Killed):
+            run(config, tmp_path)
+    state = load_state(run_directory(tmp_path, config) / "checkpoint.pt")  # weights_only
+    assert state is not None
+    assert state["next"] == 2
+    assert not [name for name in state["strategy"]["model"] if name.startswith("backbone.")]
+
+
+def seen_by(config: RunConfig, monkeypatch, tmp_path) -> list[tuple[list[int], torch.Tensor]]:
+    """Labels and images of every training mini-batch of a run."""
+    batches: list[tuple[list[int], torch.Tensor]] = []
+    with monkeypatch.context() as patch:
+        after = module._Meter.after_training_iteration
+
+        def note(self, strategy, **kwargs):
+            batches.append((strategy.mb_y.tolist(), strategy.mb_x.clone()))
+            after(self, strategy, **kwargs)
+
+        patch.setattr(module._Meter, "after_training_iteration", note)
+        assert run(config, tmp_path)["status"] == "done"
+    return batches
+
+
+def test_every_method_sees_the_same_stream_in_the_same_order(configure, monkeypatch, tmp_path):
+    first, *others = [
+        seen_by(configure(method, seed=1), monkeypatch, tmp_path)
+        for method in ("ncm", "rwf", "fine-tune", "avalanche-l2p", "avalanche-l2p-as-shipped")
+    ]
+    assert [len(labels) for labels, _ in first] == [3, 3, 2] * 3
+    assert sorted(label for labels, _ in first for label in labels) == sorted([*range(6)] * 4)
+    for other in others:
+        assert [labels for labels, _ in other] == [labels for labels, _ in first]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first, other, strict=True))
+    another = seen_by(configure("ncm", seed=2), monkeypatch, tmp_path)
+    assert [x.sum() for _, x in another] != [x.sum() for _, x in first]
+
+
+def test_the_seed_decides_and_nothing_before_it(configure, tmp_path):
+    config = configure("rwf")
+    torch.manual_seed(5)
+    run(config, tmp_path / "a")
+    torch.rand(7)
+    run(config, tmp_path / "b")
+    assert metrics(tmp_path / "a", config) == metrics(tmp_path / "b", config)
+
+
+def test_random_weights_are_the_same_in_every_process(configure):
+    state = torch.get_rng_state()
+    module._backbone.cache_clear()
+    torch.manual_seed(11)
+    first = load_backbone(configure()).state_dict()
+    module._backbone.cache_clear()
+    torch.manual_seed(12)
+    drawn = torch.get_rng_state()
+    assert_equal(dict(load_backbone(configure()).state_dict()), dict(first))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    torch.set_rng_state(state)
+
+
+def test_training_does_not_touch_the_shared_backbone(configure, tmp_path):
+    before = {k: v.clone() for k, v in load_backbone(configure()).state_dict().items()}
+    assert run(configure("fine-tune"), tmp_path)["status"] == "done"
+    assert_equal(dict(load_backbone(configure()).state_dict()), before)
+
+
+@pytest.mark.parametrize("every", [1, 4, 5, 8, 24, 100, 0])
+def test_a_auc_is_evaluated_on_its_grid(every, configure, tmp_path):
+    config = configure("ncm", eval_every_samples=every)
+    summary = run(config, tmp_path)
+    rows = [line.split(",") for line in metrics(tmp_path, config).decode().splitlines()[1:]]
+    curve = {int(r[0]): float(r[3]) for r in rows if r[2] == "accuracy_exposed"}
+    batches = [3, 6, 8, 11, 14, 16, 19, 22, 24]  # 8 images in each experience, 3 at a time
+    ends = [8, 16, 24]
+    grid = {
+        next((seen for seen in batches if seen >= multiple), 24)
+        for multiple in (range(every, 25, every) if every else ())
+    }
+    assert sorted(curve) == sorted({*grid, *ends})
+    averaged = {*grid, 24} if every else set(ends)
+    assert summary["a_auc"] == pytest.approx(sum(curve[s] for s in averaged) / len(averaged))
+    assert summary["a_avg"] == pytest.approx(sum(curve[s] for s in ends) / 3)
+    assert summary["a_last"] == curve[24]
+
+
+def test_mid_stream_evaluation_does_not_change_the_training(configure, tmp_path):
+    often = run(configure("rwf", eval_every_samples=1), tmp_path)
+    never = run(configure("rwf", eval_every_samples=0), tmp_path)
+    for name in ("a_last", "a_avg", "forgetting_class", "gradient_steps"):
+        assert often[name] == never[name]
+
+
+def test_progress_counts_every_training_sample_once(configure, tmp_path):
+    seen: list[int] = []
+    run(configure(gradient_steps=2), tmp_path, progress=seen.append)
+    assert seen == [3, 3, 2] * 3
+
+
+def test_gradient_steps_are_counted(configure, tmp_path):
+    assert run(configure(gradient_steps=2), tmp_path)["gradient_steps"] == 18
+    assert run(configure("ncm"), tmp_path)["gradient_steps"] == 0
+
+
+def test_a_finished_run_is_not_touched(configure, tmp_path, monkeypatch):
+    config = configure("ncm")
+    first = run(config, tmp_path)
+    monkeypatch.setattr(module, "_run", None)
+    assert run(config, tmp_path) == first
+
+
+def test_a_failed_run_leaves_its_configuration_its_error_and_its_log(
+    configure, tmp_path, monkeypatch
+):
+    config = replace(configure("ncm"), weights_sha256="0123456789ab")
+    summary = run(config, tmp_path)
+    assert summary["status"] == "failed"
+    assert "have changed" in summary["error"]
+    folder = run_directory(tmp_path, config)
+    content = json.loads((folder / "config.json").read_text())
+    assert content["config"] == config.to_dict()
+    assert content["config_hash"] == config.config_hash()
+    assert content["backbone"] == {"name": "vit_tiny_patch16_224", "sha256": "0123456789ab"}
+    assert "Traceback" in (folder / "log.txt").read_text()
+
+    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
+
+    runs, broken = read_runs(tmp_path)
+    assert broken == []
+    assert aggregate(runs)["failed"].tolist() == [1]
+
+
+def test_warnings_go_to_the_log(configure, tmp_path, monkeypatch):
+    import warnings
+
+    def warned(*args, **kwargs):
+        warnings.warn("mind the gap", UserWarning, stacklevel=1)
+        return build_strategy(*args, **kwargs)
+
+    monkeypatch.setattr(module, "build_strategy", warned)
+    config = configure("ncm")
+    run(config, tmp_path)
+    log = (run_directory(tmp_path, config) / "log.txt").read_text()
+    assert "warning: UserWarning: mind the gap" in log
+
+
+def test_the_holdout_takes_the_place_of_the_test_images(configure):
+    plain, held = build_benchmark(configure()), build_benchmark(configure(holdout=0.25))
+    assert (plain.train_size, plain.test_size) == (24, 12)
+    assert (held.train_size, held.test_size) == (18, 6)
