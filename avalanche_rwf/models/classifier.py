@@ -14,7 +14,7 @@ choices are open to every method.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -166,14 +166,19 @@ class FrozenViT(nn.Module):
         Without trained prompts a test batch has the same features after each experience: in
         evaluation on the CPU they are computed once and found again by the images' own bytes.
         """
-        fixed = self.frozen and not self.prompted_blocks() and not self.training
-        if not fixed or images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return self._features(images)
+        if self.frozen and not self.prompted_blocks():
+            return self.remembered(images, self._features)
+        return self._features(images)
+
+    def remembered(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """``compute(images)``, which must be a function of the images and frozen weights alone."""
+        if self.training or images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return compute(images)
         key = hashlib.blake2b(images.numpy().tobytes(), digest_size=16).digest()
         if key not in self._answers:
             if len(self._answers) >= 1024:
                 self._answers.clear()
-            self._answers[key] = self._features(images)
+            self._answers[key] = compute(images)
         return self._answers[key]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -271,7 +271,7 @@ class PromptPoolViT(FrozenViT):
         ``similarity``.
         """
         with torch.no_grad():
-            query = self.original_vit(images)["pre_logits"]
+            query = self.remembered(images, lambda x: self.original_vit(x)["pre_logits"])
         result = self.vit(images, cls_features=query)
         self.similarity = result["reduce_sim"]
         if self.readout == "prompt":
