@@ -65,7 +65,8 @@ def _value(text: str) -> Any:
     return value if plain else text
 
 
-def _backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
+def backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """``--backbone-arg`` key=value pairs as timm's keyword arguments."""
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
-    backbone_args = _backbone_args(args.backbone_arg)
+    given = backbone_args(args.backbone_arg)
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs takes a whole number of at least 1, not {args.jobs}.")
     if args.precision not in ("auto", "fp32", "bf16"):
@@ -198,7 +199,7 @@ def _compare(args: argparse.Namespace) -> int:
         method="",
         experiences=args.experiences,
         backbone=args.backbone or PACKAGED,
-        backbone_args=backbone_args,
+        backbone_args=given,
         weights=args.weights,
         image_size=args.image_size,
         batch_size=args.batch_size,

@@ -4,7 +4,7 @@
     python examples/tune.py --benchmark folder:PATH --experiences 8 --backbone NAME ...
 
 Each method gets four settings (what its publication leaves open: rates, and the mask or the
-shrinkage). A quarter of the *training* images stands in for the test set; no test image is read.
+shrinkage). A quarter of the *training* images stands in for the test set; no test image is used.
 The stream's last accuracy decides. The package's defaults are the settings with the best mean over
 the streams that README's tables use.
 """
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avalanche_rwf.cli import _backbone_args as backbone_args
+from avalanche_rwf.cli import backbone_args
 from avalanche_rwf.experiments.config import RunConfig
 
 RATES = [

@@ -209,6 +209,7 @@ def _stream_shape(benchmark: Benchmark) -> list[list[int]]:
 
 def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
         return
     # Linux: the process's high-water mark starts again at its present size.
@@ -375,9 +376,6 @@ def _write_config(
     )
 
 
-_RAN = ("head", "mask", "readout")
-
-
 def _ran(strategy: Any) -> dict[str, str | None]:
     """Head, mask and read-out that a strategy has, also where the method leaves no choice."""
     model = strategy.model
@@ -390,6 +388,8 @@ def _ran(strategy: Any) -> dict[str, str | None]:
         "head": names[0] if names else None,
         "mask": getattr(strategy, "mask", None) if trains else "none",
         "readout": getattr(strategy, "readout", getattr(model, "readout", None)),
+        # With a closed-form head prompts learn through a head of their own.
+        "training_head": "white" if getattr(model, "training_head", None) is not None else None,
     }
 
 
@@ -421,7 +421,7 @@ def _run(
         folder,
         config,
         {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
-        ran={**_ran(strategy), **{k: v for k, v in config.options.items() if k in _RAN}},
+        ran=_ran(strategy),
         data={
             "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
             "train_size": benchmark.train_size,

@@ -197,7 +197,7 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         weights=_text(config.get("weights")),
         options=_text(options),
         **{
-            name: _text(options.get(name) or ran.get(name)) for name in ("head", "mask", "readout")
+            name: _text(ran.get(name) or options.get(name)) for name in ("head", "mask", "readout")
         },
     )
     row.update(_read_summary(path / "summary.json"))

@@ -27,6 +27,9 @@ from avalanche_rwf.models.heads import Head, create_head
 
 __all__ = ["READOUTS", "FrozenViT", "parse_blocks"]
 
+# What remembered test features may take in memory.
+_ANSWERS_BYTES = 256 * 2**20
+
 READOUTS = ("cls", "cls+mean", "layers", "routes")
 
 
@@ -172,13 +175,18 @@ class FrozenViT(nn.Module):
 
     def remembered(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """``compute(images)``, which must be a function of the images and frozen weights alone."""
-        if self.training or images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self.training or torch.is_grad_enabled() or not usual:
             return compute(images)
-        key = hashlib.blake2b(images.numpy().tobytes(), digest_size=16).digest()
+        # A tensor counts its changes in place: weights that were changed answer anew.
+        changes = sum(p._version for p in self.parameters())
+        key = hashlib.blake2b(images.numpy().tobytes(), digest_size=16).digest() + b"%d" % changes
         if key not in self._answers:
-            if len(self._answers) >= 1024:
+            answer = compute(images)
+            size = answer.numel() * answer.element_size() * (len(self._answers) + 1)
+            if size > _ANSWERS_BYTES:
                 self._answers.clear()
-            self._answers[key] = compute(images)
+            self._answers[key] = answer
         return self._answers[key]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

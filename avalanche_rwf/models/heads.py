@@ -313,6 +313,10 @@ class StreamingMoments(nn.Module):
         self._gather()
         super()._save_to_state_dict(*args, **kwargs)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> StreamingMoments:
+        self._gather()  # what waits in a list would not move with the buffers
+        return super()._apply(fn, recurse)
+
     def _gather(self) -> None:
         """Put the batches since the last look into one tensor; values do not change."""
         if self._parts:
@@ -327,8 +331,8 @@ class StreamingMoments(nn.Module):
         """Add features [B, F] of classes targets [B]."""
         f = features.detach().clone()
         self.samples += len(f)
-        self.counts.index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
-        self.sums.index_add_(0, targets, f.double())
+        self.counts.index_add_(0, targets, torch.ones_like(targets, dtype=self.counts.dtype))
+        self.sums.index_add_(0, targets, f.to(self.sums.dtype))
         self._parts.append((f, targets.clone()))
         if self.samples % self.in_features < len(f):
             self._gather()
@@ -400,6 +404,11 @@ class ClosedFormHead(Head):
         self.moments = StreamingMoments(in_features, num_classes)
         self._solved: tuple[Tensor, Tensor] | None = None
         self._late: tuple[int, Tensor, Tensor] | None = None
+        self._classes: set[int] = set()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ClosedFormHead:
+        self._solved = self._late = None  # tensors that a move would leave behind
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -409,6 +418,10 @@ class ClosedFormHead(Head):
         """Add the batch to the sums."""
         self.moments.add(self._map(features.detach()), targets)
         self._solved = None
+        new = set(targets.tolist()) - self._classes
+        if new:
+            self._classes |= new
+            self._late = None
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Weights [C, F] and bias [C] in float64."""
@@ -427,19 +440,17 @@ class ClosedFormHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F] -> logits [B, C], computed in float64 and returned in float32."""
-        weight, bias = self._weights(features)
-        return F.linear(self._map(features).double(), weight, bias).float()
+        return self._scores(features, *self._weights(features))
 
+    @torch.no_grad()
     def in_training(self, features: Tensor) -> Tensor:
-        """Logits from a solution that is renewed each time the number of samples has doubled."""
+        """Logits from a solution that is renewed for a new class and when the samples double."""
         if self._late is None or self.moments.samples >= 2 * self._late[0]:
             self._late = self.moments.samples, *self._weights(features)
-        _, weight, bias = self._late
-        if len(weight) < self.num_classes:
-            self._late = None
-            return self.in_training(features)
-        with torch.no_grad():
-            return F.linear(self._map(features).double(), weight, bias).float()
+        return self._scores(features, *self._late[1:])
+
+    def _scores(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(self._map(features).double(), weight, bias).float()
 
     def _map(self, features: Tensor) -> Tensor:
         """What is done to features before sums and scores; nothing here."""
@@ -453,7 +464,7 @@ class ClosedFormHead(Head):
         """Make room for `num_classes` classes."""
         if num_classes > self.num_classes:
             self.moments.grow(num_classes)
-            self._solved = None
+            self._solved = self._late = None
         super().grow(num_classes)
 
     def __getstate__(self) -> dict[str, object]:
@@ -468,9 +479,8 @@ class NCMHead(ClosedFormHead):
         means = F.normalize(self.moments.means(), dim=1)
         return means, torch.zeros_like(self.moments.counts)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features [B, F] -> cosines [B, C]; -inf for a class without samples."""
-        return super().forward(F.normalize(features.double(), dim=-1))
+    def _scores(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return super()._scores(F.normalize(features.double(), dim=-1), weight, bias)
 
 
 class SLDAHead(ClosedFormHead):

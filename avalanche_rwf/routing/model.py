@@ -90,6 +90,9 @@ class RoutedViT(FrozenViT):
         # Whether the layers still wait for the first training batch to start from.
         control = any(self.layer(i).source != "tokens" for i in self._routed)
         self.register_buffer("waits", torch.tensor(queries == "principal" or control))
+        self._waits = bool(self.waits)  # on the host: a step must not wait for the device
+        if queries == "principal" and num_prompts > 2 * dim:
+            raise ValueError(f"num_prompts must be at most 2 D = {2 * dim}, not {num_prompts}.")
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
         elif self.prompt_groups():
@@ -97,9 +100,13 @@ class RoutedViT(FrozenViT):
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, F]; the first training batch may set the queries."""
-        if self.training and self.waits:
+        if self.training and self._waits:
             self._set_queries(images)
         return super().features(images)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._waits = bool(self.waits)
 
     @torch.no_grad()
     def _set_queries(self, images: Tensor) -> None:
@@ -111,6 +118,7 @@ class RoutedViT(FrozenViT):
             else:
                 layer.start_at(tokens)
         self.waits.fill_(False)
+        self._waits = False
         self._answers.clear()  # what was computed with other queries
 
     def layer(self, block: int) -> RoutingLayer:

@@ -32,11 +32,11 @@ from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 __all__ = ["DEFAULT_RATES", "FrozenBackboneStrategy", "NonFiniteLossError", "build_optimizer"]
 
 DEFAULT_RATES: Mapping[str, float] = {
-    "queries": 5e-3,
-    "q": 1e-5,
-    "k": 1e-5,
-    "v": 1e-5,
-    "o": 1e-5,
+    "queries": 1e-3,
+    "q": 3e-6,
+    "k": 3e-6,
+    "v": 3e-6,
+    "o": 3e-6,
     "beta": 1e-3,
     "scale": 1e-3,
     "prompt": 5e-3,
@@ -47,7 +47,11 @@ DEFAULT_RATES: Mapping[str, float] = {
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or a gradient became infinite or NaN; the weights are those before the step."""
+    """Features, loss or a gradient became infinite or NaN.
+
+    The weights are those before the step. If it was the features, the batch has changed nothing; if
+    it was the loss, the batch's labels and statistics have been taken in.
+    """
 
 
 def build_optimizer(
@@ -196,6 +200,11 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         features = features.float()
         if self.is_training:
             if not self._observed:
+                if not bool(torch.isfinite(features).all()):
+                    raise NonFiniteLossError(
+                        f"The features are not finite at training step "
+                        f"{self.clock.train_iterations}; nothing was changed by this batch."
+                    )
                 self._make_room(self.mb_y)
                 self.model.observe(features.detach(), self.mb_y)
                 self._observed = True
@@ -213,7 +222,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         """
         assert self._raw is not None
         if not self.is_training:
-            return self._criterion(self._raw, self.mb_y)
+            # A closed form gives -inf to a class it has no sample of.
+            return self._criterion(self._raw.clamp_min(-1e4), self.mb_y)
         if not self.trains:
             return self._make_empty_loss()
         assert self._features is not None
@@ -285,7 +295,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
     def _make_room(self, targets: Tensor) -> None:
         """Refuse a label outside the classes, or grow the head where the strategy may."""
-        lowest, highest = int(targets.min()), int(targets.max())
+        lowest, highest = torch.stack([targets.min(), targets.max()]).tolist()
         if lowest >= 0 and highest < self.model.num_classes:
             return
         if lowest < 0 or not self.grows:
@@ -350,7 +360,14 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
         :raises ValueError: if the tensors do not fit this model.
         """
-        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        classes = len(state["model"].get("seen", ()))
+        if self.grows and classes > self.model.num_classes:
+            self._make_room(torch.tensor([0, classes - 1]))
+        try:
+            missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:200]
+            raise ValueError(f"The saved state does not fit this model: {first}") from None
         missing = [n for n in missing if not (self.model.frozen and n.startswith("backbone."))]
         if missing or unexpected:
             raise ValueError(

@@ -100,14 +100,15 @@ def slda(
 @register_method(
     "layers-lda",
     summary="control of rwf-lda: the same head on mean-pooled tokens of the same blocks",
+    default=True,
 )
 def layers_lda(
     *,
     backbone: nn.Module,
     num_classes: int,
     loop: dict[str, Any],
-    blocks: str = "last 3",
-    shrinkage: float = 0.1,
+    blocks: str = "last 5",
+    shrinkage: float = 0.2,
 ) -> FrozenBackboneStrategy:
     """Exact LDA on class token and mean patch of several blocks, nothing retrieved."""
     model = FrozenViT(

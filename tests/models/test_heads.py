@@ -136,6 +136,22 @@ def test_every_head_learns_saves_copies_and_grows(name):
     assert (head(x).argmax(1) == y).float().mean() > 0.45
 
 
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_can_be_moved_between_batches(name):
+    x, y = data()
+    a, b = create_head(name, W, C), create_head(name, W, C)
+    for head in (a, b):
+        feed(head, x[:40], y[:40], 8)
+        head.in_training(x[:3])
+    a.to("meta").to_empty(device="cpu")  # every tensor is replaced
+    a.load_state_dict(b.state_dict())
+    b.to(torch.device("cpu"))
+    for head in (a, b):
+        feed(head, x[40:], y[40:], 8)
+    assert torch.equal(a(x), b(x))
+    assert torch.equal(a.in_training(x), b.in_training(x))
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "white"])
 def test_held_fixed_gives_the_same_logits_and_spares_the_head(name):
     x, y = data()

@@ -290,3 +290,61 @@ def test_learned_prompts_with_a_closed_form_head_learn_through_a_head_of_their_o
     layers = model.layers.named_parameters(prefix="layers")
     assert any(not torch.equal(p, start[n]) for n, p in layers)
     assert isinstance(s, FrozenBackboneStrategy) and not isinstance(s, RwFStrategy)
+
+
+@pytest.mark.parametrize("head", ["white", "slda", "linear"])
+def test_features_that_are_not_finite_change_nothing(tools, scenario, head):
+    s = strategy(tools, FrozenViT(tools.vit(), 6, head=head))
+    s.train(scenario.train_stream[0], eval_streams=[])
+    before = weights(s)
+    from torch.utils.data import TensorDataset
+
+    x, y = torch.full((8, 3, 32, 32), float("nan")), torch.zeros(8, dtype=torch.long)
+    bad = TensorDataset(x, y)
+    bad.targets = y.tolist()
+    from avalanche.benchmarks import nc_benchmark
+
+    stream = nc_benchmark(bad, bad, 1, task_labels=False)
+    with pytest.raises(NonFiniteLossError, match="features are not finite at training step 3"):
+        s.train(stream.train_stream[0], eval_streams=[])
+    after = weights(s)
+    assert all(torch.equal(p, after[name]) for name, p in before.items())
+
+
+def test_a_grown_strategy_goes_on_from_its_saved_state(tools, scenario):
+    def grown():
+        return strategy(tools, routed(tools, classes=1), grows=True)
+
+    first = grown()
+    train(first, scenario)
+    second = grown()
+    second.load_trained_state(first.trained_state())
+    assert second.model.num_classes == 6
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(first.predict(x), second.predict(x))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        strategy(tools, routed(tools, classes=2)).load_trained_state(first.trained_state())
+
+
+@pytest.mark.parametrize("head", ["ncm", "slda", "ridge"])
+def test_closed_forms_have_a_finite_evaluation_loss_and_a_training_accuracy(
+    tools, scenario, head
+):
+    from avalanche.training.plugins import SupervisedPlugin
+
+    right, losses = [], []
+
+    class Spy(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            right.append(float((strategy.mb_output.argmax(1) == strategy.mb_y).float().mean()))
+
+        def after_eval_iteration(self, strategy, **kwargs):
+            losses.append(float(strategy.loss))
+
+    s = strategy(tools, FrozenViT(tools.vit(), 6, head=head), plugins=[Spy()])
+    train(s, scenario)
+    s.model.seen[5] = False
+    s.eval(scenario.test_stream)
+    assert all(math.isfinite(loss) for loss in losses)
+    # The last experience's classes are new there, and not wrong by default.
+    assert sum(right[-3:]) / 3 > 0.3
