@@ -90,6 +90,7 @@ class RoutedViT(FrozenViT):
         # Whether the layers still wait for the first training batch to start from.
         control = any(self.layer(i).source != "tokens" for i in self._routed)
         self.register_buffer("waits", torch.tensor(queries == "principal" or control))
+        self.queries_from_data = queries == "principal"
         self._waits = bool(self.waits)  # on the host: a step must not wait for the device
         if queries == "principal" and num_prompts > 2 * dim:
             raise ValueError(f"num_prompts must be at most 2 D = {2 * dim}, not {num_prompts}.")

@@ -92,7 +92,8 @@ def test_frozen_weights_are_unchanged_and_trained_ones_move(method, tools):
     for key, p in s.model.named_parameters():
         if p.requires_grad:
             assert not torch.equal(p, before[key]), f"{key} did not move"
-        else:
+        elif not (getattr(s.model, "queries_from_data", False) and key.endswith(".queries")):
+            # (Queries that the first batch sets in closed form are not trained, yet not the start.)
             assert torch.equal(p, before[key]), f"{key} is frozen and moved"
 
 
