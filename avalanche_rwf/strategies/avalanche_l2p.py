@@ -11,7 +11,7 @@ other method of a comparison uses, so it has any backbone's size, architecture a
   docstring lists each defect.
 
 Either makes two full forward passes per image, one without prompts for the query and one with
-them; nothing is cached.
+them. In an evaluation on the CPU, :class:`OnlineL2P` looks a repeated test batch's query up.
 
 Source of the method: Wang et al., "Learning to prompt for continual learning", CVPR 2022
 (arXiv 2112.08654).
@@ -326,7 +326,7 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
     8. The logged loss includes the key term in evaluation too: here it is the cross-entropy.
     9. ``self.res`` keeps the last graph, so that ``copy.deepcopy`` of the strategy fails.
     10. The model returns a dictionary, on which plugins that call it fail.
-    11. No gradient clipping: here to norm 1, as in the published code (`clip_norm`).
+    11. No gradient clipping: here to norm 1 (`clip_norm`), prompts and head apart.
     """
 
     def __init__(
