@@ -317,7 +317,6 @@ def rwf_mean(
 @register_method(
     "rwf-static",
     summary="control of rwf, same parameters: learned prompts that ignore the image",
-    default=True,
 )
 def rwf_static(
     *,
