@@ -17,6 +17,7 @@ Written from the equations.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """What every head has.
 
     :param in_features: width F of the features.
@@ -56,9 +57,9 @@ class Head(nn.Module):
         self.in_features = in_features
         self.num_classes = num_classes
 
+    @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F] -> logits [B, C]."""
-        raise NotImplementedError
 
     def in_training(self, features: Tensor) -> Tensor:
         """Logits [B, C] for what is logged during training; closed forms may answer late."""
@@ -67,9 +68,9 @@ class Head(nn.Module):
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Take in a batch: features [B, F], targets [B]. Linear and cosine heads ignore it."""
 
+    @abstractmethod
     def held_fixed(self, features: Tensor) -> Tensor:
         """Logits [B, C] whose gradient reaches the features and not the head."""
-        raise NotImplementedError
 
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes in all; fewer than now is ignored."""
@@ -423,9 +424,9 @@ class ClosedFormHead(Head):
             self._classes |= new
             self._late = None
 
+    @abstractmethod
     def solve(self) -> tuple[Tensor, Tensor]:
         """Weights [C, F] and bias [C] in float64."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
