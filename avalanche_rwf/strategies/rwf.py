@@ -160,10 +160,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _build(
+    *,
     backbone: nn.Module,
     num_classes: int,
     loop: dict[str, Any],
-    *,
     routed_blocks: str,
     num_prompts: int,
     head: str,
@@ -175,6 +175,7 @@ def _build(
     trainable: str,
     **routing: Any,
 ) -> RwFStrategy:
+    """What every preset does with its options: each passes all of its own arguments on."""
     model = RoutedViT(
         backbone,
         num_classes,
@@ -218,26 +219,7 @@ def rwf(
     lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """The default preset. P_l = W_o retrieve(S, LN(X_l), X_l), queries S and W_o trained."""
-    return _build(
-        backbone,
-        num_classes,
-        loop,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        mask=mask,
-        lr=lr,
-        lr_queries=lr_queries,
-        lr_maps=lr_maps,
-        trainable=trainable,
-        heads=heads,
-        beta=beta,
-        insert=insert,
-        values=values,
-        query_std=query_std,
-        stop_gradient=stop_gradient,
-    )
+    return _build(**locals())
 
 
 @register_method(
@@ -260,22 +242,7 @@ def rwf_literal(
     lr_queries: float = 5e-3,
 ) -> RwFStrategy:
     """Closest reading: P_l = retrieve(S, LN(X_l), LN(X_l)), only S trained, few early blocks."""
-    return _build(
-        backbone,
-        num_classes,
-        loop,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        mask=mask,
-        lr=lr,
-        lr_queries=lr_queries,
-        lr_maps=0.0,
-        trainable="queries",
-        values="normed",
-        query_std=query_std,
-    )
+    return _build(**locals(), lr_maps=0.0, trainable="queries", values="normed")
 
 
 @register_method(
@@ -297,21 +264,7 @@ def rwf_mean(
     lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """P_l = W_o (mean_i x_i + u s_l): uniform association; the queries are the slots' offsets."""
-    return _build(
-        backbone,
-        num_classes,
-        loop,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        mask=mask,
-        lr=lr,
-        lr_queries=lr_queries,
-        lr_maps=lr_maps,
-        trainable="queries,o",
-        source="mean",
-    )
+    return _build(**locals(), trainable="queries,o", source="mean")
 
 
 @register_method(
@@ -333,21 +286,7 @@ def rwf_static(
     lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """P_l = W_o (c + u s_l) for every image; c, u: mean token and spread of the first batch."""
-    return _build(
-        backbone,
-        num_classes,
-        loop,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        mask=mask,
-        lr=lr,
-        lr_queries=lr_queries,
-        lr_maps=lr_maps,
-        trainable="queries,o",
-        source="static",
-    )
+    return _build(**locals(), trainable="queries,o", source="static")
 
 
 @register_method(
@@ -368,17 +307,4 @@ def rwf_random(
     lr_maps: float = 3e-6,
 ) -> RwFStrategy:
     """As ``rwf`` with the queries held at their random start."""
-    return _build(
-        backbone,
-        num_classes,
-        loop,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        mask=mask,
-        lr=lr,
-        lr_queries=0.0,
-        lr_maps=lr_maps,
-        trainable="o",
-    )
+    return _build(**locals(), lr_queries=0.0, trainable="o")
