@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = compare.add_argument
     add("--benchmark", default="split-digits", help="split-digits or folder:PATH")
-    add("--methods", help="comma-separated names or patterns, or all (default: the default ones)")
+    add("--methods",
+        help="comma-separated names or patterns, or all (default: the default ones); "
+        "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
+    _add_import(compare)
     add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
     add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
     add("--backbone", metavar="NAME", help="timm ViT by exact tag (default: the packaged one)")
@@ -115,11 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, metavar="N", help="side in pixels (default: the backbone's)")
     add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
     add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
-    add("--head", help="one head for all methods: linear, cosine, white, ncm, slda or ridge")
+    add("--head",
+        help="one head for all methods: linear, cosine, white, ncm, slda, ridge or rp-ridge")
     add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
     add("--readout", help="one read-out for all: cls or cls+mean")
     add("--augment", default="none", help="training augmentation: none or flip")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
+    add("--budget", default="default", choices=("default", "tuned"),
+        help="each method's own options, or the best of up to 6 settings on held-out training "
+        "images of the first experiences")
     add("--eval-every-samples", type=int, metavar="N",
         help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)")
     add("--holdout", type=float, default=0.0, metavar="SHARE",
@@ -136,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = verbs.add_parser("list", help="what there is, by name")
     listing.add_argument("kind", choices=("methods", "benchmarks", "backbones"))
     listing.add_argument("pattern", nargs="?", default="*", help="shell pattern")
+    _add_import(listing)
     listing.set_defaults(run=_list)
 
     board = verbs.add_parser("leaderboard", help="rank the runs in a folder")
@@ -143,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--format", default="text", choices=FORMATS)
     board.set_defaults(run=_leaderboard)
     return parser
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+        help="import this first, so that the methods it registers are there; may be repeated",
+    )  # fmt: skip
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -161,7 +176,9 @@ def _compare(args: argparse.Namespace) -> int:
         start_server,
     )
     from avalanche_rwf.experiments.store import check_writable
+    from avalanche_rwf.strategies.extensions import add_imports
 
+    add_imports(args.imports)  # before the fork server starts, which has a copy of it
     out = Path(args.out)
     RunConfig(
         benchmark=args.benchmark,
@@ -172,6 +189,7 @@ def _compare(args: argparse.Namespace) -> int:
         gradient_steps=args.gradient_steps,
         eval_every_samples=args.eval_every_samples or 0,
         holdout=args.holdout,
+        budget=args.budget,
     ).validate()
     check_writable(out)
     if args.jobs != 1:
@@ -180,12 +198,15 @@ def _compare(args: argparse.Namespace) -> int:
         _say("Loading PyTorch, timm and Avalanche ...")
 
     from avalanche_rwf.experiments.compare import (
+        given_options,
         method_options,
         plan,
+        plan_tuned,
         resolve_device,
         select_methods,
     )
     from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.experiments.tuning import tune
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.table import render
     from avalanche_rwf.models.backbone import PACKAGED
@@ -211,10 +232,18 @@ def _compare(args: argparse.Namespace) -> int:
         eval_every_samples=args.eval_every_samples or 0,
         holdout=args.holdout,
         skip_corrupt=args.skip_corrupt,
+        budget=args.budget,
     )
     planned = plan(base, methods, seeds, options, out, notes, args.eval_every_samples is None)
     for note in planned.notes:
         _say(note)
+    if args.budget == "tuned":
+        fixed = {name: given_options(name, common, settings) for name in methods}
+        first = planned.configs[: len(methods)]
+        choices = tune(first, fixed, out, device, args.jobs, args.quiet)
+        for choice in choices.values():
+            _say(choice.sentence())
+        planned = plan_tuned(planned, choices, out)
     jobs = args.jobs or default_jobs(device, len(planned.todo))
     _say(
         f"{len(planned.configs)} runs ({len(methods)} methods, {len(seeds)} seeds), "
@@ -254,8 +283,10 @@ def _list(args: argparse.Namespace) -> int:
             f"{name}PATH" if name.endswith(":") else name for name in list_benchmarks(args.pattern)
         ]
     else:
+        from avalanche_rwf.strategies.extensions import add_imports
         from avalanche_rwf.strategies.registry import get_method, list_methods
 
+        add_imports(args.imports)
         specs = [get_method(name) for name in list_methods(args.pattern)]
         width = max((len(spec.name) for spec in specs), default=0)
         lines = [
@@ -265,6 +296,8 @@ def _list(args: argparse.Namespace) -> int:
     if not lines:
         raise UsageError(f"No {args.kind} match the pattern {args.pattern!r}.")
     print("\n".join(lines))
+    if args.kind == "methods" and args.pattern == "*":
+        _say("Avalanche's own strategies: avalanche-rwf list methods 'avalanche:*'.")
     return 0
 
 

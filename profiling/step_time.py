@@ -45,6 +45,9 @@ LIMITS = {
     "rwf step, last 5 blocks": 2.4,
     "strategy loop over a bare loop, rwf": 1.05,
     "strategy loop over a bare loop, linear-probe": 1.05,
+    "training on a stream over frozen forwards, ncm": 1.10,
+    "training on a stream over frozen forwards, slda": 1.10,
+    "training on a stream over frozen forwards, rp-ridge": 1.10,
 }
 
 
@@ -234,7 +237,8 @@ def measure_steps(
         add(f"rwf-static ({short})", "rwf-static", forward=True, routed_blocks=where)
         add(f"rwf ({short})", "rwf", forward=True, routed_blocks=where)
     if not args.limits_only:
-        for name in ("linear-probe", "fine-tune", "rwf-lda", "avalanche-l2p"):
+        prompts = ("single-prompt", "l2p", "dualprompt", "coda-prompt", "mvp", "avalanche-l2p")
+        for name in ("linear-probe", "fine-tune", "rwf-lda", *prompts):
             add(name, name)
     if heads:
         white = copy.deepcopy(next(iter(heads.values())))
@@ -307,6 +311,46 @@ def measure_loop(
     return results
 
 
+def measure_closed_forms(
+    backbone: VisionTransformer, args: argparse.Namespace, clock: Clock
+) -> dict[str, float]:
+    """A stream through ``strategy.train``, statistics and solving included, over its forwards."""
+    from avalanche.benchmarks import nc_benchmark
+
+    size = args.stream_steps * args.batch_size
+    x = torch.randn(size, 3, args.image_size, args.image_size)
+    y = torch.arange(size) * CLASSES // size
+    data = TensorDataset(x, y)
+    data.targets = y.tolist()  # type: ignore[attr-defined]
+    scenario = nc_benchmark(data, data, 1, task_labels=False, shuffle=False)
+    experience = scenario.train_stream[0]
+    loader = DataLoader(data, batch_size=args.batch_size)
+
+    def forwards() -> None:
+        with torch.no_grad(), autocast(args):
+            for images, _ in loader:
+                backbone(images.to(args.device))
+
+    cases: dict[str, Callable[[], object]] = {"forwards": forwards}
+    names = ("ncm", "slda", "rp-ridge")
+    for name in names:
+
+        def train(name: str = name) -> None:
+            strategy = make_strategy(name, backbone, args)
+            strategy.train(experience, shuffle=False)
+            strategy.predict(x[:1])  # solves what has been gathered
+
+        cases[name] = train
+    # A whole stream a time: a few repetitions are as long as many of one step.
+    times = interleave(cases, max(1, args.repeats // 4), clock, "closed forms")
+    return {
+        f"training on a stream over frozen forwards, {name}": ratio(
+            times[name], times["forwards"]
+        )
+        for name in names
+    }
+
+
 def _check_same(a: FrozenViT, b: FrozenViT) -> None:
     """Both sides must have done the same: their trained weights are equal."""
     mine, theirs = a.state_without_backbone(), b.state_without_backbone()
@@ -349,7 +393,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="wall",
         help="cpu: processor time of this process, for one thread on a machine that is busy",
     )
-    parser.add_argument("--part", choices=("all", "steps", "loop"), default="all")
+    parser.add_argument("--part", choices=("all", "steps", "loop", "closed"), default="all")
     parser.add_argument("--limits-only", action="store_true", help="leave out what has no limit")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     args = parser.parse_args(argv)
@@ -374,6 +418,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         results |= measure_steps(backbone, args, clock)
     if args.part in ("all", "loop"):
         results |= measure_loop(backbone, args, clock)
+    if args.part in ("all", "closed"):
+        results |= measure_closed_forms(backbone, args, clock)
     print(
         f"{args.model}, depth {args.depth}, {args.image_size} px, batch {args.batch_size}, "
         f"{args.device}, {args.precision}, {torch.get_num_threads()} thread(s), "

@@ -25,6 +25,14 @@ def make_vit(seed: int = 0, **kwargs) -> VisionTransformer:
     return vit.eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True)
+def forgetful():
+    """No test finds features that another one left in the process's memory."""
+    from avalanche_rwf.models.remember import MEMORY
+
+    MEMORY.clear()
+
+
 @pytest.fixture
 def vit() -> VisionTransformer:
     return make_vit()

@@ -100,6 +100,13 @@ BAD = {
     "evaluation -1": (["--eval-every-samples", "-1"], ["--eval-every-samples", "-1"]),
     "holdout 1": (["--holdout", "1"], ["--holdout", "1.0"]),
     "holdout -0.1": (["--holdout", "-0.1"], ["--holdout", "-0.1"]),
+    "budget": (["--budget", "large"], ["--budget", "'large'", "tuned"]),
+    "budget and holdout": (
+        ["--budget", "tuned", "--holdout", "0.2"], ["--budget", "--holdout", "0.2"]
+    ),
+    "budget without an image to hold out": (
+        ["--benchmark", "folder:{tmp}/single", "--budget", "tuned"], ["held out"]
+    ),
     "holdout nan": (["--holdout", "nan"], ["--holdout", "nan"]),
     "seeds": (["--seeds", "0,x"], ["--seeds", "'0,x'"]),
     "seeds -1": (["--seeds", "-1"], ["--seeds", "'-1'"]),
@@ -274,7 +281,7 @@ METHODS = ("ncm", "rwf", "linear-probe")
 SUMMARY = {
     "a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class", "train_seconds",
     "eval_seconds", "train_samples_per_second", "trainable_parameters", "peak_memory_bytes",
-    "gradient_steps", "samples_seen", "status",
+    "gradient_steps", "samples_seen", "forward_passes_per_image", "status",
 }  # fmt: skip
 
 
@@ -477,6 +484,35 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
     assert "1 done already" in err
     assert log.read_text().count("Traceback") == 2
     assert "resumed after experience 0" in log.read_text()
+
+
+def test_the_tuned_budget(command, capsys, tmp_path, compared):
+    more = ("--budget", "tuned", "--seeds", "0,1", "--mask", "seen")
+    status, out, err = call(capsys, *command(tmp_path, *more))
+    assert status == 0, err
+    for method, tried in (("ncm", 1), ("rwf", 6), ("linear-probe", 6)):
+        said = rf"^{method}: .*, [\d.]+ % on held-out training images \({tried} settings?\)\.$"
+        assert re.search(said, err, re.M), err
+        assert re.search(rf"{method}[^,]* \(of {tried}\)", " ".join(out.split())), out
+    assert len(list((tmp_path / "tuning").iterdir())) == 3
+    for (method, _), folder in runs(tmp_path).items():
+        config = json.loads((folder / "config.json").read_text())["config"]
+        assert config["budget"] == "tuned"
+        assert config["tuning"]["settings"] == (1 if method == "ncm" else 6)
+        assert (config["tuning"]["seed"], config["tuning"]["holdout"]) == (0, 0.25)
+        assert config["options"].get("mask", "seen") == "seen"  # given: not varied
+        assert {**config["options"], **config["tuning"]["chosen"]} == config["options"]
+
+    status, again, err = call(capsys, *command(tmp_path, *more))
+    assert (status, again) == (0, out)
+    assert "6 done already" in err
+
+    # Beside the runs with default options: other rows of the same table.
+    both = copy(compared, tmp_path / "both")
+    shutil.copytree(tmp_path / "runs", both / "runs", dirs_exist_ok=True)
+    status, out, _ = call(capsys, "leaderboard", both, "--format", "md")
+    assert status == 0
+    assert out.count("| tuned |") == out.count("| default |") == 3
 
 
 def test_corrupt_images_are_skipped_and_counted(command, capsys, spoilt, tmp_path):

@@ -15,13 +15,22 @@ from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.models.masks import MASKS
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
-__all__ = ["Plan", "method_options", "plan", "resolve_device", "select_methods"]
+__all__ = [
+    "Plan",
+    "given_options",
+    "method_options",
+    "plan",
+    "plan_tuned",
+    "resolve_device",
+    "select_methods",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Plan:
 def select_methods(text: str | None) -> list[str]:
     """Names from a comma-separated list of names and shell patterns; None is the default ones.
 
+    "all" is every registered method; Avalanche's own strategies are ``avalanche:*``.
+
     :raises UsageError: for a name or pattern that matches none.
     """
     names = list_methods()
@@ -52,7 +63,9 @@ def select_methods(text: str | None) -> list[str]:
     for word in (w.strip() for w in text.split(",")):
         if not word:
             continue
-        found = names if word == "all" else fnmatch.filter(names, word)
+        found = names if word == "all" else list_methods(word)
+        if not found and ":" in word and not any(sign in word for sign in "*?"):
+            found = [get_method(word).name]  # says what is wrong with a name of another module
         if not found:
             raise UsageError(f"There is no method {word!r}; {nearest(word, names)}.")
         chosen += [name for name in found if name not in chosen]
@@ -81,6 +94,23 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def given_options(
+    method: str, common: Mapping[str, Any], settings: Sequence[tuple[str, str, str]]
+) -> dict[str, Any]:
+    """What a command line says of one method, as it was typed; see :func:`method_options`."""
+    known = get_method(method).options
+    given = {k: v for k, v in common.items() if v is not None and _is_choice(k, known)}
+    for pattern, key, value in settings:
+        if fnmatch.fnmatchcase(method, pattern) and (pattern == method or key in known):
+            given[key] = value
+    return given
+
+
+def _is_choice(flag: str, options: Mapping[str, Any]) -> bool:
+    """Whether a common flag is for a method; ER-ACE's mask is its definition and no choice."""
+    return flag in options and not (flag == "mask" and options["mask"] not in MASKS)
+
+
 def method_options(
     methods: Sequence[str],
     common: Mapping[str, Any],
@@ -92,7 +122,6 @@ def method_options(
     :param settings: (method or pattern, option, value) of each ``--set``.
     :raises UsageError: for a setting that no chosen method has.
     """
-    options: dict[str, dict[str, Any]] = {}
     notes = []
     readouts = (*READOUTS, "prompt")  # the last is L2P's own
     for flag, takes in (("head", tuple(HEADS)), ("mask", MASKS), ("readout", readouts)):
@@ -100,19 +129,15 @@ def method_options(
         if value is not None and value not in takes:
             raise UsageError(f"--{flag} takes one of {', '.join(takes)}, not {value!r}.")
     for method in methods:
-        spec = get_method(method)
-        overrides: dict[str, Any] = {}
-        for flag, value in common.items():
-            if value is None:
-                continue
-            if flag in spec.options:
-                overrides[flag] = value
-            else:
-                notes.append(f"{method} has no choice of {flag}: --{flag} leaves it as it is.")
-        for pattern, key, value in settings:
-            if fnmatch.fnmatchcase(method, pattern) and (pattern == method or key in spec.options):
-                overrides[key] = value
-        options[method] = resolve_options(method, overrides)
+        notes += [
+            f"{method} has no choice of {flag}: --{flag} leaves it as it is."
+            for flag, value in common.items()
+            if value is not None and not _is_choice(flag, get_method(method).options)
+        ]
+    options = {
+        method: resolve_options(method, given_options(method, common, settings))
+        for method in methods
+    }
     for pattern, key, _ in settings:
         matching = [m for m in methods if fnmatch.fnmatchcase(m, pattern)]
         if not matching:
@@ -124,6 +149,20 @@ def method_options(
             known = sorted(get_method(matching[0]).options)
             raise UsageError(f"--set {pattern}.{key}: no such option; {nearest(key, known)}.")
     return options, notes
+
+
+def _check_room(strategy: Any, experiences: int) -> None:
+    """A model that follows the experiences must have room for them; it would stop half way.
+
+    :raises ValueError: naming what it has and what the stream has.
+    """
+    if getattr(strategy, "uses_boundaries", False) and hasattr(strategy.model, "most_experiences"):
+        room = strategy.model.most_experiences()
+        if room < experiences:
+            raise ValueError(
+                f"by task it has room for {room} experiences (pool_size or tasks), and the stream "
+                f"has {experiences}."
+            )
 
 
 def plan(
@@ -156,15 +195,18 @@ def plan(
         base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 4)))
     configs = []
     for method in methods:
-        config = replace(base, method=method, options=dict(options[method]))
+        code = get_method(method).origin.get("sha256", "")
+        config = replace(base, method=method, options=dict(options[method]), code=code)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                build_strategy(config, benchmark.num_classes)
+                strategy = build_strategy(config, benchmark.num_classes)
+            _check_room(strategy, len(benchmark.classes_per_experience))
         except ValueError as error:
             raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
-        except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-            # Not said by a check of ours: PyTorch's or timm's word for an impossible size.
+        except Exception as error:
+            # Not said by a check of ours: PyTorch's or timm's word for an impossible size, or
+            # whatever goes wrong in a user's method.
             why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
             raise UsageError(f"{method} cannot be built with these options ({why}).") from error
         configs += [config.with_seed(seed) for seed in seeds]
@@ -172,9 +214,21 @@ def plan(
     configs.sort(key=lambda c: seeds.index(c.seed))
     if benchmark.skipped:
         said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
-    todo = [
+    return Plan(tuple(configs), _unfinished(configs, out), benchmark.train_size, tuple(said))
+
+
+def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:
+    """The same runs with each method's chosen options."""
+    configs = tuple(
+        replace(c, options=choices[c.method].options, tuning=choices[c.method].record())
+        for c in planned.configs
+    )
+    return replace(planned, configs=configs, todo=_unfinished(configs, out))
+
+
+def _unfinished(configs: Sequence[RunConfig], out: Path) -> tuple[RunConfig, ...]:
+    return tuple(
         c
         for c in configs
         if (read_json(run_directory(out, c) / "summary.json") or {}).get("status") != "done"
-    ]
-    return Plan(tuple(configs), tuple(todo), benchmark.train_size, tuple(said))
+    )

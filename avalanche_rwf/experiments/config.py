@@ -41,6 +41,11 @@ class RunConfig:
     :param eval_every_samples: evaluate after each so many training samples too; 0 does not.
     :param holdout: share of the training images that stands in for the test set; 0 for results.
     :param skip_corrupt: whether unreadable images are left out.
+    :param budget: "default" or "tuned": whether the options were chosen on held-out training
+        images before the comparison.
+    :param code: SHA-256 of the file that holds the method, if that is not this package's.
+    :param tuning: the record of that choice; the options are in the hash, how they were found is
+        not.
     """
 
     benchmark: str
@@ -61,6 +66,9 @@ class RunConfig:
     eval_every_samples: int = 0
     holdout: float = 0.0
     skip_corrupt: bool = False
+    budget: str = "default"
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    code: str = ""
 
     def validate(self) -> RunConfig:
         """Check every number; returns itself.
@@ -81,6 +89,13 @@ class RunConfig:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")
         if not 0 <= self.holdout < 1:
             raise UsageError(f"--holdout takes a share from 0 to below 1, not {self.holdout}.")
+        if self.budget not in ("default", "tuned"):
+            raise UsageError(f"--budget takes default or tuned, not {self.budget!r}.")
+        if self.budget == "tuned" and self.holdout:
+            raise UsageError(
+                "--budget tuned chooses on training images that --holdout would test on, so "
+                f"--holdout takes 0 with it, not {self.holdout}."
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,13 +108,15 @@ class RunConfig:
         return cls(**values)
 
     def config_hash(self) -> str:
-        """Ten hexadecimal digits of the SHA-256 of everything but the seed.
+        """Ten hexadecimal digits of the SHA-256 of everything but the seed and the tuning's record.
 
         A weights file counts by its content and the package by its version, so that rows of
         different weights or code are never averaged.
         """
         values = self.to_dict()
-        del values["seed"], values["weights"]
+        del values["seed"], values["weights"], values["tuning"]
+        if not self.code:
+            del values["code"]
         values["version"] = __version__
         text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -110,8 +127,12 @@ class RunConfig:
 
 
 def slug(name: str) -> str:
-    """A benchmark's name as a folder name: "folder:../data/my set" -> "folder-my-set"."""
-    kind, _, path = name.partition(":")
+    """A benchmark's or method's name as a folder name: "folder:../data/my set" -> "folder-my-set".
+
+    Two names may give one folder; what is in it is told apart by the configuration's hash.
+    """
+    kind, _, path = name.rpartition(":") if ".py:" in name else name.partition(":")
+    kind = Path(kind).name  # of a file; no benchmark's kind has a slash
     tail = Path(path).resolve().name if path else ""
     text = f"{kind}-{tail}" if tail else kind
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "benchmark"

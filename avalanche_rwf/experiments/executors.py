@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import queue
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -21,10 +22,13 @@ from typing import Any
 from tqdm import tqdm
 
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.strategies.extensions import VARIABLE
 
 __all__ = ["default_jobs", "default_threads", "execute", "start_server"]
 
 Result = tuple[RunConfig, dict[str, Any]]
+Work = Callable[..., dict[str, Any]]
+"""What is done with each configuration: called as :func:`.run.run` is, and picklable."""
 
 
 def _context() -> BaseContext:
@@ -73,19 +77,24 @@ def _cores() -> int:
 _QUEUE: Any = None
 
 
-def _initialise(progress: Any, threads: int) -> None:
-    """In a worker: how many threads it has, and where to report to."""
+def _initialise(progress: Any, threads: int, features: str, imports: str) -> None:
+    """In a worker: its threads, where to report to, where features are shared, what to import."""
     global _QUEUE
     import torch
 
+    from avalanche_rwf.models.remember import MEMORY
+
+    # The fork server may have been started before --import was read.
+    os.environ[VARIABLE] = imports
     torch.set_num_threads(threads)
+    MEMORY.share(Path(features))
     _QUEUE = progress
 
 
-def _work(config: RunConfig, out: Path, device: str) -> dict[str, Any]:
+def _work(work: Work | None, config: RunConfig, out: Path, device: str) -> dict[str, Any]:
     from avalanche_rwf.experiments.run import run
 
-    return run(config, out, device, progress=_QUEUE.put)
+    return (work or run)(config, out, device, progress=_QUEUE.put)
 
 
 def execute(
@@ -96,6 +105,8 @@ def execute(
     samples: Callable[[RunConfig], int],
     quiet: bool = False,
     threads: int = 1,
+    work: Work | None = None,
+    noun: str = "runs",
 ) -> Iterator[Result]:
     """Do the runs and yield each with its summary as it ends.
 
@@ -105,6 +116,8 @@ def execute(
     :param jobs: runs at a time.
     :param quiet: no progress bar.
     :param threads: of each run; see :func:`default_threads`.
+    :param work: what to do with each configuration; None is :func:`.run.run`.
+    :param noun: what the progress bar calls them.
     """
     total = sum(samples(c) for c in configs)
     with tqdm(
@@ -118,10 +131,10 @@ def execute(
         "[{elapsed}<{remaining}]",
     ) as bar:
         runs = _serial if jobs == 1 else _parallel
-        results = runs(configs, out, device, jobs, threads, bar)
+        results = runs(configs, out, device, jobs, threads, bar, work)
         for count, (config, summary) in enumerate(results, start=1):
             bar.set_description_str(
-                f"{count}/{len(configs)} runs, last {config.method} seed {config.seed}"
+                f"{count}/{len(configs)} {noun}, last {config.method} seed {config.seed}"
             )
             yield config, summary
 
@@ -133,7 +146,13 @@ def _failed(error: Exception) -> dict[str, Any]:
 
 
 def _serial(
-    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, threads: int, bar: Any
+    configs: Sequence[RunConfig],
+    out: Path,
+    device: str,
+    jobs: int,
+    threads: int,
+    bar: Any,
+    work: Work | None,
 ) -> Iterator[Result]:
     import torch
 
@@ -143,7 +162,7 @@ def _serial(
     for config in configs:
         bar.set_description_str(f"{config.method} seed {config.seed}")
         try:
-            summary = run(config, out, device, progress=bar.update)
+            summary = (work or run)(config, out, device, progress=bar.update)
         except Exception as error:
             summary = _failed(error)
         yield config, summary
@@ -160,18 +179,29 @@ def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
 
 
 def _parallel(
-    configs: Sequence[RunConfig], out: Path, device: str, jobs: int, threads: int, bar: Any
+    configs: Sequence[RunConfig],
+    out: Path,
+    device: str,
+    jobs: int,
+    threads: int,
+    bar: Any,
+    work: Work | None,
 ) -> Iterator[Result]:
     context = _context()
     progress = context.Queue()
     stop = threading.Event()
     drain = threading.Thread(target=_drain, args=(progress, bar, stop), daemon=True)
+    # Test features that methods have in common, for this comparison and no longer.
+    features = tempfile.TemporaryDirectory(prefix="avalanche-rwf-", ignore_cleanup_errors=True)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_initialise, initargs=(progress, threads)
+        jobs,
+        mp_context=context,
+        initializer=_initialise,
+        initargs=(progress, threads, features.name, os.environ.get(VARIABLE, "")),
     )
     try:
         futures: dict[Future[dict[str, Any]], RunConfig] = {
-            pool.submit(_work, config, out, device): config for config in configs
+            pool.submit(_work, work, config, out, device): config for config in configs
         }
         drain.start()
         for future in as_completed(futures):
@@ -187,3 +217,4 @@ def _parallel(
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+        features.cleanup()

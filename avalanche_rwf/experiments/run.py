@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +128,22 @@ def _set_seed(seed: int) -> None:
 
 
 class _Meter(SupervisedPlugin):
-    """Training samples, and the seconds that evaluation takes inside training."""
+    """Training samples, the seconds that evaluation takes inside training, and how many images
+    went through a backbone for it.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
         super().__init__()
         self.progress = progress
         self.eval_seconds = 0.0
+        self.forward_images = 0
         self._since = 0.0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Report the step's samples."""
         if self.progress is not None:
-            self.progress(len(strategy.mb_y))
+            # What a replay buffer adds to a mini-batch is not the stream's.
+            self.progress(min(len(strategy.mb_y), strategy.train_mb_size))
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -148,6 +152,30 @@ class _Meter(SupervisedPlugin):
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Stop the clock."""
         self.eval_seconds += time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def counting(self, strategy: Any) -> Iterator[None]:
+        """Count the images that enter a ViT in training: replayed ones and second passes too."""
+
+        def count(embedding: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if strategy.is_training:
+                self.forward_images += len(args[0])
+
+        # L2P's query network is not everywhere a part of the model.
+        networks = (strategy.model, getattr(strategy, "original_vit", None))
+        embeddings = {
+            module
+            for network in networks
+            if isinstance(network, nn.Module)
+            for name, module in network.named_modules()
+            if name.rpartition(".")[2] == "patch_embed"
+        }
+        hooks = [embedding.register_forward_hook(count) for embedding in embeddings]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _rng_state() -> dict[str, Any]:
@@ -237,6 +265,14 @@ def _trainable(strategy: Any) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _gradient_steps(strategy: Any, config: RunConfig) -> int:
+    """Updates of the whole run; a model that learns by itself says how many it made."""
+    if hasattr(strategy.model, "own_gradient_steps"):
+        return int(strategy.model.own_gradient_steps())
+    steps = int(strategy.clock.train_iterations) * config.gradient_steps
+    return steps if _trainable(strategy) else 0
+
+
 def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int) -> str:
     """``samples_seen,experience,metric,value``; repr keeps every bit of a value."""
     rows = ["samples_seen,experience,metric,value"]
@@ -265,9 +301,15 @@ def run_strategy(
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
+    A strategy that does not say what training changed (``trained_state``, or ``resumable``) is
+    not checkpointed: plugins may hold more than model and optimizer, and a run that went on
+    without that would end with other numbers.
+
     :returns: seconds of training, without evaluation.
     """
     meter = meter or _Meter(None)
+    if not getattr(strategy, "resumable", hasattr(strategy, "trained_state")):
+        checkpoint = None
     first, train_seconds = 0, 0.0
     state = load_state(checkpoint) if checkpoint is not None else None
     if state is not None and state.get("format") == _FORMAT:
@@ -281,6 +323,7 @@ def run_strategy(
             _set_rng_state(state["rng"])
             first, train_seconds = int(state["next"]), float(state["train_seconds"])
             meter.eval_seconds = float(state["eval_seconds"])
+            meter.forward_images = int(state["forward_images"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise _StaleCheckpointError(f"{type(error).__name__}: {error}") from error
         if meter.progress is not None:
@@ -291,7 +334,8 @@ def run_strategy(
             continue
         inside, start = meter.eval_seconds, time.perf_counter()
         # The benchmark fixed the order of samples, the same for every method.
-        strategy.train(experience, eval_streams=[], shuffle=False)
+        with meter.counting(strategy):
+            strategy.train(experience, eval_streams=[], shuffle=False)
         train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
         recorder.begin(index)
         strategy.eval(benchmark.test_stream[: index + 1])
@@ -306,6 +350,7 @@ def run_strategy(
                     "stream": _stream_shape(benchmark),
                     "train_seconds": train_seconds,
                     "eval_seconds": meter.eval_seconds,
+                    "forward_images": meter.forward_images,
                     "strategy": _strategy_state(strategy),
                     "recorder": recorder.state_dict(),
                     "anytime": anytime.state_dict() if anytime is not None else {},
@@ -376,20 +421,23 @@ def _write_config(
     )
 
 
-def _ran(strategy: Any) -> dict[str, str | None]:
+def _ran(strategy: Any) -> dict[str, Any]:
     """Head, mask and read-out that a strategy has, also where the method leaves no choice."""
     model = strategy.model
     head = getattr(model, "head", None)
     names = [name for name, kind in HEADS.items() if type(head) is kind]
     if isinstance(head, nn.Linear):
         names = ["linear"]
-    trains = getattr(strategy, "trains", True)
+    mask = getattr(strategy, "mask", None) if getattr(strategy, "trains", True) else "none"
+    if mask == "decoupled" and getattr(model, "frozen", False) and not model.prompt_groups():
+        mask = "seen"  # nothing but a head is trained: that is its part of "decoupled"
     return {
         "head": names[0] if names else None,
-        "mask": getattr(strategy, "mask", None) if trains else "none",
+        "mask": mask,
         "readout": getattr(strategy, "readout", getattr(model, "readout", None)),
         # With a closed-form head prompts learn through a head of their own.
         "training_head": "white" if getattr(model, "training_head", None) is not None else None,
+        "clip_norm": getattr(strategy, "clip_norm", None),
     }
 
 
@@ -406,8 +454,13 @@ def _run(
             f"The weights of {config.backbone} have changed since the comparison began: they are "
             f"{info.sha256[:10]} and were {config.weights_sha256[:10]}."
         )
-    benchmark = build_benchmark(config)
     spec = get_method(config.method)
+    if config.code not in ("", spec.origin.get("sha256")):
+        raise RuntimeError(
+            f"The code of {config.method} has changed since the comparison began: its file "
+            f"{spec.origin.get('file')} is another one."
+        )
+    benchmark = build_benchmark(config)
     recorder = PredictionRecorder()
     meter = _Meter(progress)
     plugins: list[SupervisedPlugin] = [recorder, meter]
@@ -422,13 +475,14 @@ def _run(
         config,
         {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
         ran=_ran(strategy),
+        method_origin=dict(spec.origin),
         data={
             "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
             "train_size": benchmark.train_size,
             "test_size": benchmark.test_size,
             "skipped": benchmark.skipped,
         },
-        uses_boundaries=spec.uses_boundaries,
+        uses_boundaries=spec.uses_boundaries or bool(getattr(strategy, "uses_boundaries", False)),
         **environment(device),
     )
     trainable = _trainable(strategy)
@@ -448,11 +502,10 @@ def _run(
         train_seconds=seconds,
         eval_seconds=meter.eval_seconds,
         train_samples_per_second=samples / seconds if seconds > 0 else None,
+        forward_passes_per_image=meter.forward_images / samples if samples else None,
         trainable_parameters=trainable,
         peak_memory_bytes=_peak_memory(device),
-        gradient_steps=strategy.clock.train_iterations * config.gradient_steps
-        if trainable
-        else 0,
+        gradient_steps=_gradient_steps(strategy, config),
         samples_seen=samples,
         status="done",
     )

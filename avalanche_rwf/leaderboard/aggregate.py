@@ -27,7 +27,7 @@ _IDENTITY = (
     *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_source"),
     *("method", "config_hash", "head", "mask", "readout", "batch_size", "gradient_steps"),
     *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
-    *("skip_corrupt", "weights", "options"),
+    *("skip_corrupt", "weights", "options", "budget", "tuning", "uses_boundaries"),
 )
 _INTEGERS = ("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples")
 _RUN = ("run_dir", "seed", "status", "error")
@@ -196,6 +196,9 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         backbone_args=_text(config.get("backbone_args")),
         weights=_text(config.get("weights")),
         options=_text(options),
+        budget=config.get("budget") or "default",
+        tuning=_text(config.get("tuning")),
+        uses_boundaries=bool(content.get("uses_boundaries")),
         **{
             name: _text(ran.get(name) or options.get(name)) for name in ("head", "mask", "readout")
         },
@@ -270,6 +273,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
                 f"{', '.join(map(str, twice['run_dir']))}."
             )
         row = {name: group[name].iloc[0] for name in _IDENTITY}
+        # A run that failed early does not say.
+        row["uses_boundaries"] = bool(group["uses_boundaries"].any())
         row["n"] = len(done)
         row["seeds"] = ",".join(str(seed) for seed in done["seed"])
         row["failed"] = int((group["status"] == "failed").sum())

@@ -38,7 +38,7 @@ _PROTOCOL = (
     *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
     *("eval_every_samples", "holdout", "skip_corrupt"),
 )
-_SETUP = ("head", "mask", "readout")
+_SETUP = ("head", "mask", "readout", "budget")
 _HASH = 8
 _NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
 _MISSING = "-"
@@ -66,19 +66,22 @@ class _Column:
 
 
 _COLUMNS = (
-    _Column("#", "rank", "number", keep=8),
+    _Column("#", "rank", "number", keep=10),
     _Column("method", "label", "text"),
-    _Column("head", "head", "text", keep=7),
-    _Column("mask", "mask", "text", keep=5),
-    _Column("readout", "readout", "text", keep=4),
+    _Column("head", "head", "text", keep=9),
+    _Column("mask", "mask", "text", keep=6),
+    _Column("readout", "readout", "text", keep=5),
+    _Column("budget", "budget", "text", keep=8),
     _Column("A_last", "a_last", "share", "max"),
-    _Column("A_avg", "a_avg", "share", "max", keep=3),
-    _Column("A_auc", "a_auc", "share", "max", keep=6),
-    _Column("F_cls", "forgetting_class", "share", "min", keep=2),
-    _Column("train img/s", "train_samples_per_second", "rate", "max", keep=1),
+    _Column("A_avg", "a_avg", "share", "max", keep=4),
+    _Column("A_auc", "a_auc", "share", "max", keep=7),
+    _Column("F_cls", "forgetting_class", "share", "min", keep=3),
+    _Column("train img/s", "train_samples_per_second", "rate", "max", keep=2),
+    _Column("fwd/img", "forward_passes_per_image", "rate", keep=1),
     _Column("params", "trainable_parameters", "count", keep=0),
-    _Column("n", "n", "number", keep=9),
+    _Column("n", "n", "number", keep=11),
 )
+_BOUNDARIES = "†"
 
 
 @dataclass(frozen=True)
@@ -184,10 +187,36 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         (label, *(_get(row, name) for name in _SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
-    return [
+    named = [
         f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if visible.count(seen) > 1 else label
         for label, seen, row in zip(labels, visible, rows, strict=True)
     ]
+    return [
+        label + _BOUNDARIES if _reads_boundaries(row) else label
+        for label, row in zip(named, rows, strict=True)
+    ]
+
+
+def _reads_boundaries(row: Row) -> bool:
+    return _get(row, "uses_boundaries") in (True, "True")
+
+
+def _offered(rows: Rows) -> list[_Column]:
+    """Return the columns that say something of these rows: the budget where a row is tuned."""
+    tuned = any(_get(row, "budget") == "tuned" for row in rows)
+    return [column for column in _COLUMNS if tuned or column.field != "budget"]
+
+
+def _tuned(row: Row, label: str) -> str | None:
+    """Say what was chosen for a row: "rwf lr=0.001 (of 6)"; None if nothing was."""
+    text = _get(row, "tuning")
+    if not isinstance(text, str):
+        return None
+    record = json.loads(text)
+    chosen = [f"{key}={_short(value)}" for key, value in record["chosen"].items()]
+    # What sets a row apart stands in its label already.
+    more = [text for text in chosen if text not in label] if chosen else ["unchanged"]
+    return f"{' '.join([label, *more])} (of {record['settings']})"
 
 
 def _differences(row: Row) -> dict[str, Any]:
@@ -261,7 +290,7 @@ def _best(column: _Column, rows: Rows, cells: list[str]) -> list[bool]:
 
 
 def _notes(rows: Rows, labels: list[str]) -> list[str]:
-    """Return what a reader has to know about the rows: failed runs, unequal seeds."""
+    """Return what a reader has to know about the rows: failed runs, tuning, unequal seeds."""
     notes = []
     failed = [
         f"{label} ({int(row['failed'])})"
@@ -270,6 +299,12 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     ]
     if failed:
         notes.append(f"Failed runs, in no mean: {', '.join(failed)}.")
+    chosen = [_tuned(row, label) for label, row in zip(labels, rows, strict=True)]
+    if any(chosen):
+        said = ", ".join(text for text in chosen if text)
+        notes.append(f"Settings chosen on held-out training images: {said}.")
+    if any(_reads_boundaries(row) for row in rows):
+        notes.append(f"{_BOUNDARIES} reads task boundaries in training.")
     if len({str(_get(row, "seeds")) for row in rows}) > 1:
         notes.append("The rows are not of the same seeds.")
     return notes
@@ -320,7 +355,8 @@ def render_text(board: pd.DataFrame, width: int | None = None) -> str:
 
     One table per protocol, best A_last first, accuracies in per cent as mean ± sample standard
     deviation, ``*`` behind the best value of a column. Where the columns do not fit, the least
-    important go (the parameters first, then speed, F_cls, A_avg) and a line below says which.
+    important go (the parameters first, then forward passes, speed, F_cls, A_avg) and a line below
+    says which.
 
     Args:
         board: the frame of `aggregate`.
@@ -352,7 +388,7 @@ def _text_table(rows: Rows, width: int) -> str:
         lines = _grid(table)
     marked = any(mark for marks in table.best for mark in marks)
     notes = [("* best of its column. " if marked else "") + _NOTE, *table.notes]
-    out = [column for column in _COLUMNS if column not in columns]
+    out = [column for column in _offered(rows) if column not in columns]
     alike = [column for column in out if _is_alike(column, rows)]
     if alike:
         said = [(c.title, _get(rows[0], c.field)) for c in alike]
@@ -386,12 +422,13 @@ def _fitting(rows: Rows, width: int) -> list[_Column]:
     def importance(column: _Column) -> int:
         return -1 if _is_alike(column, rows) else column.keep or 0
 
-    chosen = [column for column in _COLUMNS if column.keep is None]
+    offered = _offered(rows)
+    chosen = [column for column in offered if column.keep is None]
     used = wide(chosen)
-    for column in sorted(_COLUMNS, key=importance, reverse=True):
+    for column in sorted(offered, key=importance, reverse=True):
         if column in chosen:
             continue
-        more = [c for c in _COLUMNS if c in chosen or c is column]
+        more = [c for c in offered if c in chosen or c is column]
         needed = wide(more)
         # It may even save room: what a column says need not stand behind the method's name.
         if needed <= max(width, used):
@@ -429,7 +466,7 @@ def render_markdown(board: pd.DataFrame) -> str:
     """Render a leaderboard as Markdown tables with a line above each; best values are bold."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _COLUMNS)
+        table = _table(rows, _offered(rows))
         lines = [
             _markdown_line([_markdown(column.title) for column in table.columns]),
             _markdown_line([":---" if c.kind == "text" else "---:" for c in table.columns]),
@@ -450,7 +487,7 @@ def render_latex(board: pd.DataFrame) -> str:
     """Render a leaderboard as LaTeX tables (package booktabs); best values are bold."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _COLUMNS)
+        table = _table(rows, _offered(rows))
         align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
         lines = [" & ".join(_latex(column.title) for column in table.columns) + r" \\"]
         lines.append(r"\midrule")
@@ -484,7 +521,7 @@ def render_html(board: pd.DataFrame) -> str:
     """Render a leaderboard as plain HTML tables, one per protocol; best values are bold."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _COLUMNS)
+        table = _table(rows, _offered(rows))
         lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
         titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
         lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
@@ -519,6 +556,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "…": r"\ldots{}",
+    "†": r"$\dagger$",
     **{sign: "\\" + sign for sign in "&%$#_{}"},
     **{sign: f"${sign}$" for sign in "<>|"},
 }

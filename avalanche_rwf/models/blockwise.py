@@ -8,6 +8,8 @@ the rest, with the timm model's own modules. A prompt acts on a block as extra k
   projection run on them: no queries, no MLP. That equals real insertion exactly.
 - :class:`PrefixPrompt`: L keys and L values given directly (prefix tuning).
 
+Tokens that stay from the first block to the last (L2P's) are an input of :func:`forward_blocks`.
+
 Source: insertion as described for Routing without Forgetting (arXiv 2603.09576); prefix tuning as
 in DualPrompt (arXiv 2204.04799), written from the equations.
 """
@@ -31,6 +33,7 @@ __all__ = [
     "block_forward",
     "embed_images",
     "forward_blocks",
+    "tokens_entering",
 ]
 
 
@@ -60,10 +63,12 @@ class Forwarded:
 
     :param tokens: [B, N, D] after the last block and the backbone's final norm.
     :param collected: block index -> tokens [B, N, D] that entered the block.
+    :param extra: [B, E, D], what became of the extra tokens; None without them.
     """
 
     tokens: Tensor
     collected: dict[int, Tensor] = field(default_factory=dict)
+    extra: Tensor | None = None
 
 
 def embed_images(backbone: VisionTransformer, images: Tensor) -> Tensor:
@@ -72,6 +77,15 @@ def embed_images(backbone: VisionTransformer, images: Tensor) -> Tensor:
     x = backbone._pos_embed(x)
     x = backbone.patch_drop(x)
     return backbone.norm_pre(x)
+
+
+@torch.no_grad()
+def tokens_entering(backbone: VisionTransformer, images: Tensor, block: int) -> Tensor:
+    """The tokens [B, N, D] that enter a block of the plain backbone; later blocks are not run."""
+    x = embed_images(backbone, images)
+    for earlier in backbone.blocks[:block]:
+        x = earlier(x)
+    return x
 
 
 def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
@@ -142,6 +156,7 @@ def forward_blocks(
     prompted_blocks: Collection[int] = (),
     collect: Collection[int] = (),
     frozen: bool = True,
+    extra: Tensor | None = None,
 ) -> Forwarded:
     """The whole backbone, with prompts in some of its blocks.
 
@@ -154,16 +169,30 @@ def forward_blocks(
     :param prompted_blocks: indices of the blocks that take prompts.
     :param collect: indices of the blocks whose entering tokens are to be kept.
     :param frozen: False lets gradients reach the backbone's own weights (fine-tuning).
+    :param extra: tokens [B or 1, E, D] that go through all blocks with the others, as embedded
+        (their position included). They stand last, where attention does not mind, so that class
+        token and patches are found where they always are.
     """
     first = min(prompted_blocks, default=len(backbone.blocks)) if frozen else 0
+    if extra is not None:
+        first = 0
     collected: dict[int, Tensor] = {}
     with torch.no_grad() if frozen else nullcontext():
         x = embed_images(backbone, images)
+    length = x.shape[1]
+    if extra is not None:
+        extra = backbone.norm_pre(extra).expand(len(x), -1, -1)
+        x = torch.cat([x, extra.to(x.dtype)], dim=1)
     for index, block in enumerate(backbone.blocks):
         with torch.no_grad() if index < first else nullcontext():
             if index in collect:
-                collected[index] = x
-            prompt = prompts(index, x) if prompts is not None and index in prompted_blocks else None
+                collected[index] = x[:, :length]
+            prompt = None
+            if prompts is not None and index in prompted_blocks:
+                prompt = prompts(index, x[:, :length])
             x = block_forward(block, x, prompt)
     with torch.no_grad() if frozen and first == len(backbone.blocks) else nullcontext():
-        return Forwarded(backbone.norm(x), collected)
+        x = backbone.norm(x)
+    if extra is None:
+        return Forwarded(x, collected)
+    return Forwarded(x[:, :length], collected, x[:, length:])

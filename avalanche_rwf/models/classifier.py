@@ -14,8 +14,9 @@ choices are open to every method.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,15 @@ from torch import Tensor, nn
 
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.heads import Head, create_head
+from avalanche_rwf.models.remember import MEMORY
+from avalanche_rwf.routing.priors import centre_prior
 
 __all__ = ["READOUTS", "FrozenViT", "parse_blocks"]
 
-# What remembered test features may take in memory.
-_ANSWERS_BYTES = 256 * 2**20
-
 READOUTS = ("cls", "cls+mean", "layers", "routes")
+_NAMES = itertools.count()
+# The functions that make features of images.
+_READING = ("_features", "read", "retrieved", "extra_tokens", "_cls", "_mean_patch", "prompt")
 
 
 def parse_blocks(blocks: str | Collection[int], depth: int) -> tuple[int, ...]:
@@ -77,9 +80,18 @@ class FrozenViT(nn.Module):
         final ones ("last 3", indices, ...).
     :param head_options: for a head by name.
     :param frozen: False trains the backbone too.
+    :param mean_centre: width of :func:`centre_prior`, with which the mean patch is weighed; None
+        weighs all patches alike.
     """
 
     seen: Tensor
+    patch_weights: Tensor | None
+    # What a subclass offers; a method may have a read-out of its own besides the common ones.
+    readouts: ClassVar[tuple[str, ...]] = READOUTS
+    # Whether test features may be looked up; a strategy that evaluates inside training says no.
+    remembers = True
+    # Attributes that a forward leaves for the loss; None between batches and in copies.
+    transient: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -91,10 +103,13 @@ class FrozenViT(nn.Module):
         readout_blocks: str | Collection[int] = "none",
         head_options: dict[str, Any] | None = None,
         frozen: bool = True,
+        mean_centre: float | None = None,
     ) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise ValueError(f"readout must be one of {', '.join(READOUTS)}, not {readout!r}.")
+        if readout == "routes" and type(self).retrieved is FrozenViT.retrieved:
+            raise ValueError("readout='routes' needs routing layers, which are not here.")
+        if readout not in self.readouts:
+            raise ValueError(f"readout must be one of {', '.join(self.readouts)}, not {readout!r}.")
         self.backbone = backbone
         self.frozen = frozen
         self.readout = readout
@@ -102,6 +117,12 @@ class FrozenViT(nn.Module):
         self.dim = int(backbone.embed_dim)
         self.num_prefix_tokens = int(backbone.num_prefix_tokens)
         self.readout_blocks = parse_blocks(readout_blocks, self.depth)
+        self.mean_centre = mean_centre
+        weights = None
+        if mean_centre is not None:
+            weights = centre_prior(backbone.patch_embed.grid_size, mean_centre, 0).softmax(0)
+        # Given by an option and the images' size, so it is not part of the state.
+        self.register_buffer("patch_weights", weights, persistent=False)
         backbone.requires_grad_(not frozen)
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.head = (
@@ -112,7 +133,8 @@ class FrozenViT(nn.Module):
         # A closed form has no gradient with which prompts could learn: they learn through a head
         # of their own, and predictions come from the closed form.
         self.training_head: Head | None = None
-        self._answers: dict[bytes, Tensor] = {}
+        self._name = next(_NAMES)
+        self._digest: tuple[int, str] | None = None
         self.train(self.training)
 
     def add_training_head(self) -> None:
@@ -134,6 +156,18 @@ class FrozenViT(nn.Module):
     def prompt(self, block: int, tokens: Tensor) -> Prompt | None:
         """The prompt for one block, from the tokens [B, N, D] that enter it."""
         return None
+
+    def extra_tokens(self) -> Tensor | None:
+        """Tokens [B or 1, E, D] that go through all blocks with the image's own; none here."""
+        return None
+
+    def prompt_loss(self) -> Tensor | None:
+        """What the last training forward adds to the loss (a scalar), such as L2P's key term."""
+        return None
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> raw logits [B, C]."""
+        return self.head(features)
 
     def retrieved(self, forwarded: Forwarded) -> list[Tensor]:
         """What "routes" adds: patterns [B, L, D] of the read-out blocks; none here."""
@@ -163,38 +197,89 @@ class FrozenViT(nn.Module):
         cls = tokens[:, 0]
         return cls if fc_norm is None else fc_norm(cls)
 
+    def _mean_patch(self, tokens: Tensor) -> Tensor:
+        patches = tokens[:, self.num_prefix_tokens :]
+        if self.patch_weights is None:
+            return patches.mean(1)
+        return self.patch_weights.to(patches.dtype) @ patches
+
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, F] for the head.
 
         Without trained prompts a test batch has the same features after each experience: in
         evaluation on the CPU they are computed once and found again by the images' own bytes.
         """
-        if self.frozen and not self.prompted_blocks():
-            return self.remembered(images, self._features)
+        if self.frozen and not self.prompted_blocks() and not self.prompt_groups():
+            kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
+            # What a subclass reads in its own way is its own.
+            own = any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING)
+            return self.remembered(images, self._features, "" if own else kind)
         return self._features(images)
 
-    def remembered(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """``compute(images)``, which must be a function of the images and frozen weights alone."""
+    def frozen_query(self, images: Tensor) -> Tensor:
+        """The class token [B, D] of the plain backbone, without gradient: L2P's query.
+
+        A second forward pass in training; test batches are looked up (:mod:`.remember`).
+        """
+        return self.remembered(images, self._frozen_query, "cls ()")
+
+    @torch.no_grad()
+    def _frozen_query(self, images: Tensor) -> Tensor:
+        return self._cls(forward_blocks(self.backbone, images).tokens)
+
+    def remembered(
+        self, images: Tensor, compute: Callable[[Tensor], Tensor], kind: str = ""
+    ) -> Tensor:
+        """``compute(images)``, which must be a function of the images and frozen weights alone.
+
+        :param kind: names what is computed from the images and the backbone; every model on the
+            same backbone that gives the same name shares it. "" if the model's other tensors
+            enter too.
+        """
         usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self.training or torch.is_grad_enabled() or not usual:
+        if self.training or torch.is_grad_enabled() or not (usual and self.remembers):
             return compute(images)
-        # A tensor counts its changes in place: weights that were changed answer anew.
-        changes = sum(p._version for p in self.parameters())
-        key = hashlib.blake2b(images.numpy().tobytes(), digest_size=16).digest() + b"%d" % changes
-        if key not in self._answers:
-            answer = compute(images)
-            size = answer.numel() * answer.element_size() * (len(self._answers) + 1)
-            if size > _ANSWERS_BYTES:
-                self._answers.clear()
-            self._answers[key] = answer
-        return self._answers[key]
+        if kind:
+            who = self._backbone_digest()
+        else:  # A tensor counts its changes in place: weights that were changed answer anew.
+            who = f"{self._name} {sum(p._version for p in self.parameters())}"
+        key = hashlib.blake2b(images.numpy(force=True).tobytes(), digest_size=16)
+        key.update(f"{who} {kind} {tuple(images.shape)}".encode())
+        return MEMORY.get(key.hexdigest(), lambda: compute(images), shared=bool(kind))
+
+    def _backbone_digest(self) -> str:
+        """What tells two backbones apart; computed anew when a weight has changed."""
+        tensors = self.backbone.state_dict()
+        changes = sum(t._version + t.data_ptr() for t in tensors.values())
+        if self._digest is None or self._digest[0] != changes:
+            digest = hashlib.blake2b(str(self.backbone).encode(), digest_size=16)
+            for block in self.backbone.blocks:  # heads and the scale of attention are no tensors
+                digest.update(f"{block.attn.num_heads} {block.attn.scale}".encode())
+            for name, tensor in tensors.items():
+                digest.update(name.encode() + tensor.numpy(force=True).tobytes())
+            self._digest = changes, digest.hexdigest()
+        return self._digest[1]
+
+    def renew_name(self) -> None:
+        """What was remembered of this model is out of date."""
+        self._name = next(_NAMES)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._answers.clear()
+        self.renew_name()
         super()._load_from_state_dict(*args, **kwargs)
 
+    def forget(self) -> None:
+        """Drop what the last forward left for the loss, with its graph."""
+        for name in self.transient:
+            setattr(self, name, None)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_answers": {}}
+        # A tensor with a graph cannot be copied, and plugins copy the model while training.
+        return {**self.__dict__, **dict.fromkeys(self.transient), "_digest": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.renew_name()
 
     def _features(self, images: Tensor) -> Tensor:
         multi = self.readout in ("layers", "routes")
@@ -205,6 +290,7 @@ class FrozenViT(nn.Module):
             self.prompted_blocks(),
             collect=self.readout_blocks if multi else (),
             frozen=self.frozen,
+            extra=self.extra_tokens(),
         )
         return self.read(forwarded)
 
@@ -214,12 +300,11 @@ class FrozenViT(nn.Module):
         cls = self._cls(tokens)
         if self.readout == "cls":
             return cls
-        p = self.num_prefix_tokens
-        parts = [cls, tokens[:, p:].mean(1)]
+        parts = [cls, self._mean_patch(tokens)]
         if self.readout in ("layers", "routes"):
             for index in self.readout_blocks:
                 normed = F.layer_norm(forwarded.collected[index], (self.dim,))
-                parts += [normed[:, 0], normed[:, p:].mean(1)]
+                parts += [normed[:, 0], self._mean_patch(normed)]
             if self.readout == "routes":
                 for found in self.retrieved(forwarded):
                     parts.append(F.layer_norm(found, (self.dim,)).flatten(1))
@@ -227,7 +312,7 @@ class FrozenViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> raw logits [B, C]; mask them by ``seen``."""
-        return self.head(self.features(images))
+        return self.logits(self.features(images))
 
     @torch.no_grad()
     def observe(self, features: Tensor, targets: Tensor) -> None:

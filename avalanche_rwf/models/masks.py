@@ -9,10 +9,9 @@ winner among the classes that remain.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MASKS", "batch_classes", "mask_logits", "masked_cross_entropy", "training_mask"]
+__all__ = ["MASKS", "batch_classes", "mask_logits", "training_mask"]
 
 MASKS = ("none", "seen", "batch", "decoupled")
 
@@ -51,11 +50,3 @@ def training_mask(name: str, targets: Tensor, seen: Tensor) -> Tensor:
     if name == "batch":
         return batch_classes(targets, seen.shape[0])
     raise ValueError(f"mask must be 'none', 'seen' or 'batch' here, not {name!r}.")
-
-
-def masked_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
-    """Mean cross-entropy over the allowed classes: logits [B, C], targets [B], bool [C] -> scalar.
-
-    In float32 whatever the logits' type.
-    """
-    return F.cross_entropy(mask_logits(logits.float(), allowed), targets)

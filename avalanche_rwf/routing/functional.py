@@ -19,6 +19,14 @@ reached in one step:
 The retrieved pattern sum_i p*_i v_i is one update of a Modern Hopfield network (Ramsauer et al.,
 arXiv 2008.02217); the use for prompts is Routing without Forgetting (arXiv 2603.09576).
 
+A prior p0 over the tokens enters as KL(p || p0) in the entropy's place; with a_i = log p0_i, up to
+a constant,
+
+.. math::
+
+    F(p; q) = -\sum_i p_i \langle q, k_i \rangle + \frac{1}{\beta} \sum_i p_i (\log p_i - a_i) ,
+    \qquad p^* = \operatorname{softmax}(\beta K q + a) .
+
 Convexity is in p for given q and K only: the closed form is that of the retrieval. The queries
 themselves are learned by gradient.
 """
@@ -49,39 +57,47 @@ def scores(queries: Tensor, keys: Tensor) -> Tensor:
     return queries @ keys.transpose(-2, -1)
 
 
-def association(scores: Tensor, beta: Beta) -> Tensor:
-    """The minimiser p* = softmax(beta * scores) over the last dimension.
+def association(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> Tensor:
+    """The minimiser p* = softmax(beta * scores + log_prior) over the last dimension.
 
     :param scores: inner products [..., N].
     :param beta: inverse temperature, > 0; a tensor must broadcast with `scores`.
+    :param log_prior: a [N], up to a constant; -inf leaves a token out; None is uniform.
     :returns: weights [..., N], non-negative, summing to one. Scores of any finite size are safe.
     :raises ValueError: if beta is a number that is not positive and finite.
     """
     _check_beta(beta)
-    return torch.softmax(scores * beta, dim=-1)
+    logits = scores * beta
+    return torch.softmax(logits if log_prior is None else logits + log_prior, dim=-1)
 
 
-def free_energy(p: Tensor, scores: Tensor, beta: Beta) -> Tensor:
-    """F(p; q) = -<p, scores> + (1 / beta) sum_i p_i log p_i, over the last dimension.
+def free_energy(p: Tensor, scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> Tensor:
+    """F(p; q) = -<p, scores> + (1 / beta) sum_i p_i (log p_i - a_i), over the last dimension.
 
     :param p: points of the probability simplex [..., N]; 0 log 0 counts as 0.
     :param scores: inner products [..., N].
     :param beta: inverse temperature, > 0.
+    :param log_prior: a [N]; None is 0. The energy of a point on a token that is left out is inf.
     :returns: energies [...], in the unit of the scores.
     :raises ValueError: if beta is a number that is not positive and finite.
     """
     _check_beta(beta)
     negative_entropy = torch.special.xlogy(p, p).sum(-1)
+    if log_prior is not None:
+        # 0 times a token that is left out counts as 0, as in 0 log 0.
+        outside = torch.where(p > 0, p * log_prior, torch.zeros_like(p))
+        negative_entropy = negative_entropy - outside.sum(-1)
     energy = -(p * scores).sum(-1)
     if isinstance(beta, Tensor) and beta.dim() > 0:
         beta = beta.squeeze(-1)
     return energy + negative_entropy / beta
 
 
-def minimum_free_energy(scores: Tensor, beta: Beta) -> Tensor:
-    """F(p*) = -(1 / beta) logsumexp(beta * scores), over the last dimension: [..., N] -> [...]."""
+def minimum_free_energy(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> Tensor:
+    """F(p*) = -(1 / beta) logsumexp(beta * scores + log_prior): [..., N] -> [...]."""
     _check_beta(beta)
-    value = torch.logsumexp(scores * beta, dim=-1)
+    logits = scores * beta
+    value = torch.logsumexp(logits if log_prior is None else logits + log_prior, dim=-1)
     if isinstance(beta, Tensor) and beta.dim() > 0:
         beta = beta.squeeze(-1)
     return -value / beta
@@ -94,12 +110,18 @@ def retrieve(
     values: Tensor,
     beta: Beta,
     need_association: Literal[False] = False,
+    log_prior: Tensor | None = None,
 ) -> Tensor: ...
 
 
 @overload
 def retrieve(
-    queries: Tensor, keys: Tensor, values: Tensor, beta: Beta, need_association: Literal[True]
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Beta,
+    need_association: Literal[True],
+    log_prior: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -109,6 +131,7 @@ def retrieve(
     values: Tensor,
     beta: Beta,
     need_association: bool = False,
+    log_prior: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Patterns z_l = sum_i p*_li v_i, each at the minimum of its own free energy.
 
@@ -118,6 +141,7 @@ def retrieve(
     :param beta: inverse temperature, > 0; a tensor must broadcast with [..., L, N].
     :param need_association: also return p* [..., L, N]; without it, PyTorch's fused attention is
         used and p* is never stored.
+    :param log_prior: log p0 [N], up to a constant; -inf leaves a token out; None is uniform.
     :returns: patterns [..., L, d_v], and p* if asked for.
     :raises ValueError: if beta is a number that is not positive and finite, or the widths of
         queries and keys, or the lengths of keys and values, differ.
@@ -130,9 +154,11 @@ def retrieve(
     if keys.shape[-2] != values.shape[-2]:
         raise ValueError(f"{keys.shape[-2]} keys do not fit {values.shape[-2]} values.")
     if need_association:
-        p = association(scores(queries, keys), beta)
+        p = association(scores(queries, keys), beta, log_prior)
         return p @ values, p
     if isinstance(beta, Tensor):
         # A learned beta must stay in the graph: it goes into the queries, not into `scale`.
         queries, beta = queries * beta, 1.0
-    return F.scaled_dot_product_attention(queries, keys, values, scale=beta)
+    if log_prior is not None:
+        log_prior = log_prior.to(queries.dtype).expand(queries.shape[-2], -1)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=log_prior, scale=beta)

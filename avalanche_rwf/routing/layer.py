@@ -70,6 +70,8 @@ class RoutingLayer(nn.Module):
     :param query_std: standard deviation of the queries at the start. With N(0, 1) the scores have
         unit variance at the default beta and the slots differ; with the usual 0.02 all prompts
         are the same mean token.
+    :param log_prior: log p0 [N] of a retrieval's tokens (:mod:`avalanche_rwf.routing.priors`);
+        None is uniform.
     :raises ValueError: naming the argument that is out of range.
     """
 
@@ -79,6 +81,7 @@ class RoutingLayer(nn.Module):
     w_o: nn.Parameter | None
     centre: Tensor
     unit: Tensor
+    log_prior: Tensor | None
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class RoutingLayer(nn.Module):
         stop_gradient: bool = False,
         affine: bool = False,
         query_std: float = 1.0,
+        log_prior: Tensor | None = None,
     ) -> None:
         super().__init__()
         _validate(dim, num_prompts, heads, beta, trainable, projections, insert, source, values)
@@ -102,6 +106,10 @@ class RoutingLayer(nn.Module):
         self.insert, self.source, self.values = insert, source, values
         self.stop_gradient = stop_gradient
         self.trainable = tuple(t for t in TRAINABLE if t in trainable)
+        if log_prior is not None and source != "tokens":
+            raise ValueError(f"source={source!r} retrieves nothing that log_prior could guide.")
+        # Given by the options and the images' size, so it is not part of the state.
+        self.register_buffer("log_prior", log_prior, persistent=False)
 
         std = query_std if source == "tokens" else 0.1
         self.queries = nn.Parameter(std * torch.randn(num_prompts, dim))
@@ -228,6 +236,7 @@ class RoutingLayer(nn.Module):
             keys.expand(-1, self.heads, -1, -1),
             self._split(values),
             self.beta,
+            log_prior=self.log_prior,
         )
         return found.transpose(1, 2).flatten(2)
 
@@ -267,11 +276,11 @@ class RoutingLayer(nn.Module):
         normed, _ = self._tokens(tokens)
         queries, keys = self._queries_and_keys(normed)
         inner = queries @ keys.transpose(-2, -1)
-        p = association(inner, self.beta)
+        p = association(inner, self.beta, self.log_prior)
         return RoutingDiagnostics(
             association=p,
             entropy=-torch.special.xlogy(p, p).sum(-1),
-            free_energy=minimum_free_energy(inner, self.beta),
+            free_energy=minimum_free_energy(inner, self.beta, self.log_prior),
         )
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
+from avalanche_rwf.routing.priors import centre_prior
 from avalanche_rwf.routing.queries import principal_queries
 
 __all__ = ["RoutedViT"]
@@ -37,6 +38,9 @@ class RoutedViT(FrozenViT):
     :param head_options: for a head by name.
     :param queries: "random", or "principal": set from the tokens of the first training batch.
         The controls' prompts (``source`` "mean" or "static") always start from that batch.
+    :param centre: width of a prior over the patches around the image's centre, in halves of a
+        side (:func:`centre_prior`), with which every layer retrieves; None is uniform over all
+        tokens.
     :param routing: further options of :class:`RoutingLayer`.
     """
 
@@ -55,6 +59,7 @@ class RoutedViT(FrozenViT):
         readout_blocks: str | Collection[int] | None = None,
         head_options: dict[str, Any] | None = None,
         queries: str = "random",
+        centre: float | None = None,
         **routing: Any,
     ) -> None:
         if queries not in ("random", "principal"):
@@ -80,6 +85,9 @@ class RoutedViT(FrozenViT):
                 f"readout='routes' reads blocks {self.readout_blocks}, which must include the "
                 f"routed ones {self._routed}."
             )
+        if centre is not None:
+            grid = cast("tuple[int, int]", backbone.patch_embed.grid_size)
+            routing["log_prior"] = centre_prior(grid, centre, self.num_prefix_tokens)
         self.layers = nn.ModuleDict(
             {str(i): RoutingLayer(dim, num_prompts, **routing) for i in self._routed}
         )
@@ -120,7 +128,7 @@ class RoutedViT(FrozenViT):
                 layer.start_at(tokens)
         self.waits.fill_(False)
         self._waits = False
-        self._answers.clear()  # what was computed with other queries
+        self.renew_name()
 
     def layer(self, block: int) -> RoutingLayer:
         """The routing layer of one block."""

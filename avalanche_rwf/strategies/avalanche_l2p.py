@@ -209,6 +209,8 @@ class PromptPoolViT(FrozenViT):
     :raises UsageError: naming the argument that does not fit.
     """
 
+    transient = ("similarity",)
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -252,10 +254,6 @@ class PromptPoolViT(FrozenViT):
             vit._apply(fn, recurse)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A tensor with a graph cannot be copied, and plugins copy the model while training.
-        return {**super().__getstate__(), "similarity": None}
-
     def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
         """The pool's prompts and keys."""
         return {"prompt": [self.pool.prompt, self.pool.prompt_key]}
@@ -271,7 +269,9 @@ class PromptPoolViT(FrozenViT):
         ``similarity``.
         """
         with torch.no_grad():
-            query = self.remembered(images, lambda x: self.original_vit(x)["pre_logits"])
+            query = self.remembered(
+                images, lambda x: self.original_vit(x)["pre_logits"], "cls of ViTWithPrompt"
+            )
         result = self.vit(images, cls_features=query)
         self.similarity = result["reduce_sim"]
         if self.readout == "prompt":
@@ -419,17 +419,13 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
             loss = loss - self.sim_coefficient * self.res["reduce_sim"]
         return loss
 
-    def _forget_graph(self) -> None:
-        self.res = {}
-        self.model.similarity = None
-
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
-        self._forget_graph()
+        self.res = {}
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
-        self._forget_graph()
+        self.res = {}
 
 
 class LearningToPromptAsShipped(LearningToPrompt):
@@ -450,6 +446,8 @@ class LearningToPromptAsShipped(LearningToPrompt):
     # For the record of a run: the training loss is over the classes of the present experience.
     mask = "experience"
     readout = "prompt"
+    # Model and optimizer are all that it keeps, so a run of it can go on from them.
+    resumable = True
 
     def __init__(
         self,

@@ -15,9 +15,10 @@ It is an Avalanche ``SupervisedTemplate``: plugins, evaluators, loggers, ``train
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
@@ -29,7 +30,16 @@ from torch.optim import Optimizer
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 
-__all__ = ["DEFAULT_RATES", "FrozenBackboneStrategy", "NonFiniteLossError", "build_optimizer"]
+if TYPE_CHECKING:
+    from avalanche_rwf.strategies.replay import Replay
+
+__all__ = [
+    "DEFAULT_RATES",
+    "FrozenBackboneStrategy",
+    "NonFiniteLossError",
+    "build_optimizer",
+    "prompt_rates",
+]
 
 DEFAULT_RATES: Mapping[str, float] = {
     "queries": 1e-3,
@@ -52,6 +62,11 @@ class NonFiniteLossError(RuntimeError):
     The weights are those before the step. If it was the features, the batch has changed nothing; if
     it was the loss, the batch's labels and statistics have been taken in.
     """
+
+
+def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
+    """Rates of a prompt method: `lr` for prompts and keys, `lr_head` or the same for the head."""
+    return {"prompt": lr, "head": lr if lr_head is None else lr_head}
 
 
 def build_optimizer(
@@ -92,6 +107,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         optimizer: Optimizer | None = None,
         criterion: nn.Module | None = None,
         mask: str = "seen",
+        replay: Replay | None = None,
         gradient_steps: int = 1,
         learning_rates: Mapping[str, float] | None = None,
         clip_norm: float | None = 1.0,
@@ -116,6 +132,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param mask: which classes compete in the training loss: "none", "seen", "batch" or
             "decoupled" (prompts learn from the batch-masked loss through the head held fixed, the
             head from the seen-masked loss on detached features).
+        :param replay: a buffer of earlier images to learn from with each mini-batch, or None. A
+            model that trains nothing replays nothing.
         :param gradient_steps: updates per mini-batch. More than one still sees each sample once.
         :param learning_rates: kind -> rate, over ``DEFAULT_RATES``.
         :param clip_norm: largest norm of the gradient, per kind of parameter; None clips nothing.
@@ -132,7 +150,9 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param peval_mode: as in Avalanche.
         :raises ValueError: naming the argument that is out of range.
         """
-        if mask not in MASKS:
+        if replay is not None and replay.replay == "er-ace":
+            mask = replay.mask(mask)
+        elif mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}.")
         if not isinstance(gradient_steps, int) or gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, not {gradient_steps!r}.")
@@ -145,6 +165,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         built = optimizer or build_optimizer(model, rates)
         self.trains = built is not None
         self.mask = mask
+        self.replay = replay if self.trains else None
         self.gradient_steps = gradient_steps
         self.clip_norm = clip_norm
         self.grows = grows
@@ -193,10 +214,14 @@ class FrozenBackboneStrategy(SupervisedTemplate):
     def forward(self) -> Tensor:
         """Logits [B, C] of the mini-batch with the classes not seen at -inf, in float32.
 
-        In training, the batch's labels are noted first: its classes are seen from here on.
+        In training, the batch's labels are noted first: its classes are seen from here on. Replayed
+        images go through the model after the batch's own, for the loss alone.
         """
+        images, n = self.mb_x, len(self.mb_x)
+        if self.is_training and self.replay is not None:
+            images = self.replay.extend(images)
         with self._autocast():
-            features = self.model.features(self.mb_x)
+            features = self.model.features(images)
         features = features.float()
         if self.is_training:
             if not self._observed:
@@ -206,12 +231,15 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                         f"{self.clock.train_iterations}; nothing was changed by this batch."
                     )
                 self._make_room(self.mb_y)
-                self.model.observe(features.detach(), self.mb_y)
+                if self.replay is None:
+                    self.model.observe(features.detach(), self.mb_y)
+                else:
+                    self.replay.observe(self.model, features.detach(), self.mb_y)
                 self._observed = True
             self._features = features
-            self._raw = self.model.head.in_training(features).float()
+            self._raw = self.model.head.in_training(features[:n]).float()
         else:
-            self._raw = self.model.head(features).float()
+            self._raw = self.model.logits(features).float()
         return mask_logits(self._raw, self.model.seen)
 
     def criterion(self) -> Tensor:
@@ -227,22 +255,47 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         if not self.trains:
             return self._make_empty_loss()
         assert self._features is not None
-        model, features = self.model, self._features
-        head = model.training_head or model.head
+        if self.replay is None:
+            loss = self.classification_loss(self._features, self.mb_y)
+        else:
+            loss = self.replay.loss(self, self._features, self.mb_y)
+        more = self.model.prompt_loss()
+        return loss if more is None else loss + more
+
+    def classification_loss(
+        self, features: Tensor, targets: Tensor, mask: str | Tensor | None = None
+    ) -> Tensor:
+        """The loss of features [B, F] and their classes [B] under the strategy's mask.
+
+        :param mask: another one in its place (of "decoupled": in place of the head's part).
+        """
         if self.mask != "decoupled":
-            raw = self._raw if head is model.head else head(features).float()
-            return self._masked_loss(raw, self.mask)
-        loss = self._masked_loss(head(features.detach()).float(), "seen")
+            return self.masked_loss(features, targets, self.mask if mask is None else mask)
+        loss = self.masked_loss(features.detach(), targets, "seen" if mask is None else mask)
         if features.requires_grad:
-            loss = loss + self._masked_loss(head.held_fixed(features).float(), "batch")
+            loss = loss + self.masked_loss(features, targets, "batch", held_fixed=True)
         return loss
 
-    def _masked_loss(self, logits: Tensor, mask: str) -> Tensor:
-        allowed = training_mask(mask, self.mb_y, self.model.seen)
+    def masked_loss(
+        self, features: Tensor, targets: Tensor, mask: str | Tensor, held_fixed: bool = False
+    ) -> Tensor:
+        """The loss over the classes that a mask allows.
+
+        :param mask: "none", "seen", "batch", or the allowed classes themselves, bool [C].
+        :param held_fixed: whether the head gets no gradient.
+        """
+        head = self.model.training_head or self.model.head
+        logits = (head.held_fixed(features) if held_fixed else head(features)).float()
+        return self.loss_of_logits(logits, targets, mask)
+
+    def loss_of_logits(self, logits: Tensor, targets: Tensor, mask: str | Tensor) -> Tensor:
+        """The criterion of logits [B, C] over the allowed classes, see :meth:`masked_loss`."""
+        if isinstance(mask, str):
+            mask = training_mask(mask, targets, self.model.seen)
         if type(self._criterion) is nn.CrossEntropyLoss and not self._criterion.label_smoothing:
-            return self._criterion(mask_logits(logits, allowed), self.mb_y)
+            return self._criterion(mask_logits(logits, mask), targets)
         # Another criterion may not stand -inf (label smoothing does not): drop the columns.
-        return self._criterion(logits[:, allowed], (allowed.cumsum(0) - 1)[self.mb_y])
+        return self._criterion(logits[:, mask], (mask.cumsum(0) - 1)[targets])
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
@@ -254,6 +307,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             self._observed = False
             for _ in range(self.gradient_steps if self.trains else 1):
                 self._training_step(**kwargs)
+            if self.replay is not None:
+                self.replay.take_in(self.mb_x, self.mb_y)
             self._after_training_iteration(**kwargs)
 
     def _training_step(self, **kwargs: Any) -> None:
@@ -331,15 +386,17 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         self.model.eval()
         with self._autocast():
             features = self.model.features(images.to(self.device))
-        return mask_logits(self.model.head(features.float()), self.model.seen).argmax(1)
+        return mask_logits(self.model.logits(features.float()), self.model.seen).argmax(1)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._features = self._raw = None
+        self.model.forget()
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self._features = self._raw = None
+        self.model.forget()
 
     # -- saving -----------------------------------------------------------------------------
 
@@ -348,18 +405,21 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
         The frozen backbone is left out; ``torch.load(..., weights_only=True)`` reads it.
         """
-        return {
+        state = {
             "model": self.model.state_without_backbone(),
             "optimizer": self.optimizer.state_dict() if self.trains else {},
             "iterations": self.clock.train_iterations,
             "experiences": self.clock.train_exp_counter,
         }
+        return state if self.replay is None else {**state, "replay": self.replay.state_dict()}
 
     def load_trained_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`trained_state` gave.
 
-        :raises ValueError: if the tensors do not fit this model.
+        :raises ValueError: if the tensors do not fit this model, or a buffer is missing.
         """
+        if self.replay is not None and "replay" not in state:
+            raise ValueError("The saved state has no buffer, and this strategy replays from one.")
         classes = len(state["model"].get("seen", ()))
         if self.grows and classes > self.model.num_classes:
             self._make_room(torch.tensor([0, classes - 1]))
@@ -375,7 +435,10 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 f"{len(unexpected)} unexpected ({', '.join([*missing, *unexpected][:4])})."
             )
         if self.trains:
-            self.optimizer.load_state_dict(state["optimizer"])
+            # A copy: PyTorch would go on updating the tensors of the state that it was given.
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
             self.optimized_param_id = {}
+        if self.replay is not None:
+            self.replay.load_state_dict(state["replay"])
         self.clock.train_iterations = int(state["iterations"])
         self.clock.train_exp_counter = int(state["experiences"])

@@ -108,15 +108,21 @@ def layers_lda(
     num_classes: int,
     loop: dict[str, Any],
     blocks: str = "last 5",
+    centre: float | None = None,
     shrinkage: float = 0.2,
 ) -> FrozenBackboneStrategy:
-    """Exact LDA on class token and mean patch of several blocks, nothing retrieved."""
+    """Exact LDA on class token and mean patch of several blocks, nothing retrieved.
+
+    ``centre`` weighs the patches as rwf-lda's prior does, so that what the prior gives is not
+    credited to routing.
+    """
     model = FrozenViT(
         backbone,
         num_classes,
         head="slda",
         readout="layers",
         readout_blocks=blocks,
+        mean_centre=centre,
         head_options={"shrinkage": shrinkage},
     )
     return FrozenBackboneStrategy(model=model, mask="none", **loop)

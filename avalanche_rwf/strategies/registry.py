@@ -3,6 +3,8 @@
 A method is a builder function. Its keyword-only arguments with defaults *are* its options: the
 command line's ``--set method.option=value``, the recorded configuration and the tests read them
 from the signature, so there is no second list to keep in step.
+
+A name with a colon is a class or method of another module: see :mod:`.adapter`.
 """
 
 from __future__ import annotations
@@ -12,20 +14,25 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.strategies.extensions import load_extensions, origin_of
 
 __all__ = [
     "MethodSpec",
     "create_strategy",
     "get_method",
     "list_methods",
+    "option_types",
     "register_method",
+    "registered_by",
     "resolve_options",
 ]
 
@@ -44,6 +51,10 @@ class MethodSpec:
     :param uses_boundaries: whether training reads where an experience begins or its classes.
     :param default: whether ``compare`` runs it when no method is named.
     :param options: option name -> default, from the builder's signature.
+    :param types: option name -> annotated type.
+    :param grid: the settings that ``--budget tuned`` tries, if not the usual ones.
+    :param origin: where the code is, if not in this package: "module", "file" and its "sha256",
+        "version".
     """
 
     name: str
@@ -54,11 +65,8 @@ class MethodSpec:
     default: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def common_head(self) -> bool:
-        """Whether head, mask and read-out are options, so that all methods can be given one."""
-        return {"head", "mask", "readout"} <= set(self.options)
+    grid: tuple[Mapping[str, Any], ...] | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def register_method(
@@ -68,6 +76,7 @@ def register_method(
     paper: str = "",
     uses_boundaries: bool = False,
     default: bool = False,
+    grid: Sequence[Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder function under `name` (decorator).
 
@@ -79,8 +88,11 @@ def register_method(
     """
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        if name in _METHODS:
+        origin = origin_of(build)
+        if name in _METHODS and not _is_again(_METHODS[name], build, origin):
             raise ValueError(f"The method name {name!r} is registered twice.")
+        if ":" in name:
+            raise ValueError(f"A registered name has no colon, and {name!r} has one.")
         options: dict[str, Any] = {}
         for key, parameter in inspect.signature(build).parameters.items():
             if key in _RESERVED:
@@ -96,36 +108,93 @@ def register_method(
             uses_boundaries=uses_boundaries,
             default=default,
             options=options,
-            types=typing.get_type_hints(build),
+            types=option_types(build, options),
+            grid=None if grid is None else tuple(grid),
+            origin=origin,
         )
         return build
 
     return register
 
 
+def option_types(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The type of each option: its annotation, or else what its default is."""
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # a name that exists for type checkers only
+        hints = {}
+    return {key: hints.get(key, _kind(default)) for key, default in options.items()}
+
+
+def _kind(default: Any) -> Any:
+    if default is None:
+        return int | float | str | None
+    if isinstance(default, bool):
+        return bool
+    # Such as a strength of 1, which may be 0.5.
+    return int | float if isinstance(default, (int, float)) else str
+
+
+def _is_again(spec: MethodSpec, build: Callable[..., Any], origin: Mapping[str, str]) -> bool:
+    """Whether it is the same function of one file, imported under a second name.
+
+    A script that is run and is also named by ``--import`` is.
+    """
+    same_file = bool(origin.get("file")) and spec.origin.get("file") == origin["file"]
+    return same_file and spec.build.__qualname__ == build.__qualname__
+
+
+def registered_by(module: ModuleType) -> dict[str, MethodSpec]:
+    """The methods that a module registers, by their registered names."""
+    _load()
+    file = getattr(module, "__file__", None)
+    return {
+        name: spec
+        for name, spec in _METHODS.items()
+        if spec.build.__module__ == module.__name__
+        or (file is not None and spec.origin.get("file") == str(Path(file).resolve()))
+    }
+
+
 def _load() -> None:
-    """Import every module of this package once, so that their methods are registered."""
+    """Import every module of this package once, so that their methods are registered.
+
+    Then what ``--import`` and installed packages add.
+    """
     package = importlib.import_module("avalanche_rwf.strategies")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"avalanche_rwf.strategies.{module.name}")
+    load_extensions()
 
 
 def list_methods(pattern: str = "*") -> list[str]:
     """Names of the registered methods that match a shell pattern, sorted.
 
+    A pattern with a colon, such as ``"avalanche:*"``, matches Avalanche's own strategies.
+
     >>> "rwf" in list_methods("rwf*")
     True
     """
     _load()
+    if ":" in pattern:
+        return _adapter().list_adapted(pattern)
     return sorted(fnmatch.filter(_METHODS, pattern))
+
+
+def _adapter() -> Any:
+    # It imports this module.
+    return importlib.import_module("avalanche_rwf.strategies.adapter")
 
 
 def get_method(name: str) -> MethodSpec:
     """Look one method up by name.
 
+    :param name: a registered name, or ``avalanche:NAME`` or ``MODULE:NAME``.
     :raises UsageError: if there is none, with the nearest names.
     """
     _load()
+    if ":" in name:
+        return _adapter().resolve(name)
     if name not in _METHODS:
         raise UsageError(f"There is no method {name!r}; {nearest(name, sorted(_METHODS))}.")
     return _METHODS[name]
@@ -149,6 +218,8 @@ def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
         if "int" in names and "float" not in names and "str" not in names:
             return int(value)
         if "float" in names and "str" not in names:
+            if "int" in names and value.lstrip("+-").isdecimal():
+                return int(value)
             return float(value)
     except (ValueError, KeyError):
         wanted = " or ".join(sorted(names - {"NoneType"}))
@@ -176,6 +247,7 @@ def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def create_strategy(
     name: str,
+    /,  # an option may be called so
     *,
     backbone: nn.Module,
     num_classes: int,

@@ -21,6 +21,7 @@ from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
+from avalanche_rwf.strategies.replay import Replay, check_replay
 
 __all__ = ["RwFStrategy"]
 
@@ -52,6 +53,8 @@ class RwFStrategy(FrozenBackboneStrategy):
         readout: str = "cls+mean",
         routing_kwargs: Mapping[str, Any] | None = None,
         mask: str = "decoupled",
+        buffer: int = 0,
+        replay: str = "er",
         lr: float = 5e-3,
         lr_queries: float = 1e-3,
         lr_maps: float = 3e-6,
@@ -88,6 +91,8 @@ class RwFStrategy(FrozenBackboneStrategy):
         :param readout: "cls", "cls+mean", "layers" or "routes".
         :param routing_kwargs: further options of :class:`RoutingLayer` (heads, beta, trainable...).
         :param mask: training logit mask: "none", "seen", "batch" or "decoupled".
+        :param buffer: earlier images to keep and replay with each mini-batch; 0 replays none.
+        :param replay: how, if there is a buffer: "er", "er-ace" or "der", see :class:`Replay`.
         :param lr: rate of the head.
         :param lr_queries: rate of the queries.
         :param lr_maps: rate of the D x D maps (W_q, W_k, W_v, W_o); keep it hundreds of times
@@ -110,6 +115,7 @@ class RwFStrategy(FrozenBackboneStrategy):
             raise ValueError("Give either model or model_name to RwFStrategy, not both.")
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"num_classes must be at least 1 or None, not {num_classes!r}.")
+        check_replay(buffer, replay, smallest=0)
         grows = model is None and num_classes is None
         if model is None:
             backbone = create_backbone(
@@ -137,6 +143,7 @@ class RwFStrategy(FrozenBackboneStrategy):
             optimizer=optimizer,
             criterion=criterion,
             mask=mask,
+            replay=Replay(buffer, replay) if buffer else None,
             gradient_steps=gradient_steps,
             learning_rates=rates,
             clip_norm=clip_norm,
@@ -173,6 +180,8 @@ def _build(
     lr_queries: float,
     lr_maps: float,
     trainable: str,
+    buffer: int = 0,
+    replay: str = "er",
     **routing: Any,
 ) -> RwFStrategy:
     """What every preset does with its options: each passes all of its own arguments on."""
@@ -187,7 +196,14 @@ def _build(
         **routing,
     )
     return RwFStrategy(
-        model=model, mask=mask, lr=lr, lr_queries=lr_queries, lr_maps=lr_maps, **loop
+        model=model,
+        mask=mask,
+        buffer=buffer,
+        replay=replay,
+        lr=lr,
+        lr_queries=lr_queries,
+        lr_maps=lr_maps,
+        **loop,
     )
 
 
@@ -214,6 +230,8 @@ def rwf(
     head: str = "white",
     readout: str = "cls+mean",
     mask: str = "decoupled",
+    buffer: int = 0,
+    replay: str = "er",
     lr: float = 5e-3,
     lr_queries: float = 1e-3,
     lr_maps: float = 3e-6,

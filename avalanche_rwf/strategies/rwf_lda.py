@@ -1,9 +1,11 @@
-"""rwf-lda: what the routing layers retrieve in several blocks, read by an exact streaming LDA.
+"""rwf-lda, rwf-lda-held: what retrieval finds in several blocks, read by an exact streaming LDA.
 
 Beyond the paper. The retrieved patterns are the read-out and not prompts: the statistics of a
 closed-form head need features that stand still, so the queries are set in closed form from the
-first training batch (its tokens' principal directions, no labels) and nothing is trained. The
-control beside it is ``layers-lda``, the same head without the patterns.
+first training batch (its tokens' principal directions, no labels) and nothing is trained. Retrieval
+is around the centre of the image (:mod:`avalanche_rwf.routing.priors`), worth more than any queries
+that ``examples/route_study.py`` learns. The controls beside it are ``layers-lda``, the same head
+without the patterns, and ``layers-lda`` with ``centre=0.5``, whose means have the same prior.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from avalanche_rwf.routing.held import HeldRoutedViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
@@ -33,9 +36,13 @@ def rwf_lda(
     num_prompts: int = 4,
     queries: str = "principal",
     beta: float = 0.025,
+    centre: float | None = 0.5,
     shrinkage: float = 0.2,
 ) -> FrozenBackboneStrategy:
-    """Class token, mean patch and L retrieved patterns per block -> LDA."""
+    """Class token, mean patch and L patterns per block, retrieved around the centre -> LDA.
+
+    ``centre`` is the prior's standard deviation in halves of a side; "none" is uniform.
+    """
     model = RoutedViT(
         backbone,
         num_classes,
@@ -43,9 +50,46 @@ def rwf_lda(
         num_prompts=num_prompts,
         beta=beta,
         queries=queries,
+        centre=centre,
         insert_prompts=False,
         readout="routes",
         head="slda",
         head_options={"shrinkage": shrinkage},
+    )
+    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+
+
+@register_method(
+    "rwf-lda-held",
+    summary="rwf-lda, its queries trained on the first samples and then held (beyond the paper)",
+)
+def rwf_lda_held(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    blocks: str = "last 5",
+    num_prompts: int = 4,
+    queries: str = "principal",
+    beta: float = 0.025,
+    centre: float | None = 0.5,
+    shrinkage: float = 0.2,
+    hold_after: int = 160,
+    steps: int = 40,
+    lr_queries: float = 0.03,
+) -> FrozenBackboneStrategy:
+    """As rwf-lda; after ``hold_after`` samples the queries learn from those, ``steps`` times."""
+    model = HeldRoutedViT(
+        backbone,
+        num_classes,
+        routed_blocks=blocks,
+        num_prompts=num_prompts,
+        beta=beta,
+        queries=queries,
+        centre=centre,
+        head_options={"shrinkage": shrinkage},
+        hold_after=hold_after,
+        steps=steps,
+        lr=lr_queries,
     )
     return FrozenBackboneStrategy(model=model, mask="none", **loop)

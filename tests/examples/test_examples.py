@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
     "quickstart": "accuracy over all 2 classes seen",
     "custom_folder": "rwf-lda",
+    "route_study": "learned prior; first ones read anew",
 }
 
 
@@ -80,3 +81,34 @@ def test_pretraining_runs(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "weights.safetensors").is_file()
+
+
+def test_adding_a_method_takes_under_40_lines_and_the_package_finds_it(tmp_path):
+    """In processes of their own: what is registered would stay."""
+    file = EXAMPLES / "add_your_method.py"
+    assert len(file.read_text().splitlines()) < 40
+    root = EXAMPLES.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def call(*line, cwd=tmp_path, **more):
+        done = subprocess.run(
+            [sys.executable, *map(str, line)], capture_output=True, text=True, cwd=cwd,
+            env={**env, **more}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "learned tokens" in call(
+        "-m", "avalanche_rwf", "list", "methods", "my-*", "--import", file
+    )
+    names = runpy.run_path(str(EXAMPLES / "custom_folder.py"))
+    names["draw_images"](tmp_path / "images", train=4, test=2)
+    # Run as a script, it is a comparison that imports itself, here in two processes.
+    tiny = ["--benchmark", f"folder:{tmp_path / 'images'}", "--experiences", 2, "--seeds", "0,1"]
+    table = call(file, *tiny, "--jobs", 2, "--quiet", "--set", "my-method.length=3")
+    assert "my-method" in table
+    said = call(
+        "-m", "pytest", "tests/strategies/test_registry.py", "-k", "my-method", "-p",
+        "no:cacheprovider", cwd=root, AVALANCHE_RWF_IMPORT="examples/add_your_method.py",
+    )  # fmt: skip
+    assert "passed" in said and "failed" not in said

@@ -38,13 +38,15 @@ OTHER = {
     "eval_every_samples": 10,
     "holdout": 0.2,
     "skip_corrupt": True,
+    "code": "14",
+    "budget": "tuned",
 }
 
 
 def test_the_hash_is_that_of_an_earlier_version(monkeypatch):
     """If this fails, finished runs of users are done again: a new package version is due."""
     monkeypatch.setattr(module, "__version__", "1")
-    assert CONFIG.config_hash() == "4cecee37a6"
+    assert CONFIG.config_hash() == "980151b315"
 
 
 def test_the_hash_does_not_depend_on_the_order_of_options():
@@ -56,7 +58,8 @@ def test_the_hash_does_not_depend_on_the_order_of_options():
     assert backwards.config_hash() == CONFIG.config_hash()
 
 
-def test_seed_and_place_of_the_weights_are_not_in_the_hash():
+def test_seed_tuning_and_place_of_the_weights_are_not_in_the_hash():
+    assert replace(CONFIG, tuning={"score": 0.5}).config_hash() == CONFIG.config_hash()
     assert CONFIG.with_seed(7).seed == 7
     assert CONFIG.with_seed(7).config_hash() == CONFIG.config_hash()
     assert replace(CONFIG, weights="there.pth").config_hash() == CONFIG.config_hash()
@@ -64,7 +67,7 @@ def test_seed_and_place_of_the_weights_are_not_in_the_hash():
 
 @pytest.mark.parametrize("name", [f.name for f in fields(RunConfig)])
 def test_every_other_field_is(name):
-    if name in ("seed", "weights"):
+    if name in ("seed", "weights", "tuning"):
         return
     assert replace(CONFIG, **{name: OTHER[name]}).config_hash() != CONFIG.config_hash()
 
@@ -90,6 +93,7 @@ def test_it_survives_json():
         ("holdout", -0.1),
         ("holdout", 1.0),
         ("holdout", float("nan")),
+        ("budget", "large"),
     ],
 )  # fmt: skip
 def test_sizes_are_checked(name, value):

@@ -74,11 +74,22 @@ def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
     patch.setattr(module, "save_state", save)
 
 
-@pytest.mark.parametrize("method", list_methods())
+REPLAYING = [
+    ("rwf", {"buffer": 20}),
+    ("er", {"buffer": 5}),
+    ("er-ace", {"buffer": 5, "storage": "class-balanced"}),
+    ("der", {"buffer": 5}),
+    ("der", {"buffer": 3, "storage": "class-balanced"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [*((name, {}) for name in list_methods()), *REPLAYING]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    method, configure, final, tmp_path, monkeypatch
+    method, options, configure, final, tmp_path, monkeypatch
 ):
-    config = configure(method)
+    config = configure(method, options=options)
     whole = run(config, tmp_path / "whole")
     assert whole["status"] == "done", whole
 
@@ -175,6 +186,14 @@ def test_every_method_sees_the_same_stream_in_the_same_order(configure, monkeypa
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first, other, strict=True))
     another = seen_by(configure("ncm", seed=2), monkeypatch, tmp_path)
     assert [x.sum() for _, x in another] != [x.sum() for _, x in first]
+
+
+@pytest.mark.parametrize(("method", "passes"), [("er", 2), ("er-ace", 2), ("der", 3)])
+def test_replayed_images_are_counted_as_forward_passes(method, passes, configure, tmp_path):
+    summary = run(configure(method), tmp_path)
+    # 24 images in batches of 3, 3 and 2. The first batch finds an empty buffer.
+    replayed = (passes - 1) * (24 - 3)
+    assert summary["forward_passes_per_image"] == pytest.approx((24 + replayed) / 24)
 
 
 def test_the_seed_decides_and_nothing_before_it(configure, tmp_path):
@@ -288,3 +307,45 @@ def test_the_holdout_takes_the_place_of_the_test_images(configure):
     plain, held = build_benchmark(configure()), build_benchmark(configure(holdout=0.25))
     assert (plain.train_size, plain.test_size) == (24, 12)
     assert (held.train_size, held.test_size) == (18, 6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "changes", "passes"),
+    [
+        ("ncm", {}, {}, 1.0),
+        ("fine-tune", {}, {}, 1.0),
+        ("rwf", {}, {}, 1.0),
+        ("rwf", {}, {"gradient_steps": 2}, 2.0),
+        ("avalanche-l2p", {}, {}, 2.0),
+        ("avalanche-l2p-as-shipped", {}, {}, 2.0),
+        # Queries are the principal directions of the first batch: its 3 images go in once more.
+        ("rwf-lda", {}, {}, 27 / 24),
+    ],
+)
+def test_forward_passes_are_counted_in_training_alone(
+    method, options, changes, passes, configure, final, tmp_path
+):
+    # Every fourth sample there is an evaluation, which does not count.
+    summary = run(configure(method, options=options, **changes), tmp_path)
+    assert summary["forward_passes_per_image"] == pytest.approx(passes)
+    (strategy,) = final
+    assert not any(module._forward_hooks for module in strategy.model.modules())
+
+
+def test_boundaries_are_recorded_by_method_and_by_strategy(configure, tmp_path, monkeypatch):
+    def reads(config: RunConfig) -> bool:
+        run(config, tmp_path)
+        return json.loads((run_directory(tmp_path, config) / "config.json").read_text())[
+            "uses_boundaries"
+        ]
+
+    assert reads(configure("avalanche-l2p-as-shipped"))
+    assert not reads(configure("ncm"))
+
+    def with_boundaries(*args, **kwargs):
+        strategy = build_strategy(*args, **kwargs)
+        strategy.uses_boundaries = True
+        return strategy
+
+    monkeypatch.setattr(module, "build_strategy", with_boundaries)
+    assert reads(configure("slda"))

@@ -22,6 +22,7 @@ def make_run(tmp_path):
         sha=SHA,
         status="done",
         summary=None,
+        boundaries=False,
         out=tmp_path,
         **config,
     ):
@@ -58,6 +59,7 @@ def make_run(tmp_path):
                 "sha256": sha,
                 "source": "packaged",
             },
+            "uses_boundaries": boundaries,
             "versions": {},
             "hardware": {},
             "git": None,
@@ -71,6 +73,7 @@ def make_run(tmp_path):
             "train_seconds": 2.0,
             "eval_seconds": 1.0,
             "train_samples_per_second": 640.0,
+            "forward_passes_per_image": 1.0,
             "trainable_parameters": 25600,
             "peak_memory_bytes": 1000,
             "gradient_steps": 75,

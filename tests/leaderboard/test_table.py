@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -20,12 +21,12 @@ HEADER = (
 )
 # fmt: off
 GOLDEN = HEADER + "\n".join([
-    "#  method         head   mask       readout       A_last        A_avg        A_auc       F_cls   train img/s  params  n",  # noqa: E501
-    "-  -------------  -----  ---------  --------  -----------  -----------  -----------  ----------  -----------  ------  -",  # noqa: E501
-    "1  rwf            white  decoupled  cls+mean  91.0 ± 1.4*  93.0 ± 1.4*  92.0 ± 1.4*  6.0 ± 0.0          640    25.6k  2",  # noqa: E501
-    "2  ncm            ncm    -          cls       75.0 ± 0.0   76.0 ± 0.0   75.5 ± 0.0   2.0 ± 0.0*       12000*       0  2",  # noqa: E501
-    "3  fine-tune      white  seen       cls        8.5         20.0         15.0           -               99.5     3.9M  1",  # noqa: E501
-    "-  avalanche-l2p  white  seen       cls          -            -            -           -                  -        -  0",  # noqa: E501
+    "#  method         head   mask       readout       A_last        A_avg        A_auc       F_cls   train img/s  fwd/img  params  n",  # noqa: E501
+    "-  -------------  -----  ---------  --------  -----------  -----------  -----------  ----------  -----------  -------  ------  -",  # noqa: E501
+    "1  rwf            white  decoupled  cls+mean  91.0 ± 1.4*  93.0 ± 1.4*  92.0 ± 1.4*  6.0 ± 0.0          640       1.0   25.6k  2",  # noqa: E501
+    "2  ncm            ncm    -          cls       75.0 ± 0.0   76.0 ± 0.0   75.5 ± 0.0   2.0 ± 0.0*       12000*      1.0       0  2",  # noqa: E501
+    "3  fine-tune      white  seen       cls        8.5         20.0         15.0           -               99.5       1.0    3.9M  1",  # noqa: E501
+    "-  avalanche-l2p  white  seen       cls          -            -            -           -                  -         -       -  0",  # noqa: E501
     "* best of its column. A_* and F_cls in %: mean ± sample standard deviation over n seeds.",
     "Failed runs, in no mean: avalanche-l2p (1).",
     "The rows are not of the same seeds.",
@@ -44,7 +45,7 @@ split-digits, stream split, 5 experiences, rwf_vit_mini_patch8_32 (3fa9c1d2),
 n seeds.
 Failed runs, in no mean: avalanche-l2p (1).
 The rows are not of the same seeds.
-Left out for width: A_avg, F_cls, train img/s, params.
+Left out for width: A_avg, F_cls, train img/s, fwd/img, params.
 """
 # fmt: on
 
@@ -98,7 +99,10 @@ def test_text_fits_and_says_what_is_missing(board, width):
     assert max(map(len, text.splitlines())) <= width
     joined = " ".join(text.split())
     heading = next(line for line in text.splitlines() if "A_last" in line and "method" in line)
-    for title in ("A_avg", "A_auc", "F_cls", "train img/s", "params", "head", "mask", "readout"):
+    for title in (
+        *("A_avg", "A_auc", "F_cls", "train img/s", "fwd/img", "params"),
+        *("head", "mask", "readout"),
+    ):
         assert title in heading or title in joined.partition("Left out for width: ")[2]
 
 
@@ -113,7 +117,7 @@ def test_set_up_that_all_rows_share_is_said_below(make_run, tmp_path):
     for method in ("rwf", "l2p", "single-prompt"):
         make_run(method)
     text = render_text(aggregate(read_runs(tmp_path).frame), 80)
-    assert "In all rows: mask seen, readout cls." in text  # the column of heads fits
+    assert "In all rows: head white, mask seen, readout cls." in text
     assert "F_cls" in text.splitlines()[2]
 
 
@@ -133,6 +137,66 @@ def test_rows_of_one_method_say_what_differs(make_run, tmp_path):
     # without the column of heads the label says it
     labels = _labels(aggregate(read_runs(tmp_path).frame).head(3).to_dict("records"), shown=[])
     assert "l2p head=linear num_prompts=10" in labels
+
+
+TUNING = {"settings": 6, "chosen": {"lr": 0.001}, "score": 0.9, "experiences": 2}
+
+
+@pytest.fixture
+def tuned(make_run, tmp_path):
+    """The same methods with both budgets; one of them keeps its own options."""
+    make_run("rwf", options={"lr": 0.005})
+    make_run("rwf", config_hash="bbbb", options={"lr": 0.001}, budget="tuned", tuning=TUNING)
+    make_run("ncm", config_hash="cccc")
+    own = {**TUNING, "settings": 1, "chosen": {}}
+    make_run("ncm", config_hash="dddd", budget="tuned", tuning=own)
+    return aggregate(read_runs(tmp_path).frame)
+
+
+def test_the_budget_is_a_column_and_the_choice_is_named(tuned):
+    text = render_text(tuned, 200)
+    assert text.splitlines()[1].split()[:6] == ["#", "method", "head", "mask", "readout", "budget"]
+    rows = {tuple(re.findall(r"ncm|rwf lr=\S+|tuned|default", line))
+            for line in text.splitlines()[3:7]}  # fmt: skip
+    assert rows == {
+        ("rwf lr=0.005", "default"), ("rwf lr=0.001", "tuned"), ("ncm", "default"), ("ncm", "tuned")
+    }  # fmt: skip
+    said = " ".join(text.split())
+    assert "Settings chosen on held-out training images: " in said
+    assert "rwf lr=0.001 lr=0.001 (of 6)" not in said
+    assert "rwf lr=0.001 (of 6)" in said
+    assert "ncm unchanged (of 1)" in said
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_the_budget_is_not_lost_where_it_is_narrow(tuned, width):
+    text = render_text(tuned, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "budget" in " ".join(text.split())
+    if width == 80:
+        assert "budget" in text.splitlines()[2]
+
+
+def test_a_board_of_one_budget_says_so_below_or_not_at_all(make_run, tmp_path):
+    make_run("rwf", budget="tuned", tuning=TUNING)
+    text = render_text(aggregate(read_runs(tmp_path).frame), 80)
+    assert "In all rows: mask seen, readout cls, budget tuned." in text
+    assert "Settings chosen on held-out training images: rwf lr=0.001 (of 6)." in text
+    make_run("ncm", out=tmp_path / "b")
+    for fmt in FORMATS:
+        if fmt != "csv":
+            assert "budget" not in render(aggregate(read_runs(tmp_path / "b").frame), fmt)
+
+
+def test_methods_that_read_boundaries_are_marked(make_run, tmp_path):
+    make_run("shipped", boundaries=True)
+    make_run("rwf")
+    board = aggregate(read_runs(tmp_path).frame)
+    text = render_text(board, 80)
+    assert re.search(r"^\d  shipped† ", text, re.M)
+    assert re.search(r"^\d  rwf ", text, re.M)
+    assert "\n† reads task boundaries in training.\n" in text
+    assert r"shipped$\dagger$" in render_latex(board)
 
 
 def test_rows_that_differ_in_nothing_shown_name_their_hash(make_run, tmp_path):
@@ -240,7 +304,7 @@ def test_markdown_is_escaped(nasty):
     assert "<" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(nasty)
-    assert {line.replace("\\|", "").count("|") for line in rows} == {13}
+    assert {line.replace("\\|", "").count("|") for line in rows} == {14}
 
 
 def test_latex_is_escaped_and_uses_booktabs(nasty):
@@ -250,11 +314,11 @@ def test_latex_is_escaped_and_uses_booktabs(nasty):
         r"\textasciitilde{}`[1](u) z"
     )
     assert escaped in text
-    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{rllllrrrrrrr}"):
+    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{rllllrrrrrrrr}"):
         assert command in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(nasty)
-    assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 11 for line in body)
+    assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 12 for line in body)
     assert r"\textbf{91.0 $\pm$ 1.4}" in render_latex(nasty)
 
 

@@ -33,11 +33,27 @@ CLOSED = [name for name, kind in HEADS.items() if kind.closed_form]
 def test_closed_forms_do_not_depend_on_order_or_batches(name):
     x, y = data(dtype=torch.float64)
     order = torch.argsort(y, stable=True)  # class after class: the hardest stream
-    a = feed(create_head(name, W, C), x, y, 16)
-    b = feed(create_head(name, W, C), x[order], y[order], 7)
+    torch.manual_seed(0)
+    a, b = create_head(name, W, C), create_head(name, W, C)
+    b.load_state_dict(a.state_dict())  # random projections are part of a head's state
+    feed(a, x, y, 16)
+    feed(b, x[order], y[order], 7)
     (wa, ba), (wb, bb) = a.solve(), b.solve()
     torch.testing.assert_close(wa, wb, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ba, bb, rtol=1e-6, atol=1e-6)
+
+
+def test_ridge_on_random_projections_against_a_direct_solve_on_all_data():
+    x, y = data(dtype=torch.float64)
+    for projections in (300, 40):  # wider and narrower than the number of samples
+        head = feed(create_head("rp-ridge", W, C, penalty=0.1, projections=projections), x, y, 16)
+        h = np.maximum(x.numpy() @ head.random.double().numpy(), 0)
+        gram = h.T @ h
+        gram += 0.1 * np.trace(gram) / projections * np.eye(projections)
+        expected = np.linalg.solve(gram, h.T @ np.eye(C)[y.numpy()])
+        torch.testing.assert_close(
+            head.solve()[0], torch.from_numpy(expected.T), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_slda_against_a_direct_solve_on_all_data():
@@ -91,7 +107,7 @@ def test_a_class_without_a_sample_cannot_win(name):
 def test_asking_for_an_answer_changes_no_bit(name):
     x, y = data()
     a, b = create_head(name, W, C), create_head(name, W, C)
-    if name == "ridge":
+    if name == "rp-ridge":
         b.load_state_dict(a.state_dict())
     for i in range(0, NUM, 16):
         a.observe(x[i : i + 16], y[i : i + 16])
@@ -233,7 +249,7 @@ def test_moments_solve_the_same_before_and_after_folding(n, within):
         ("cosine", {"tau": 0.0}, "tau must be positive"),
         ("slda", {"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\]"),
         ("ridge", {"penalty": -1.0}, "penalty must be positive"),
-        ("mlp", {}, "head must be one of linear, cosine, white, ncm, slda, ridge, not 'mlp'"),
+        ("mlp", {}, "head must be one of linear, .*slda, ridge, rp-ridge, not 'mlp'"),
     ],
 )
 def test_bad_arguments_are_named(name, options, text):

@@ -4,7 +4,6 @@ import torch
 from avalanche_rwf.models.masks import (
     batch_classes,
     mask_logits,
-    masked_cross_entropy,
     training_mask,
 )
 
@@ -40,7 +39,7 @@ def test_masked_loss_is_the_loss_over_the_remaining_columns_and_has_no_gradient_
     logits = torch.randn(6, 5, requires_grad=True)
     targets = torch.tensor([0, 2, 2, 0, 4, 2])
     allowed = batch_classes(targets, 5)
-    loss = masked_cross_entropy(logits, targets, allowed)
+    loss = torch.nn.functional.cross_entropy(mask_logits(logits, allowed), targets)
     columns = logits[:, [0, 2, 4]]
     expected = torch.nn.functional.cross_entropy(columns, torch.tensor([0, 1, 1, 0, 2, 1]))
     torch.testing.assert_close(loss, expected)

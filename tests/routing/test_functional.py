@@ -158,3 +158,36 @@ def test_shapes_that_do_not_fit_are_named():
         retrieve(q[..., :4], k, v, 1.0)
     with pytest.raises(ValueError, match="9 keys do not fit 8 values"):
         retrieve(q, k, v[:, :8], 1.0)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_prior_takes_the_place_of_the_uniform_one(beta):
+    q, k, v = problem()
+    s = scores(q, k)
+    prior = random_simplex((9,), 7)
+    prior[4] = 0  # left out
+    a = prior.log()
+    found, best = retrieve(q, k, v, beta, need_association=True, log_prior=a)
+    torch.testing.assert_close(retrieve(q, k, v, beta, log_prior=a), found)
+    weights = prior * (beta * s).exp()
+    torch.testing.assert_close(best, weights / weights.sum(-1, keepdim=True))
+    assert bool((best[..., 4] == 0).all())
+    minimum = minimum_free_energy(s, beta, a)
+    torch.testing.assert_close(free_energy(best, s, beta, a), minimum, rtol=0, atol=1e-10)
+    p = random_simplex(s.shape, 1)
+    assert bool(torch.isinf(free_energy(p, s, beta, a)).all())
+    p[..., 4] = 0
+    p = p / p.sum(-1, keepdim=True)
+    gap = free_energy(p, s, beta, a) - minimum
+    kl = torch.where(p > 0, p * (p.log() - best.log()), torch.zeros_like(p)).sum(-1)
+    torch.testing.assert_close(gap, kl / beta, rtol=1e-6, atol=1e-6)
+
+
+def test_without_scores_the_prior_alone_weighs_the_values():
+    q, k, v = problem()
+    prior = random_simplex((9,), 2)
+    found = retrieve(q, k, v, 1e-12, log_prior=prior.log())
+    torch.testing.assert_close(found, (prior @ v).unsqueeze(1).expand_as(found))
+    # The prior is known up to a constant only, and a constant one changes nothing.
+    torch.testing.assert_close(retrieve(q, k, v, 0.7, log_prior=torch.full((9,), 3.0).double()),
+                               retrieve(q, k, v, 0.7))

@@ -725,7 +725,7 @@ def test_refused_options(backbone, name, options, loop, message):
 
 def test_registered():
     spec = get_method("avalanche-l2p")
-    assert spec.default and spec.common_head
+    assert spec.default and {"head", "mask", "readout"} <= set(spec.options)
     shipped_spec = get_method("avalanche-l2p-as-shipped")
-    assert not shipped_spec.default and not shipped_spec.common_head
+    assert not shipped_spec.default and "head" not in shipped_spec.options
     assert shipped_spec.options["lr"] == 0.03

@@ -15,7 +15,9 @@ from avalanche_rwf.strategies.registry import (
     resolve_options,
 )
 
-METHODS = list_methods()
+# Avalanche's own classes are in no list of registered methods; these four stand for them.
+ADAPTED = ["avalanche:Naive", "avalanche:EWC", "avalanche:LwF", "avalanche:StreamingLDA"]
+METHODS = [*list_methods(), *ADAPTED]
 TRAINS_BACKBONE = {"fine-tune"}
 
 
@@ -77,6 +79,47 @@ def test_predictions_do_not_depend_on_batch_mates(method, scenario):
     torch.testing.assert_close(predict(s, x[order]), together[order], rtol=1e-4, atol=1e-5)
     for i in range(9):
         torch.testing.assert_close(predict(s, x[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_features_in_training_do_not_depend_on_batch_mates(method):
+    """Prompts are chosen image by image while training too: no vote of the batch."""
+    _, s, _ = method
+    if not hasattr(s.model, "features"):
+        return  # Avalanche's own model
+    torch.manual_seed(4)
+    x = torch.randn(6, 3, 32, 32)
+    s.model.train()
+    with torch.no_grad():
+        together = s.model.features(x)
+        for i in range(6):
+            alone = s.model.features(x[i : i + 1])[0]
+            torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_labels_and_tasks_are_not_used_at_test(method, scenario):
+    _, s, _ = method
+    s.experience = scenario.test_stream[0]
+    x = torch.randn(5, 3, 32, 32)
+    expected = predict(s, x)
+    s.mbatch = [x, torch.tensor([5, 4, 0, 1, 2]), torch.tensor([2, 1, 0, 2, 1])]
+    s.experience = scenario.test_stream[2]
+    with torch.no_grad():
+        assert torch.equal(s.forward(), expected)
+
+
+@each
+def test_state_can_be_saved_and_loaded_without_pickle(method, tools, scenario, tmp_path):
+    name, s, _ = method
+    if not hasattr(s, "trained_state"):
+        return  # Avalanche's own strategies are saved by Avalanche
+    torch.save(s.trained_state(), tmp_path / "state.pt")
+    fresh = build(tools, name, seed=7)
+    fresh.load_trained_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    fresh.experience = s.experience = scenario.test_stream[0]
+    x = torch.randn(5, 3, 32, 32)
+    assert torch.equal(predict(fresh, x), predict(s, x))
 
 
 @each
@@ -143,6 +186,95 @@ def test_odd_batches(tools, name):
     s.train(stream.train_stream[0], eval_streams=[], shuffle=False)  # classes come back
     s.eval(stream.test_stream)
     assert all(torch.isfinite(p).all() for p in s.model.parameters())
+
+
+GRADIENT = [name for name in METHODS if {"mask", "lr"} <= set(get_method(name).options)]
+
+
+def test_every_gradient_trained_method_has_the_common_options():
+    """What is worth more than a method's idea is a choice for all of them."""
+    for name in GRADIENT:
+        assert {"head", "mask", "readout"} <= set(get_method(name).options), name
+    assert {"rwf", "l2p", "dualprompt", "coda-prompt", "mvp", "single-prompt"} <= set(GRADIENT)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize(("head", "mask"), [("white", "decoupled"), ("slda", "batch")])
+def test_every_gradient_trained_method_takes_the_same_head_mask_and_readout(
+    tools, scenario, name, head, mask
+):
+    options = {"head": head, "readout": "cls+mean"}
+    if name != "er-ace":  # its masks are its definition
+        options["mask"] = mask
+    s = train(build(tools, name, **options), scenario, upto=1)
+    s.experience = scenario.test_stream[0]
+    logits = predict(s, torch.randn(4, 3, 32, 32))
+    assert torch.isfinite(logits[:, s.model.seen]).all()
+    assert s.model.head.in_features == 64
+
+
+def test_methods_with_a_frozen_query_share_it_on_test_images(tools, scenario):
+    """Computed once for all of them, and once for a whole run."""
+    passes = {}
+    for name in ("l2p", "dualprompt", "coda-prompt", "ncm"):
+        s = train(build(tools, name), scenario, upto=1)
+        calls = []
+        s.model.backbone.patch_embed.register_forward_hook(lambda *_, c=calls: c.append(1))
+        s.eval(scenario.test_stream[:1])
+        first = len(calls)
+        s.eval(scenario.test_stream[:1])
+        passes[name] = first, len(calls) - first
+    # 12 test images are one batch: the query's pass and the prompted one; then the latter alone.
+    assert passes == {"l2p": (2, 1), "dualprompt": (1, 1), "coda-prompt": (1, 1), "ncm": (0, 0)}
+
+
+@pytest.mark.parametrize(("name", "option"), [("dualprompt", "slots"), ("coda-prompt", "slices")])
+def test_boundary_aware_originals_count_experiences_and_say_so(tools, scenario, name, option):
+    from avalanche.benchmarks.scenarios import split_online_stream
+
+    free = build(tools, name)
+    assert not getattr(free, "uses_boundaries", False)
+    s = train(build(tools, name, **{option: "task"}), scenario, upto=2)
+    assert s.uses_boundaries and s.model.now == 1
+    online = build(tools, name, **{option: "task"})
+    for experience in scenario.train_stream[:2]:
+        for part in split_online_stream([experience], 8, shuffle=False):
+            online.train(part, eval_streams=[], shuffle=False)
+    assert online.model.now == 1
+    for (key, p), q in zip(s.model.state_dict().items(), online.model.state_dict().values(),
+                           strict=True):
+        assert torch.equal(p, q), key
+    if name == "dualprompt":  # what is held is held: no momentum moves it
+        held = [s.model.experts[:, :2].detach().clone(), s.model.keys[:2].detach().clone()]
+    # Goes on where it was: the third experience is the third for a restored strategy too.
+    again = build(tools, name, seed=5, **{option: "task"})
+    again.load_trained_state(s.trained_state())
+    for t in (s, again):
+        t.train(scenario.train_stream[2], eval_streams=[], shuffle=False)
+        assert t.model.now == 2
+    for p, q in zip(s.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    if name == "dualprompt":
+        assert torch.equal(s.model.experts[:, :2], held[0])
+        assert torch.equal(s.model.keys[:2], held[1])
+
+
+def test_keys_are_compared_in_float32_under_autocast(tools):
+    for name, kept in (("l2p", "_pulled"), ("dualprompt", "_pulled"), ("coda-prompt", "_weights")):
+        model = build(tools, name).model
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model.features(torch.randn(2, 3, 32, 32))
+        assert getattr(model, kept).dtype == torch.float32, name
+
+
+def test_every_setting_of_the_tuning_budget_can_be_built_and_is_another_one(tools):
+    from avalanche_rwf.experiments.tuning import settings
+
+    for name in METHODS:
+        tried = settings(get_method(name), get_method(name).options)
+        for setting in tried:
+            build(tools, name, **setting)
+        assert len({str(sorted(setting.items(), key=str)) for setting in tried}) == len(tried)
 
 
 def test_every_default_option_is_recorded_and_documented():

@@ -1,0 +1,294 @@
+"""``--budget tuned``: the same small grid for every method, chosen on held-out training images.
+
+What "the same budget" means: every method gets :data:`SETTINGS` settings (see :func:`settings`),
+each trained once, one pass, over the first third of the experiences of the comparison's *first*
+seed, without a quarter of their training images. Accuracy on that quarter, over the classes of
+these experiences, decides; a tie goes to the earlier setting. No test image is used.
+
+The choice is made once and serves all seeds. Its limit: the stream of another seed brings the
+images that decided at another place, perhaps as training images. They are never test images.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avalanche_rwf.evaluation.metrics import a_last
+from avalanche_rwf.evaluation.recorder import PredictionRecorder
+from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments.config import RunConfig, slug
+from avalanche_rwf.experiments.run import Progress, build_benchmark, build_strategy
+from avalanche_rwf.experiments.store import environment, read_json, write_json
+from avalanche_rwf.strategies.base import NonFiniteLossError
+from avalanche_rwf.strategies.registry import MethodSpec, get_method
+
+__all__ = ["HOLDOUT", "SETTINGS", "Choice", "held_out_accuracy", "settings", "tune"]
+
+SETTINGS = 6
+HOLDOUT = 0.25
+_MASKS = ("batch", "decoupled")
+_RATES_WITH_MASK = (1, 1 / 5, 5)
+_RATES = (1, 1 / 5, 5, 1 / 25, 1 / 2, 2)
+# More than six, because a shrinkage near 1 cannot grow by all of them.
+_REGULARISERS = (1, 1 / 5, 5, 1 / 25, 2, 25, 1 / 2, 1 / 125, 1 / 10)
+
+
+def settings(
+    spec: MethodSpec, options: Mapping[str, Any], fixed: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The settings of a method that are tried, its own options first: at most :data:`SETTINGS`.
+
+    After its own options come, by the first of these rules that applies:
+
+    1. ``spec.grid``, if the method has one;
+    2. with an option ``mask``: the rates (all options ``lr*`` above 0, by one common factor) times
+       1, 1/5 and 5, each with the masks "batch" and "decoupled", the method's own of these two
+       first. A method whose own mask is another one has seven settings then; the last is left out;
+    3. with rates: these times 1, 1/5, 5, 1/25, 1/2 and 2;
+    4. with a ``shrinkage`` (at most 1) or a ``penalty``: that times 1, 1/5, 5, 1/25, 2, 25, 1/2,
+       1/125 and 1/10, the first six different values;
+    5. nothing else: a method with nothing to tune, such as ``ncm``, has its own setting alone.
+
+    :param options: the method's options in this comparison.
+    :param fixed: options that the user gave; they are varied by no rule (with a given mask, the
+        rates are varied by rule 3).
+    """
+    rates = [k for k in options if k.startswith("lr") and _tunable(k, options, fixed)]
+    changes: list[dict[str, Any]]
+    if spec.grid is not None:
+        changes = [{k: v for k, v in one.items() if k not in fixed} for one in spec.grid]
+    elif "mask" in options and "mask" not in fixed:
+        masks = sorted(_MASKS, key=lambda mask: mask != options["mask"])
+        changes = [
+            {**{k: _times(options[k], factor) for k in rates}, "mask": mask}
+            for factor in _RATES_WITH_MASK
+            for mask in masks
+        ]
+    elif rates:
+        changes = [{k: _times(options[k], factor) for k in rates} for factor in _RATES]
+    else:
+        key = next((k for k in ("shrinkage", "penalty") if _tunable(k, options, fixed)), None)
+        changes = [] if key is None else [
+            {key: min(value, 1.0) if key == "shrinkage" else value}
+            for value in (_times(options[key], factor) for factor in _REGULARISERS)
+        ]  # fmt: skip
+    tried = [dict(options)]
+    for change in changes:
+        setting = {**options, **change}
+        if setting not in tried:
+            tried.append(setting)
+    return tried[:SETTINGS]
+
+
+def _tunable(key: str, options: Mapping[str, Any], fixed: Collection[str]) -> bool:
+    value = options.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return number and key not in fixed
+
+
+def _times(value: float, factor: float) -> float:
+    # Six digits, so that tables say 0.001 and not 0.0010000000000000002.
+    return value if factor == 1 else float(f"{value * factor:.6g}")
+
+
+def _experiences(n: int) -> int:
+    """How many of n experiences are trained on: a third, at least two."""
+    return min(n, max(2, -(-n // 3)))
+
+
+def held_out_accuracy(
+    config: RunConfig,
+    experiences: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> float:
+    """Accuracy after one pass over the first experiences, on what ``config.holdout`` holds out.
+
+    :param experiences: how many of the stream's; None is all.
+    :param progress: called with the number of training samples of each experience that is done.
+    :returns: a share, over the classes of these experiences.
+    :raises NonFiniteLossError: if training goes to infinity.
+    """
+    benchmark = build_benchmark(config)
+    recorder = PredictionRecorder()
+    strategy = build_strategy(config, benchmark.num_classes, device, [recorder])
+    stream = list(benchmark.train_stream)[:experiences]
+    for experience in stream:
+        strategy.train(experience, eval_streams=[], shuffle=False)
+        if progress is not None:
+            progress(len(experience.dataset))
+    # Our strategies stop at a loss that is not finite; others go on with broken weights.
+    if not all(bool(torch.isfinite(p).all()) for p in strategy.model.parameters()):
+        raise NonFiniteLossError("The weights are not finite after training.")
+    recorder.begin(len(stream) - 1)
+    strategy.eval(benchmark.test_stream[: len(stream)])
+    return a_last(recorder.points)
+
+
+def _try(
+    config: RunConfig,
+    out: Path,
+    device: str,
+    progress: Progress | None = None,
+    *,
+    experiences: int,
+) -> dict[str, Any]:
+    """Score one setting; called like :func:`.run.run`, by whom the runs are done too.
+
+    A setting that cannot be built or goes to infinity has lost. Any other error, such as too
+    little memory, says nothing of the setting: it is raised, and the setting tried again next time.
+    """
+    start = time.perf_counter()
+    result: dict[str, Any] = {"status": "done", "score": None}
+    try:
+        result["score"] = held_out_accuracy(config, experiences, device, progress)
+    except (NonFiniteLossError, ValueError) as error:
+        result["error"] = " ".join(str(error).split())
+    return {**result, "seconds": round(time.perf_counter() - start, 3)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a method.
+
+    :param method: its name.
+    :param options: all of its options, as chosen.
+    :param file: the record under ``OUT/tuning``.
+    :param content: what that file holds.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    file: Path
+    content: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """For the ``config.json`` of each run."""
+        keys = ("chosen", "score", "experiences", "holdout", "seed")
+        tried = [one for one in self.content["settings"] if "seconds" in one]
+        return {
+            "settings": len(tried),
+            **{key: self.content[key] for key in keys},
+            "file": self.file.name,
+        }
+
+    def sentence(self) -> str:
+        """For the terminal: the choice, its score, and what failed."""
+        all_settings = self.content["settings"]
+        chosen = " ".join(f"{k}={v}" for k, v in self.content["chosen"].items())
+        score = self.content["score"]
+        n = len(all_settings)
+        said = (
+            f"{self.method}: {chosen or 'its own options'}, "
+            + ("no score" if score is None else f"{100 * score:.1f} %")
+            + f" on held-out training images ({n} setting{'s' if n > 1 else ''})"
+        )
+        failed = [one for one in all_settings if one.get("score") is None]
+        if failed:
+            why = failed[0].get("error", "not finished").rstrip(".")
+            said += f"; {len(failed)} of them failed ({why})"
+        return said + "."
+
+
+def tune(
+    configs: Sequence[RunConfig],
+    fixed: Mapping[str, Collection[str]],
+    out: Path,
+    device: str = "cpu",
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Choice]:
+    """Choose the options of each method; what an earlier call has tried is read from its record.
+
+    ``OUT/tuning/<method>-<hash>.json`` is written whole after each setting.
+
+    :param configs: one run per method, all at the first seed.
+    :param fixed: method -> options that are not varied.
+    :param jobs: settings at a time; None is as many as :func:`.executors.default_jobs` says.
+    :returns: method -> choice.
+    :raises UsageError: if no images can be held out.
+    """
+    own = {
+        c.method: replace(c, budget="default", holdout=HOLDOUT, eval_every_samples=0)
+        for c in configs
+    }
+    tried = {
+        name: settings(get_method(name), c.options, fixed.get(name, ())) for name, c in own.items()
+    }
+    files: dict[str, Path] = {}
+    contents: dict[str, dict[str, Any]] = {}
+    todo: list[RunConfig] = []
+    place: dict[str, tuple[str, int]] = {}
+    benchmark = build_benchmark(next(iter(own.values())))
+    k = _experiences(len(benchmark.classes_per_experience))
+    samples = sum(len(e.dataset) for e in list(benchmark.train_stream)[:k])
+    for name, config in own.items():
+        changes = [
+            {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]
+        ]
+        files[name] = _file(out, config, changes)
+        before = (read_json(files[name]) or {}).get("settings", [])
+        before += [{}] * (len(changes) - len(before))
+        contents[name] = {
+            "method": name,
+            "experiences": k,
+            "holdout": HOLDOUT,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "settings": [
+                {**old, "options": change} for change, old in zip(changes, before, strict=True)
+            ],
+            **environment(device),
+        }
+        for index, setting in enumerate(tried[name]):
+            if "seconds" not in contents[name]["settings"][index]:
+                todo.append(replace(config, options=setting))
+                place[todo[-1].config_hash()] = name, index
+    # Not by the settings that are left: see default_threads.
+    threads = executors.default_threads(device, sum(map(len, tried.values())))
+    jobs = jobs or executors.default_jobs(device, len(todo))
+    work = functools.partial(_try, experiences=k)
+    for config, result in executors.execute(
+        todo, out, device, jobs, lambda config: samples, quiet, threads, work, "settings"
+    ):
+        name, index = place[config.config_hash()]
+        tries = contents[name]["settings"]
+        done = result.pop("status") == "done"
+        tries[index] = {
+            "options": tries[index]["options"],
+            **(result if done else {"error": result["error"]}),
+        }
+        _choose(contents[name])
+        write_json(files[name], contents[name])
+    return {
+        name: Choice(name, tried[name][_choose(contents[name])], files[name], contents[name])
+        for name in own
+    }
+
+
+def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) -> Path:
+    text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
+    name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
+    return out / "tuning" / name
+
+
+def _choose(content: dict[str, Any]) -> int:
+    """Note and return the best setting: the first of equals; none with a score is the first."""
+    tries = content["settings"]
+    scores = [-1.0 if one.get("score") is None else one["score"] for one in tries]
+    index = scores.index(max(scores))
+    content.update(
+        chosen=tries[index]["options"],
+        score=tries[index].get("score"),
+        seconds=round(sum(one.get("seconds", 0) for one in tries), 3),
+    )
+    return index

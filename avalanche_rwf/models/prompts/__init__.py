@@ -1,0 +1,1 @@
+"""Published prompt methods, one paper a file, each on the one frozen forward."""

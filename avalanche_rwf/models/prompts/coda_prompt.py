@@ -1,0 +1,176 @@
+r"""CODA-Prompt: each block's prompt is a sum of components, weighed by attention to the query.
+
+.. math:: a_m = \cos(q \odot A_m, K_m), \qquad p = \sum_m a_m P_m, \qquad
+          (p_K, p_V) = \text{halves of } p \text{ along its length}
+
+with q the class token of the plain backbone; no softmax, any sign. Optionally an orthogonality
+loss, the sum over X in {P, K, A} of the mean of (X X^T - I)^2; its published weight is 0.1, that
+of the authors' present code 0. Components start orthonormal (Gram-Schmidt).
+
+``slices`` says which components learn:
+
+- ``"all"`` (default): all M from the start. No boundaries; the form of online papers.
+- ``"task"``: the original. Experience t trains slice t of M / `tasks` components, orthogonal to the
+  earlier ones, which are used but held; later ones are not used yet. Reads where an experience
+  begins. Each slice is a parameter of its own: held ones get no gradient at all, so Adam's
+  momentum cannot go on moving them, and no optimizer needs to be made anew.
+
+Forward passes per training image: 2.
+
+Source: Smith et al., CVPR 2023 (arXiv 2211.13218), from the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
+from avalanche_rwf.models.classifier import parse_blocks
+from avalanche_rwf.models.prompts.common import TaskViT, check_insert, check_sizes
+
+__all__ = ["CodaPromptViT"]
+
+
+def _orthonormal(rows: Tensor, beside: Tensor | None = None) -> Tensor:
+    """Gram-Schmidt: rows [m, width] made orthonormal, and orthogonal to those of `beside`."""
+    fixed = rows[:0] if beside is None else beside
+    return torch.linalg.qr(torch.cat([fixed, rows]).T).Q.T[len(fixed) :].contiguous()
+
+
+class _Slice(nn.Module):
+    """Components, keys and attention vectors of one slice, for all blocks."""
+
+    def __init__(self, blocks: int, size: int, length: int, dim: int) -> None:
+        super().__init__()
+        for name, width in (("components", length * dim), ("keys", dim), ("attention", dim)):
+            rows = torch.stack([_orthonormal(torch.randn(size, width)) for _ in range(blocks)])
+            self.register_parameter(name, nn.Parameter(rows))
+
+
+class CodaPromptViT(TaskViT):
+    """Prompts composed from components on a frozen ViT.
+
+    :param blocks: blocks with prompts.
+    :param prompt_length: L; a prefix has L / 2 keys and L / 2 values.
+    :param components: M, at most D.
+    :param insert: "prefix" or "token".
+    :param ortho: weight of the orthogonality loss.
+    :param slices: "all" or "task", see the module's text.
+    :param tasks: slices that M is divided into with ``slices="task"``.
+    :param options: of :class:`FrozenViT`.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    transient = ("_weights",)
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        *,
+        blocks: str | Collection[int] = "first 5",
+        prompt_length: int = 8,
+        components: int = 100,
+        insert: str = "prefix",
+        ortho: float = 0.0,
+        slices: str = "all",
+        tasks: int = 10,
+        **options: Any,
+    ) -> None:
+        check_sizes(prompt_length=prompt_length, components=components, tasks=tasks)
+        check_insert(insert)
+        if insert == "prefix" and prompt_length % 2:
+            raise ValueError(f"prompt_length must be even for a prefix, not {prompt_length}.")
+        if components > int(backbone.embed_dim):
+            raise ValueError(
+                f"components must be at most the width D = {backbone.embed_dim}, not {components}."
+            )
+        if not 0 <= ortho < float("inf"):
+            raise ValueError(f"ortho must be at least 0, not {ortho!r}.")
+        if slices not in ("all", "task"):
+            raise ValueError(f"slices must be 'all' or 'task', not {slices!r}.")
+        if slices == "task" and tasks > components:
+            raise ValueError(f"tasks must be at most components={components}, not {tasks}.")
+        self._blocks = parse_blocks(blocks, len(backbone.blocks))
+        if not self._blocks:
+            raise ValueError(f"blocks must name a block, not {blocks!r}.")
+        super().__init__(backbone, num_classes, **options)
+        self.insert = insert
+        self.ortho = ortho
+        self.by_task = slices == "task"
+        self.prompt_length = prompt_length
+        count = tasks if self.by_task else 1
+        size = components // count
+        self.slices = nn.ModuleList(
+            _Slice(len(self._blocks), size, prompt_length, self.dim) for _ in range(count)
+        )
+        self._weights: Tensor | None = None
+        self.add_training_head()
+
+    def prompted_blocks(self) -> Sequence[int]:
+        """The blocks with prompts."""
+        return self._blocks
+
+    @torch.no_grad()
+    def begin_experience(self) -> None:
+        """With ``slices="task"``: hold the slices so far, start the next orthogonal to them.
+
+        :raises ValueError: if there are more experiences than slices.
+        """
+        super().begin_experience()
+        for name, parameter in self.slices[self.now].named_parameters():
+            for i in range(len(self._blocks)):
+                held = [getattr(s, name)[i] for s in list(self.slices)[: self.now]]
+                rows, width = parameter[i].shape
+                # No more directions are orthogonal than there are dimensions left.
+                beside = torch.cat(held)[: width - rows] if held else None
+                # From the rows it was made with: nothing random happens at a boundary.
+                parameter[i] = _orthonormal(parameter[i], beside)
+
+    def most_experiences(self) -> int:
+        """As many as slices."""
+        return len(self.slices)
+
+    def _rows(self, name: str) -> Tensor:
+        """Components, keys or attention vectors in use: [blocks, M', width]."""
+        used = list(self.slices)[: self.now + 1]
+        rows = [getattr(s, name) for s in used]
+        if self.by_task and self.training:
+            rows = [*(r.detach() for r in rows[:-1]), rows[-1]]
+        return torch.cat(rows, dim=1)
+
+    def select(self, query: Tensor) -> None:
+        """The weights a [blocks, B, M] of the components for queries [B, D]."""
+        attention, keys = self._rows("attention"), F.normalize(self._rows("keys"), dim=-1)
+        # cos(q * A, K) = sum_d q_d A_d K_d / |q * A| : two products, no [B, M, D] tensor.
+        inner = query @ (attention * keys).transpose(1, 2)
+        squares = query.square() @ attention.square().transpose(1, 2)
+        self._weights = inner / squares.clamp_min(1e-24).sqrt()
+
+    def prompt(self, block: int, tokens: Tensor) -> Prompt:
+        """The block's own sum of components for each image: [B, L, D]."""
+        assert self._weights is not None
+        i = self._blocks.index(block)
+        mixed = self._weights[i] @ self._rows("components")[i]
+        p = mixed.unflatten(1, (self.prompt_length, self.dim))
+        if self.insert == "token":
+            return TokenPrompt(p + self.position())
+        half = self.prompt_length // 2
+        return PrefixPrompt(p[:, :half], p[:, half:])
+
+    def prompt_loss(self) -> Tensor | None:
+        """The weighed orthogonality loss, None at weight 0."""
+        if self.ortho == 0:
+            return None
+        loss = torch.zeros((), device=self.task.device)
+        for name in ("components", "keys", "attention"):
+            rows = self._rows(name)
+            eye = torch.eye(rows.shape[1], device=rows.device)
+            loss = loss + (rows @ rows.transpose(1, 2) - eye).square().mean((1, 2)).sum()
+        return self.ortho * loss

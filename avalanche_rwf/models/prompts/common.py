@@ -1,0 +1,152 @@
+"""What prompt methods have in common: a query from the plain backbone, distances to keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
+from avalanche_rwf.models.classifier import FrozenViT
+
+__all__ = [
+    "QueriedViT",
+    "TaskViT",
+    "as_prompt",
+    "check_insert",
+    "check_sizes",
+    "class_position",
+    "cosine_distance",
+    "uniform",
+]
+
+INSERTS = ("prefix", "token")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse a size below one.
+
+    :raises ValueError: naming the argument.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_insert(insert: str) -> None:
+    """Refuse an unknown way of inserting prompts.
+
+    :raises ValueError: if it is neither "prefix" nor "token".
+    """
+    if insert not in INSERTS:
+        raise ValueError(f"insert must be 'prefix' or 'token', not {insert!r}.")
+
+
+def uniform(*shape: int) -> nn.Parameter:
+    """A parameter from U(-1, 1), as L2P and its descendants start prompts and keys."""
+    return nn.Parameter(torch.empty(shape).uniform_(-1, 1))
+
+
+def class_position(backbone: VisionTransformer) -> Tensor:
+    """The class token's position embedding [D]; zero where the backbone adds none to it.
+
+    Online descendants of L2P and Avalanche's L2P add it to inserted tokens.
+    """
+    embedding = backbone.pos_embed
+    if embedding is None or getattr(backbone, "no_embed_class", False):
+        return torch.zeros(int(backbone.embed_dim), device=backbone.cls_token.device)
+    return embedding[0, 0].detach()
+
+
+def cosine_distance(query: Tensor, keys: Tensor) -> Tensor:
+    """1 - cos: queries [B, D] and keys [M, D] -> [B, M], each in [0, 2]."""
+    return 1 - F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
+
+
+def as_prompt(parts: Tensor, insert: str, position: Tensor) -> Prompt:
+    """[B or 1, P, L, D] -> a prompt, P being 2 (keys, values) for prefixes and 1 for tokens.
+
+    The part is indexed, never reshaped: a reshape of [B, 2, L, D] that skips the permutation gives
+    an image its neighbours' prefixes, a defect that went from one public code base to the next.
+    """
+    if insert == "prefix":
+        return PrefixPrompt(parts[:, 0], parts[:, 1])
+    return TokenPrompt(parts[:, 0] + position)
+
+
+class QueriedViT(FrozenViT):
+    """A frozen ViT whose prompts are chosen by a query from the same backbone without prompts.
+
+    Two forward passes per training image. Test images' queries are looked up
+    (:mod:`avalanche_rwf.models.remember`). A subclass says in :meth:`select` what it does with the
+    query.
+    """
+
+    def query(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> queries [B, D], without gradient: the plain class token."""
+        return self.frozen_query(images)
+
+    def select(self, query: Tensor) -> None:
+        """Choose or mix the prompts of this batch from its queries [B, D]."""
+        raise NotImplementedError
+
+    def _features(self, images: Tensor) -> Tensor:
+        query = self.query(images).float()
+        # Distances near 1 and counts above 256 are too fine for bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
+            self.select(query)
+        return super()._features(images)
+
+    def position(self) -> Tensor:
+        """The class token's position embedding [D]."""
+        return class_position(self.backbone)
+
+    def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter that is not the backbone's nor a head's."""
+        other = ("backbone.", "head.", "training_head.")
+        own = [p for name, p in self.named_parameters() if not name.startswith(other)]
+        return {"prompt": [p for p in own if p.requires_grad]}
+
+
+class TaskViT(QueriedViT):
+    """A model whose training may follow the experiences: it can be told that one begins."""
+
+    task: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("task", torch.tensor(-1))  # -1 before the first experience
+        self._task = -1  # on the host: a step must not wait for the device
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._task = int(self.task)
+
+    @property
+    def now(self) -> int:
+        """Number of the present experience; 0 before the first one too."""
+        return max(self._task, 0)
+
+    def most_experiences(self) -> int:
+        """How many experiences there is room for."""
+        raise NotImplementedError
+
+    def begins_anew(self) -> list[nn.Parameter]:
+        """Parameters whose optimizer state an experience's beginning ends; none here.
+
+        Where parts of a tensor are held, the momentum of earlier steps would go on moving them.
+        """
+        return []
+
+    def begin_experience(self) -> None:
+        """Go on to the next experience: call it where one begins, and nowhere else."""
+        if self._task + 1 >= self.most_experiences():
+            raise ValueError(
+                f"{type(self).__name__} has room for {self.most_experiences()} experiences, and "
+                f"experience {self._task + 1} began."
+            )
+        self._task += 1
+        self.task.fill_(self._task)

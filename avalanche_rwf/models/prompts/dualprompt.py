@@ -1,0 +1,157 @@
+r"""DualPrompt: general prompts for all images in early blocks, expert prompts by key in later ones.
+
+.. math:: t = \arg\max_m \cos(q(x), k_m), \qquad
+          K' = [p_K; K], \; V' = [p_V; V], \qquad
+          L = \mathrm{CE} + \lambda (1 - \cos(q, k_t))
+
+with (p_K, p_V) the general prompt in the first blocks and expert t's in the next ones. The query
+is the class token of the plain backbone.
+
+``slots`` says which expert a *training* image uses:
+
+- ``"query"`` (default): the nearest key's, as at test. No boundaries; the form of online papers.
+- ``"task"``: the original. Experience t trains expert t and pulls key t; a new expert starts as a
+  copy of the one before. Reads where an experience begins. At test the nearest of the keys so far.
+
+Forward passes per training image: 2.
+
+Source: Wang et al., ECCV 2022 (arXiv 2204.04799), from the equations. Online peers insert tokens
+instead of prefixes (``insert="token"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from avalanche_rwf.models.blockwise import Prompt
+from avalanche_rwf.models.classifier import parse_blocks
+from avalanche_rwf.models.prompts.common import (
+    TaskViT,
+    as_prompt,
+    check_insert,
+    check_sizes,
+    cosine_distance,
+    uniform,
+)
+
+__all__ = ["DualPromptViT"]
+
+
+class DualPromptViT(TaskViT):
+    """General and expert prompts on a frozen ViT.
+
+    :param general_blocks: blocks with the general prompt.
+    :param expert_blocks: blocks with the expert prompts.
+    :param general_length: L of the general prompt.
+    :param expert_length: L of the expert prompts.
+    :param pool_size: experts M.
+    :param insert: "prefix" (keys and values) or "token".
+    :param pull: lambda, with which the chosen key is pulled to the query.
+    :param slots: "query" or "task", see the module's text.
+    :param options: of :class:`FrozenViT`.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    transient: ClassVar[tuple[str, ...]] = ("_chosen", "_pulled")
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        *,
+        general_blocks: str | Collection[int] = "0,1",
+        expert_blocks: str | Collection[int] = "2,3,4",
+        general_length: int = 5,
+        expert_length: int = 20,
+        pool_size: int = 10,
+        insert: str = "prefix",
+        pull: float = 1.0,
+        slots: str = "query",
+        **options: Any,
+    ) -> None:
+        check_sizes(
+            general_length=general_length, expert_length=expert_length, pool_size=pool_size
+        )
+        check_insert(insert)
+        if not 0 <= pull < float("inf"):
+            raise ValueError(f"pull must be at least 0, not {pull!r}.")
+        if slots not in ("query", "task"):
+            raise ValueError(f"slots must be 'query' or 'task', not {slots!r}.")
+        depth = len(backbone.blocks)
+        self._general = parse_blocks(general_blocks, depth)
+        self._expert = parse_blocks(expert_blocks, depth)
+        if set(self._general) & set(self._expert):
+            raise ValueError(
+                f"expert_blocks must have no block of general_blocks {self._general}, "
+                f"not {self._expert}."
+            )
+        if not self._expert:
+            raise ValueError(f"expert_blocks must name a block, not {expert_blocks!r}.")
+        super().__init__(backbone, num_classes, **options)
+        self.insert = insert
+        self.pull = pull
+        self.slots = slots
+        parts = 2 if insert == "prefix" else 1
+        if self._general:
+            self.general = uniform(len(self._general), parts, general_length, self.dim)
+        self.experts = uniform(len(self._expert), pool_size, parts, expert_length, self.dim)
+        self.keys = uniform(pool_size, self.dim)
+        self._chosen: Tensor | None = None
+        self._pulled: Tensor | None = None
+        self.add_training_head()
+
+    def prompted_blocks(self) -> Sequence[int]:
+        """General and expert blocks."""
+        return tuple(sorted((*self._general, *self._expert)))
+
+    @torch.no_grad()
+    def begin_experience(self) -> None:
+        """With ``slots="task"``: go on to the next expert, a copy of the one before.
+
+        :raises ValueError: if there are more experiences than experts.
+        """
+        super().begin_experience()
+        if self.now > 0:
+            self.experts[:, self.now] = self.experts[:, self.now - 1]
+
+    def most_experiences(self) -> int:
+        """As many as experts."""
+        return len(self.keys)
+
+    def begins_anew(self) -> list[nn.Parameter]:
+        """Experts and keys: those of earlier experiences are held, and a new one starts afresh."""
+        return [self.experts, self.keys]
+
+    def weigh(self, distance: Tensor) -> Tensor:
+        """What the choice minimises, from distances [B, M]: the distances themselves."""
+        return distance
+
+    def select(self, query: Tensor) -> None:
+        """One expert for each query [B, D]."""
+        distance = cosine_distance(query, self.keys)
+        if self.slots == "task" and self.training:
+            self._chosen = torch.full((len(query),), self.now, device=query.device)
+        elif self.slots == "task":
+            self._chosen = distance[:, : self.now + 1].argmin(1)
+        else:
+            self._chosen = self.weigh(distance).argmin(1)
+        self._pulled = distance.gather(1, self._chosen.unsqueeze(1)).squeeze(1)
+
+    def prompt(self, block: int, tokens: Tensor) -> Prompt:
+        """The general prompt, or for each image its expert's: [1 or B, L, D]."""
+        if block in self._general:
+            parts = self.general[self._general.index(block)].unsqueeze(0)
+        else:
+            assert self._chosen is not None
+            parts = self.experts[self._expert.index(block)][self._chosen]
+        return as_prompt(parts, self.insert, self.position())
+
+    def prompt_loss(self) -> Tensor:
+        """lambda times the mean distance of the queries to their keys."""
+        assert self._pulled is not None
+        return self.pull * self._pulled.mean()

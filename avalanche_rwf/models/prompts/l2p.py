@@ -1,0 +1,127 @@
+r"""Learning to Prompt: a pool of prompts, the nearest keys' prompts go before the image's tokens.
+
+.. math:: s = \mathrm{top}_N \cos(q(x), k_m), \quad
+          x' = [x; P_{s_1}; ..; P_{s_N}], \quad
+          L = \mathrm{CE} + \lambda \, \frac{1}{B} \sum_b \sum_{j \in s_b} (1 - \cos(q_b, k_j))
+
+The prompts go through *all* blocks; the feature is the mean of what becomes of them
+(``readout="prompt"``), not the class token. The query q is the class token of the plain backbone.
+
+Diversified selection (the paper's section 4.2): in training the distance is multiplied by how often
+the prompt has been chosen before, so that more than the first few prompts are used. The paper
+counts over earlier tasks; here the counts are those of the stream so far, which needs no
+boundaries.
+
+Uses: no task identity, no boundary. Forward passes per training image: 2.
+
+With the same weights and pool, ``diversify=False`` and images of the same batch, features and key
+distances equal those of Avalanche's ``LearningToPrompt`` to 1e-5 (tested). What differs from it:
+
+- selection counts (Avalanche has none); a pool of 10 (20); lambda 0.5 (0.1). Its loss subtracts
+  lambda cos where this one adds lambda (1 - cos): the same gradient;
+- it has no register tokens, ``norm_pre``, ``fc_norm`` or other widths, which are used here if the
+  backbone has them;
+- Adam at 5e-3, kept for the whole stream (3e-2, made anew in each experience), gradients clipped
+  (not clipped), classes seen so far compete in training and at test (the experience's in training,
+  all at test).
+
+Source: Wang et al., CVPR 2022 (arXiv 2112.08654), from the equations. The online defaults (pool
+of 10, top 5, diversified, lambda 0.5, Adam 5e-3, the mask of seen classes) are those of the online
+literature on Si-Blurry streams (arXiv 2308.09303). Prompts are selected image by image: a vote of
+the batch, which some code bases take even at test, makes a prediction depend on batch mates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from avalanche_rwf.models.blockwise import Forwarded
+from avalanche_rwf.models.classifier import READOUTS
+from avalanche_rwf.models.prompts.common import QueriedViT, check_sizes, cosine_distance, uniform
+
+__all__ = ["L2PViT"]
+
+
+class L2PViT(QueriedViT):
+    """The prompt pool of L2P on a frozen ViT.
+
+    :param pool_size: prompts M in the pool.
+    :param prompt_length: tokens L per prompt.
+    :param top_k: prompts N per image.
+    :param pull: lambda, with which keys are pulled to the queries that chose them.
+    :param diversify: whether training avoids prompts chosen often.
+    :param options: of :class:`FrozenViT`; ``readout`` takes "prompt" too.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    readouts = (*READOUTS, "prompt")
+    transient = ("_chosen", "_pulled")
+    counts: Tensor
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        *,
+        pool_size: int = 10,
+        prompt_length: int = 5,
+        top_k: int = 5,
+        pull: float = 0.5,
+        diversify: bool = True,
+        readout: str = "prompt",
+        **options: Any,
+    ) -> None:
+        check_sizes(pool_size=pool_size, prompt_length=prompt_length, top_k=top_k)
+        if top_k > pool_size:
+            raise ValueError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
+        if not 0 <= pull < float("inf"):
+            raise ValueError(f"pull must be at least 0, not {pull!r}.")
+        super().__init__(backbone, num_classes, readout=readout, **options)
+        self.top_k = top_k
+        self.pull = pull
+        self.diversify = diversify
+        self.prompts = uniform(pool_size, prompt_length, self.dim)
+        self.keys = uniform(pool_size, self.dim)
+        self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
+        self._chosen: Tensor | None = None
+        self._pulled: Tensor | None = None
+        self.add_training_head()
+
+    def feature_width(self) -> int:
+        """D for the prompts' mean, otherwise as every model."""
+        return self.dim if self.readout == "prompt" else super().feature_width()
+
+    def select(self, query: Tensor) -> None:
+        """The N nearest keys of each query [B, D]."""
+        distance = cosine_distance(query, self.keys)
+        weighed = distance * (self.counts + 1) if self.diversify and self.training else distance
+        self._chosen = weighed.topk(self.top_k, dim=1, largest=False).indices
+        self._pulled = distance.gather(1, self._chosen).sum(1)
+
+    def extra_tokens(self) -> Tensor:
+        """The chosen prompts, one after another: [B, N L, D]."""
+        assert self._chosen is not None
+        return self.prompts[self._chosen].flatten(1, 2) + self.position()
+
+    def read(self, forwarded: Forwarded) -> Tensor:
+        """The mean of the prompts' outputs, or a common read-out: [B, F]."""
+        if self.readout != "prompt":
+            return super().read(forwarded)
+        assert forwarded.extra is not None
+        return forwarded.extra.mean(1)
+
+    def prompt_loss(self) -> Tensor:
+        """lambda times the mean over the batch of the summed distances to the chosen keys."""
+        assert self._pulled is not None
+        return self.pull * self._pulled.mean()
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Count the choices, after they were made: an image's choice does not depend on mates."""
+        super().observe(features, targets)
+        assert self._chosen is not None
+        self.counts += torch.bincount(self._chosen.flatten(), minlength=len(self.counts))

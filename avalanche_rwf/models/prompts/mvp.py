@@ -1,0 +1,167 @@
+r"""MVP: DualPrompt for blurred streams, with logits masked and losses weighed by instance.
+
+On DualPrompt's network with inserted tokens:
+
+1. Query: the class token that enters the last block, not normalised.
+2. Expert by distance times use, :math:`t = \arg\min_m (1 - \cos(q, k_m)) (n_m + 1)`, n_m being how
+   often m was chosen so far (in training; the counts stand still at test).
+3. Instance-wise logit mask: logits times 2 sigmoid(M_t), M learned, -1 at the start.
+4. Contrastive key loss for the chosen key, with mass m_t = n_t + 1, d the query's distance and
+   kd_j the key's distances to the other keys:
+   :math:`-\log \frac{\bar e}{e^{d / m_t} + \bar e}, \; \bar e = \mathrm{mean}_j \, e^{kd_j / m_t}`.
+5. Feature scaling: :math:`f_i / (1 - \cos(W_{y_i}, f_i) + \mathrm{margin})` goes to the head.
+6. Gradient-based weights: :math:`l_i ((1 - a) + a \, \mathrm{ign}_i^g)` with
+   :math:`\mathrm{ign}_i = 1 - \cos(\partial l_i / \partial W_y, \partial L / \partial W_y)`,
+   y the image's class.
+
+For logits :math:`W h_i` the gradient in 6 has a closed form, so there is no loop over samples:
+:math:`\partial l_i / \partial W_c = (p_{ic} - [c = y_i]) \, g_{ic} \, h_i` with g the mask of 3.
+
+The weights of 6 multiply each image's own loss, as the paper's equation says; public code reduces
+the loss to its mean first, which makes them one factor for the batch.
+
+Uses: no task identity, no boundary. Forward passes per training image: 2 (the query's lacks the
+last block).
+
+Source: Moon et al., ICCV 2023 (arXiv 2308.09303), from the equations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from avalanche_rwf.models.blockwise import tokens_entering
+from avalanche_rwf.models.masks import mask_logits
+from avalanche_rwf.models.prompts.common import cosine_distance
+from avalanche_rwf.models.prompts.dualprompt import DualPromptViT
+
+__all__ = ["MVPViT", "ignored", "mvp_losses"]
+
+
+def ignored(
+    inputs: Tensor, logits: Tensor, targets: Tensor, gate: Tensor
+) -> Tensor:
+    """ign_i of 6 for each image: 0 where its gradient agrees with the batch's, up to 2.
+
+    :param inputs: h [B, K], what the head multiplies by W.
+    :param logits: [B, C], gated and masked (-inf).
+    :param targets: [B].
+    :param gate: g [B, C].
+    :returns: [B].
+    """
+    rows = torch.arange(len(targets), device=targets.device)
+    slope = F.softmax(logits, dim=1)
+    slope[rows, targets] -= 1
+    slope = slope * gate
+    batch = slope.T @ inputs / len(inputs)  # dL/dW, [C, K]
+    own = slope[rows, targets].unsqueeze(1) * inputs
+    return 1 - F.cosine_similarity(own, batch[targets], dim=1)
+
+
+def mvp_losses(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    gate: Tensor,
+    allowed: Tensor,
+    margin: float,
+    share: float,
+    power: float,
+) -> Tensor:
+    """Each image's loss by 3, 5 and 6: [B].
+
+    :param inputs: h [B, K].
+    :param weight: W [C, K] with logits = h W^T + bias.
+    :param targets: [B].
+    :param gate: [B, C].
+    :param allowed: classes that compete, bool [C].
+    :param margin: of 5.
+    :param share: a of 6; 0 weighs all images alike.
+    :param power: g of 6.
+    """
+    with torch.no_grad():
+        scale = 1 - F.cosine_similarity(weight[targets], inputs, dim=1) + margin
+        plain = mask_logits(F.linear(inputs, weight, bias) * gate, allowed)
+        ign = ignored(inputs, plain, targets, gate)
+        weights = (1 - share) + share * ign.clamp_min(0) ** power
+    logits = F.linear(inputs / scale.unsqueeze(1), weight, bias) * gate
+    return weights * F.cross_entropy(mask_logits(logits, allowed), targets, reduction="none")
+
+
+class MVPViT(DualPromptViT):
+    """MVP's prompts, keys and logit masks on a frozen ViT.
+
+    :param options: of :class:`DualPromptViT` and :class:`FrozenViT`.
+    """
+
+    transient = ("_chosen", "_pulled", "gate")
+    counts: Tensor
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        *,
+        pool_size: int = 10,
+        insert: str = "token",
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_classes, pool_size=pool_size, insert=insert, **options)
+        # Classes first: a head that grows adds rows, and the optimizer's state follows.
+        self.gates = nn.Parameter(torch.full((num_classes, pool_size), -1.0))
+        self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
+        self.gate: Tensor | None = None
+
+    def query(self, images: Tensor) -> Tensor:
+        """The class token [B, D] that enters the last block."""
+        last = self.depth - 1
+        return self.remembered(
+            images, lambda x: tokens_entering(self.backbone, x, last)[:, 0], f"entering {last}"
+        )
+
+    def weigh(self, distance: Tensor) -> Tensor:
+        """Distances [B, M] times uses."""
+        return distance * (self.counts + 1)
+
+    def select(self, query: Tensor) -> None:
+        """The expert of each query, its logit mask [B, C] and its key's loss."""
+        super().select(query)
+        assert self._chosen is not None and self._pulled is not None
+        self.gate = 2 * torch.sigmoid(self.gates.T[self._chosen])
+        if len(self.keys) < 2 or not self.training:
+            return
+        mass = (self.counts[self._chosen] + 1).float()
+        between = cosine_distance(self.keys[self._chosen], self.keys.detach())
+        others = torch.ones_like(between).scatter(1, self._chosen.unsqueeze(1), 0.0)
+        far = ((between / mass.unsqueeze(1)).exp() * others).sum(1) / others.sum(1)
+        near = (self._pulled / mass).exp()
+        self._pulled = -(far / (near + far)).log()
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [B, F] of the last forward -> masked logits [B, C].
+
+        A closed-form head is not trained through the masks and is read without them.
+        """
+        logits = self.head(features)
+        return logits if self.head.closed_form or self.gate is None else logits * self.gate
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Count the choices, after they were made."""
+        super().observe(features, targets)
+        assert self._chosen is not None
+        self.counts += torch.bincount(self._chosen, minlength=len(self.counts))
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes in all."""
+        old = self.gates
+        super().grow(num_classes)
+        if num_classes > len(old):
+            fresh = torch.full((num_classes - len(old), old.shape[1]), -1.0).to(old)
+            self.gates = nn.Parameter(torch.cat([old.detach(), fresh]))

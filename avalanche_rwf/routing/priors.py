@@ -1,0 +1,32 @@
+r"""Priors over tokens: where a retrieval looks before it has compared a key with its query.
+
+.. math:: a_i = -\frac{1}{2 w^2} \Big( \big(\tfrac{y_i}{h / 2}\big)^2
+          + \big(\tfrac{x_i}{b / 2}\big)^2 \Big)
+
+for the patch in the grid of h rows and b columns whose centre lies y_i rows and x_i columns from
+the image's centre. It says that photographs show their object in the middle: an assumption about
+the images and not something learned. It needs no data, so the statistics of a closed-form head stay
+exact. This is this project's; ``examples/route_study.py`` measures it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["centre_prior"]
+
+
+def centre_prior(grid: tuple[int, int], width: float, num_prefix_tokens: int = 1) -> Tensor:
+    """Log-weights a [N] of the tokens of an image; class and register tokens get -inf.
+
+    :param grid: rows and columns of patches; N is their product and the prefix tokens.
+    :param width: w, the standard deviation in halves of a side, > 0; large is uniform.
+    :param num_prefix_tokens: class token and registers, before the patches.
+    :raises ValueError: if the width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"width must be positive, not {width!r}.")
+    rows, columns = (((torch.arange(n) - (n - 1) / 2) / (n / 2)).square() for n in grid)
+    patches = -(rows[:, None] + columns[None, :]).flatten() / (2 * width**2)
+    return torch.cat([torch.full((num_prefix_tokens,), float("-inf")), patches])

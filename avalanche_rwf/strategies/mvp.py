@@ -1,0 +1,116 @@
+"""``mvp``: DualPrompt's network with instance-wise logit masks and weighed losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from avalanche_rwf.models.masks import training_mask
+from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
+from avalanche_rwf.strategies.registry import register_method
+
+__all__ = ["MVPStrategy"]
+
+
+class MVPStrategy(FrozenBackboneStrategy):
+    """MVP's loss on MVP's model; all else is as for every method.
+
+    :param margin: added to 1 - cos(W_y, f) in the feature scaling.
+    :param share: a, the part of the loss that the gradient-based weights rule.
+    :param power: g, their exponent.
+    :param kwargs: of :class:`FrozenBackboneStrategy`.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: MVPViT,
+        margin: float = 0.5,
+        share: float = 0.5,
+        power: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, fits, takes in (
+            ("margin", margin, margin > 0, "above 0"),
+            ("share", share, 0 <= share <= 1, "from 0 to 1"),
+            ("power", power, power >= 0, "at least 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {takes}, not {value!r}.")
+        self.margin, self.share, self.power = margin, share, power
+        super().__init__(model=model, **kwargs)
+
+    def masked_loss(
+        self, features: Tensor, targets: Tensor, mask: str | Tensor, held_fixed: bool = False
+    ) -> Tensor:
+        """The mean of :func:`mvp_losses`; `features` are the last forward's."""
+        head = self.model.training_head or self.model.head
+        inputs, weight, bias = head.linear_form(features)
+        gate = self.model.gate
+        if held_fixed:
+            weight = weight.detach()
+            bias = None if bias is None else bias.detach()
+        elif self.mask == "decoupled":
+            gate = gate.detach()  # the instances' masks are the prompts' part
+        if isinstance(mask, str):
+            mask = training_mask(mask, targets, self.model.seen)
+        losses = mvp_losses(
+            inputs, weight, bias, targets, gate, mask, self.margin, self.share, self.power
+        )
+        return losses.mean()
+
+
+@register_method(
+    "mvp",
+    summary="MVP: DualPrompt with instance-wise logit masks and loss weights; no boundaries",
+    paper="Moon et al., Online class incremental learning on stochastic blurry task boundary via "
+    "mask and visual prompt tuning, arXiv 2308.09303",
+)
+def mvp(
+    *,
+    backbone: VisionTransformer,
+    num_classes: int,
+    loop: dict[str, Any],
+    general_blocks: str = "0,1",
+    expert_blocks: str = "2,3,4",
+    general_length: int = 5,
+    expert_length: int = 20,
+    pool_size: int = 10,
+    insert: str = "token",
+    pull: float = 1.0,
+    margin: float = 0.5,
+    share: float = 0.5,
+    power: float = 2.0,
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+    lr_head: float | None = None,
+) -> MVPStrategy:
+    """The options are those of :class:`MVPViT` and :class:`MVPStrategy`."""
+    model = MVPViT(
+        backbone,
+        num_classes,
+        general_blocks=general_blocks,
+        expert_blocks=expert_blocks,
+        general_length=general_length,
+        expert_length=expert_length,
+        pool_size=pool_size,
+        insert=insert,
+        pull=pull,
+        head=head,
+        readout=readout,
+    )
+    return MVPStrategy(
+        model=model,
+        margin=margin,
+        share=share,
+        power=power,
+        mask=mask,
+        learning_rates=prompt_rates(lr, lr_head),
+        **loop,
+    )

@@ -1,0 +1,497 @@
+r"""Replay: a buffer of earlier images for any strategy; the methods ``er``, ``er-ace``, ``der``.
+
+With B the incoming mini-batch, M a sample of the buffer (M' a second one), CE a mean cross-entropy
+over the classes that its mask allows, and z the raw logits (all C of them, nothing at -inf):
+
+- ER (Chaudhry et al., arXiv 1902.10486): CE over the images of B and M together;
+- ER-ACE (Caccia et al., arXiv 2104.05025): CE(B) + CE(M), the incoming images over the batch's own
+  classes and those never seen, the replayed ones over all seen. So a new class does not push the
+  old ones' logits down, while the classes of the future are held down from the start;
+- DER++ (Buzzega et al., arXiv 2004.07211): CE(B) + alpha MSE(z(M), z stored with M) + beta CE(M').
+  An image's stored logits are those of the step in which it came; classes that the head did not
+  have at that time are left out of the mean.
+
+Masks. For ER and DER++ the strategy's `mask` is that of the incoming images ("batch": B's classes
+alone, whatever is replayed); replayed images compete among all seen classes, or among all with
+"none". With "decoupled" the head learns so with "seen", and prompts learn from B and from the
+replayed images each under the classes of its own sample. ER-ACE's masks are its definition
+(`mask` is then "ace"); with "decoupled" they are the head's, and prompts learn as above.
+
+The buffer takes each mini-batch in after its step, from images and labels alone: no experience,
+boundary or task is read. Which images stay is decided by Avalanche's storage policies.
+
+Written from the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.masks import batch_classes
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.registry import register_method
+
+if TYPE_CHECKING:
+    from avalanche.training.storage_policy import ExemplarsBuffer
+
+__all__ = ["REPLAY_LOSSES", "STORAGES", "Replay", "check_replay"]
+
+REPLAY_LOSSES = ("er", "er-ace", "der")
+STORAGES = ("reservoir", "class-balanced")
+
+
+def check_replay(buffer: int, replay: str, smallest: int = 1) -> None:
+    """Check the two arguments that say how to replay.
+
+    :param buffer: images to keep.
+    :param replay: a name of ``REPLAY_LOSSES``.
+    :param smallest: the smallest `buffer` that makes sense where it is asked.
+    :raises ValueError: naming the argument, what it got and what it takes.
+    """
+    if not isinstance(buffer, int) or isinstance(buffer, bool) or buffer < smallest:
+        raise ValueError(f"buffer must be a whole number of at least {smallest}, not {buffer!r}.")
+    if replay not in REPLAY_LOSSES:
+        raise ValueError(f"replay must be one of {', '.join(REPLAY_LOSSES)}, not {replay!r}.")
+
+
+class _Numbers(Dataset[int]):
+    """What the policies are given in place of images: numbers of samples."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> int:
+        return self.numbers[index]
+
+
+def _dataset(numbers: list[int], classes: list[int]) -> AvalancheDataset:
+    """Sample numbers with what the policies look at: classes, and task labels that are all 0."""
+    return AvalancheDataset(
+        [_Numbers(numbers)],
+        data_attributes=[
+            DataAttribute(classes, "targets"),
+            DataAttribute([0] * len(numbers), "targets_task_labels", use_in_getitem=True),
+            DataAttribute(numbers, "number"),
+        ],
+    )
+
+
+class _Ordered(set[int]):
+    """A set that is gone through in order.
+
+    The class-balanced policy gives places to classes in the order of a set, which may depend on
+    how it was filled: a restored buffer would go on differently.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(super().__iter__()))
+
+
+class Replay:
+    """A buffer of earlier training images, and the loss that learns from them.
+
+    Give it to a :class:`FrozenBackboneStrategy`, one object per strategy. Each training step draws
+    from the buffer without replacement within a sample, and the images drawn go through the model
+    with the mini-batch, in one forward: 2 passes per training image where the buffer is filled, 3
+    for "der", which draws twice. They enter no statistics of a head or a pool a second time.
+
+    It draws from a random state of its own (set from PyTorch's when the object is made, which
+    stays as it is): with a buffer or without, the rest of the training sees the same numbers.
+
+    Memory: images are kept as the model gets them, on the host, 4 bytes a value; at 3 x 224 x 224
+    that is 0.6 MB each and 0.3 GB for 500, in a checkpoint too. With several epochs an image may
+    be held more than once.
+
+    :param buffer: images to keep at most, at least 1.
+    :param replay: the loss: "er", "er-ace" or "der" (DER++), see the module's text.
+    :param replay_batch: images per sample of the buffer; None is as many as the mini-batch has.
+    :param storage: which images stay: "reservoir" (each of the stream with the same probability)
+        or "class-balanced" (a reservoir for each class met, all of the same size).
+    :param alpha: weight of DER++'s squared error of logits.
+    :param beta: weight of DER++'s cross-entropy of replayed images.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        buffer: int = 500,
+        replay: str = "er",
+        *,
+        replay_batch: int | None = None,
+        storage: str = "reservoir",
+        alpha: float = 0.2,
+        beta: float = 0.5,
+    ) -> None:
+        check_replay(buffer, replay)
+        if replay_batch is not None and (not isinstance(replay_batch, int) or replay_batch < 1):
+            raise ValueError(f"replay_batch must be at least 1 or None, not {replay_batch!r}.")
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}.")
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be at least 0, not {value!r}.")
+        self.buffer, self.replay, self.replay_batch = buffer, replay, replay_batch
+        self.storage, self.alpha, self.beta = storage, alpha, beta
+        self._policy: ExemplarsBuffer
+        if storage == "reservoir":
+            self._policy = ReservoirSamplingBuffer(buffer)
+        else:
+            self._policy = ClassBalancedBuffer(buffer)
+            self._policy.seen_classes = _Ordered()
+        self._came = 0
+        # By number: image [3, H, W], class, and for DER++ logits [C].
+        self._store: dict[int, tuple[Tensor, int, Tensor | None]] = {}
+        self._order: list[int] = []  # the numbers of the store in the policy's order
+        # What each of the policy's reservoirs has: made plain, the numbers in it, their weights.
+        self._flat: dict[int, tuple[AvalancheDataset, list[int], Tensor]] = {}
+        self._drawn: list[list[int]] = []
+        self._logits: Tensor | None = None
+        with torch.random.fork_rng(devices=[]):
+            seed = int(torch.randint(2**62, ()))
+        self._random = torch.Generator().manual_seed(seed).get_state()
+
+    def __len__(self) -> int:
+        """Images held now."""
+        return len(self._order)
+
+    @property
+    def targets(self) -> list[int]:
+        """Classes of the images held."""
+        return [self._store[number][1] for number in self._order]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The images held, by their place in the training stream from 0."""
+        return list(self._order)
+
+    # -- what the strategy calls ----------------------------------------------------------------
+
+    def mask(self, mask: str) -> str:
+        """The name of the mask that ER-ACE trains under when a strategy is asked for `mask`.
+
+        :raises ValueError: for a mask that is not ER-ACE's.
+        """
+        if mask in ("ace", "seen"):  # "seen" is what a strategy has if nothing is said
+            return "ace"
+        if mask != "decoupled":
+            raise ValueError(
+                f"mask must be 'ace' or 'decoupled' with replay 'er-ace', not {mask!r}."
+            )
+        return mask
+
+    def extend(self, images: Tensor) -> Tensor:
+        """Draw for one step: images [B, 3, H, W] -> [B + R, 3, H, W], the drawn ones at the end."""
+        wanted = min(self.replay_batch or len(images), len(self))
+        self._drawn = []
+        if not wanted:
+            return images
+        with self._own_random():
+            for _ in range(2 if self.replay == "der" else 1):
+                places = torch.randperm(len(self))[:wanted].tolist()
+                self._drawn.append([self._order[place] for place in places])
+        drawn = [self._store[number][0] for sample in self._drawn for number in sample]
+        return torch.cat([images, torch.stack(drawn).to(images.device)])
+
+    def observe(self, model: FrozenViT, features: Tensor, targets: Tensor) -> None:
+        """Let the model take in the mini-batch's part of the forward's features, and no other."""
+        with _rows(model, 0, len(targets), len(features)):
+            model.observe(features[: len(targets)], targets)
+
+    def loss(
+        self, strategy: FrozenBackboneStrategy, features: Tensor, targets: Tensor
+    ) -> Tensor:
+        """The training loss of the forward for which :meth:`extend` drew.
+
+        :param features: [B + R, F].
+        :param targets: classes [B] of the mini-batch.
+        """
+        n, model = len(targets), strategy.model
+        incoming: Tensor | None = None
+        if self.replay == "er-ace":
+            incoming = batch_classes(targets, len(model.seen)) | ~model.seen
+        replayed = "none" if strategy.mask == "none" else "seen"
+        if self.replay == "der":
+            head = model.training_head or model.head
+            raw = head(features).float()
+            self._logits = raw[:n].detach()
+        with _rows(model, 0, n, len(features)):
+            loss = strategy.classification_loss(features[:n], targets, incoming)
+        if not self._drawn:
+            return loss
+        size = len(self._drawn[0])
+        if self.replay == "der":
+            stored = [self._stored_logits(number) for number in self._drawn[0]]
+            loss = loss + self.alpha * _squared_error(raw[n : n + size], stored)
+        start = len(features) - size  # the only sample, or DER++'s second
+        classes = [self._store[number][1] for number in self._drawn[-1]]
+        with _rows(model, start, len(features), len(features)):
+            again = strategy.classification_loss(
+                features[start:], torch.tensor(classes, device=targets.device), replayed
+            )
+        if self.replay == "er":  # one mean over all images
+            return (n * loss + size * again) / (n + size)
+        return loss + (self.beta if self.replay == "der" else 1.0) * again
+
+    @torch.no_grad()
+    def take_in(self, images: Tensor, targets: Tensor) -> None:
+        """Offer the buffer a mini-batch that has been learned: images [B, 3, H, W], targets [B]."""
+        first, classes = self._came, targets.tolist()
+        self._came += len(classes)
+        numbers = list(range(first, self._came))
+        with self._own_random():
+            self._policy.update_from_dataset(_dataset(numbers, classes))
+        self._flatten({**{n: self._store[n][1] for n in self._order},
+                       **dict(zip(numbers, classes, strict=True))})
+        kept = set(self._order)
+        for number in self._store.keys() - kept:
+            del self._store[number]
+        for row, number in enumerate(numbers):
+            if number in kept:
+                # Copies: a row of the batch would keep all of it in memory.
+                logits = None
+                if self._logits is not None:
+                    logits = self._logits[row].to("cpu", copy=True)
+                image = images[row].detach().to("cpu", copy=True)
+                self._store[number] = image, classes[row], logits
+        self._logits = None
+        self._drawn = []
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer as tensors and plain values; :meth:`load_state_dict` goes on from there."""
+        held = [self._store[number] for number in self._order]
+        return {
+            "settings": [self.buffer, self.replay, self.storage],
+            "came": self._came,
+            "random": self._random.clone(),
+            "groups": [
+                [
+                    key,
+                    group.max_size,
+                    list(self._flat[key][1]),
+                    group._buffer_weights.clone(),
+                ]
+                for key, group in self._groups().items()
+                if len(group.buffer)
+            ],
+            "images": torch.stack([image for image, _, _ in held]) if held else torch.zeros(0),
+            "targets": [target for _, target, _ in held],
+            # A head that grows makes them of different lengths.
+            "logits": [logits.clone() for _, _, logits in held if logits is not None],
+            "classes": sorted(getattr(self._policy, "seen_classes", ())),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave.
+
+        :raises ValueError: if it is of a buffer of another size, loss or storage.
+        """
+        mine = [self.buffer, self.replay, self.storage]
+        if list(state["settings"]) != mine:
+            raise ValueError(f"The saved buffer is of {list(state['settings'])}, not of {mine}.")
+        self._came = int(state["came"])
+        self._random = state["random"].clone()
+        self._flat, self._drawn, self._logits = {}, [], None
+        saved = {int(key): group for key, *group in state["groups"]}
+        if isinstance(self._policy, ClassBalancedBuffer):
+            self._policy.seen_classes = _Ordered(state["classes"])
+            # A class without an image has a place in the policy too.
+            self._policy.buffer_groups = {
+                key: ReservoirSamplingBuffer(0) for key in [*saved, *state["classes"]]
+            }
+        groups = self._groups()
+        targets = iter(state["targets"])
+        self._order = []
+        for key, (size, numbers, weights) in saved.items():
+            group = groups[key]
+            group.max_size = int(size)
+            group.buffer = _dataset(list(numbers), [next(targets) for _ in numbers])
+            group._buffer_weights = weights.clone()
+            self._flat[key] = group.buffer, list(numbers), weights.clone()
+            self._order += numbers
+        logits = state["logits"] or [None] * len(self._order)
+        self._store = {
+            number: (image.clone(), int(target), None if z is None else z.clone())
+            for number, image, target, z in zip(
+                self._order, state["images"], state["targets"], logits, strict=True
+            )
+        }
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _groups(self) -> dict[int, Any]:
+        """The policy's reservoirs: one, or one per class."""
+        if isinstance(self._policy, ClassBalancedBuffer):
+            return self._policy.buffer_groups
+        return {0: self._policy}
+
+    def _flatten(self, classes: Mapping[int, int]) -> None:
+        """Read what the policy kept, and make its datasets plain again.
+
+        Avalanche's concatenation keeps every dataset that ever was a part, one more for each
+        mini-batch: steps would take longer and longer.
+
+        :param classes: the class of each number.
+        """
+        self._order = []
+        for key, group in self._groups().items():
+            if not len(group.buffer):
+                continue
+            weights = group._buffer_weights
+            # A sample keeps the weight drawn for it: the same weights are the same samples.
+            if key not in self._flat or not torch.equal(weights, self._flat[key][2]):
+                numbers = [int(number) for number in group.buffer.number]
+                plain = _dataset(numbers, [classes[number] for number in numbers])
+                self._flat[key] = plain, numbers, weights.clone()
+            group.buffer = self._flat[key][0]
+            self._order += self._flat[key][1]
+
+    def _stored_logits(self, number: int) -> Tensor:
+        logits = self._store[number][2]
+        assert logits is not None
+        return logits
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            yield
+            self._random = torch.get_rng_state()
+
+
+def _squared_error(logits: Tensor, stored: list[Tensor]) -> Tensor:
+    """Mean over images and over the classes that each had when it was stored: [R, C] -> scalar."""
+    target, known = torch.zeros_like(logits), torch.zeros_like(logits)
+    for row, values in enumerate(stored):
+        target[row, : len(values)] = values.to(logits.device)
+        known[row, : len(values)] = 1
+    return ((logits - target).square() * known).sum() / known.sum()
+
+
+@contextmanager
+def _rows(model: nn.Module, start: int, stop: int, total: int) -> Iterator[None]:
+    """Let what the forward of `total` images left for the loss be that of some of them alone."""
+    names = getattr(model, "transient", ())
+    kept = {name: getattr(model, name) for name in names}
+    try:
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dim() and len(value) == total:
+                setattr(model, name, value[start:stop])
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(model, name, value)
+
+
+def _build(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    head: str,
+    readout: str,
+    mask: str,
+    lr: float,
+    **options: Any,
+) -> FrozenBackboneStrategy:
+    """A frozen backbone and a trained head, as ``linear-probe``, with a buffer."""
+    replay = Replay(**options)
+    model = FrozenViT(backbone, num_classes, head=head, readout=readout)
+    return FrozenBackboneStrategy(
+        model=model, mask=mask, replay=replay, learning_rates={"head": lr}, **loop
+    )
+
+
+# Without prompts "decoupled" trains as "seen" does, and ER-ACE's masks are given.
+_MASKS_AND_RATES = [
+    {"mask": mask, "lr": lr} for lr in (5e-3, 1e-3, 2.5e-2) for mask in ("seen", "batch")
+]
+_RATES = [{"lr": lr} for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3, 1e-2)]
+
+
+@register_method(
+    "er",
+    grid=_MASKS_AND_RATES,
+    summary="replay: frozen backbone, trained head, cross-entropy on batch and buffer",
+    paper="Chaudhry et al., On tiny episodic memories in continual learning, arXiv 1902.10486",
+)
+def er(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    buffer: int = 500,
+    replay_batch: int | None = None,
+    storage: str = "reservoir",
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+) -> FrozenBackboneStrategy:
+    """Experience replay; the options are those of :class:`Replay` and ``linear-probe``."""
+    return _build(**locals(), replay="er")
+
+
+@register_method(
+    "er-ace",
+    grid=_RATES,
+    summary="replay: as er, incoming images compete among the batch's and unseen classes alone",
+    paper="Caccia et al., New insights on reducing abrupt representation change in online "
+    "continual learning, arXiv 2104.05025",
+)
+def er_ace(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    buffer: int = 500,
+    replay_batch: int | None = None,
+    storage: str = "reservoir",
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "ace",
+    lr: float = 5e-3,
+) -> FrozenBackboneStrategy:
+    """Asymmetric cross-entropy: its masks are the method, which ``mask`` says in results."""
+    if mask not in ("ace", "decoupled"):
+        raise ValueError(f"mask must be 'ace' or 'decoupled' for er-ace, not {mask!r}.")
+    return _build(**locals(), replay="er-ace")
+
+
+@register_method(
+    "der",
+    grid=_MASKS_AND_RATES,
+    summary="replay: DER++, as er with the logits that replayed images had when they came",
+    paper="Buzzega et al., Dark experience for general continual learning, arXiv 2004.07211",
+)
+def der(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    buffer: int = 500,
+    replay_batch: int | None = None,
+    storage: str = "reservoir",
+    alpha: float = 0.2,
+    beta: float = 0.5,
+    head: str = "linear",
+    readout: str = "cls",
+    mask: str = "seen",
+    lr: float = 5e-3,
+) -> FrozenBackboneStrategy:
+    """DER++ with alpha and beta as in MISA's online runs."""
+    return _build(**locals(), replay="der")
