@@ -270,7 +270,8 @@ def test_replayed_images_enter_no_statistics(tools, scenario):
     s = train(strategy(tools, "er", model=white, gradient_steps=2), scenario)
     plain = train(strategy(tools, None, model=white), scenario)
     assert int(s.model.head.count) == 72
-    torch.testing.assert_close(s.model.head.gram, plain.model.head.gram)
+    # Other batch sizes round float32 features in another way; one image twice would show at 0.1.
+    torch.testing.assert_close(s.model.head.gram, plain.model.head.gram, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("l2p", 5), ("mvp", 1)])
