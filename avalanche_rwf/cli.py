@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import fnmatch
 import io
+import json
 import os
 import sys
 import warnings
@@ -112,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(compare)
     add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
     add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    _add_stream(compare)
+    add("--boundary-free", action="store_true",
+        help="give strategies mini-batches as sub-experiences that tell no boundaries")
     add("--backbone", metavar="NAME", help="timm ViT by exact tag (default: the packaged one)")
     add("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="passed to timm")
     add("--weights", metavar="FILE", help="local .safetensors, .pth or .npz")
@@ -129,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         "images of the first experiences")
     add("--eval-every-samples", type=int, metavar="N",
         help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)")
+    add("--eval-subset", type=int, default=0, metavar="N",
+        help="of these evaluations, on N test images only, a fixed part with all classes; "
+        "experience ends always take all (default: all)")
     add("--holdout", type=float, default=0.0, metavar="SHARE",
         help="evaluate on this share of the training images instead of the test set (tuning)")
     add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
@@ -140,8 +148,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress bar")
     compare.set_defaults(run=_compare)
 
+    inspect = verbs.add_parser(
+        "inspect",
+        help="what a stream brings when, before any training",
+        description="Sizes and classes of each experience, which are new and which come back.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = inspect.add_argument
+    add("--benchmark", default="split-digits", help="split-digits or folder:PATH")
+    add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    _add_stream(inspect)
+    add("--seed", default="0", metavar="N", help="of the stream")
+    add("--holdout", type=float, default=0.0, metavar="SHARE", help="as compare takes it")
+    add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
+    add("--json", action="store_true", help="print JSON instead of the table")
+    add("--plot", metavar="FILE", help="also draw it: a .png, .svg or .pdf")
+    inspect.set_defaults(run=_inspect)
+
     listing = verbs.add_parser("list", help="what there is, by name")
-    listing.add_argument("kind", choices=("methods", "benchmarks", "backbones"))
+    listing.add_argument("kind", choices=("methods", "benchmarks", "backbones", "streams"))
     listing.add_argument("pattern", nargs="?", default="*", help="shell pattern")
     _add_import(listing)
     listing.set_defaults(run=_list)
@@ -153,6 +178,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    """--stream and the options of all kinds, as the registry has them."""
+    from avalanche_rwf.benchmarks.stream_registry import OPTIONS, having, list_streams
+
+    parser.add_argument("--stream", default="split", help=f"one of {', '.join(list_streams())}")
+    for option in OPTIONS.values():
+        parser.add_argument(
+            option.flag,
+            dest=f"stream_{option.name}",
+            metavar=option.name.split("_")[-1].upper(),
+            # The sentence says the default itself: it may be the data's.
+            default=argparse.SUPPRESS,
+            help=f"{', '.join(having(option.name))}: {option.help}".replace("%", "%%"),
+        )
+
+
+def _stream_options(args: argparse.Namespace) -> dict[str, Any]:
+    from avalanche_rwf.benchmarks.stream_registry import OPTIONS, resolve_stream_options
+
+    given = {name: getattr(args, f"stream_{name}", None) for name in OPTIONS}
+    return resolve_stream_options(args.stream, given, args.benchmark)
+
+
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
@@ -162,7 +210,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
-    given = backbone_args(args.backbone_arg)
+    given, stream_options = backbone_args(args.backbone_arg), _stream_options(args)
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs takes a whole number of at least 1, not {args.jobs}.")
     if args.precision not in ("auto", "fp32", "bf16"):
@@ -188,6 +236,7 @@ def _compare(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         gradient_steps=args.gradient_steps,
         eval_every_samples=args.eval_every_samples or 0,
+        eval_subset=args.eval_subset,
         holdout=args.holdout,
         budget=args.budget,
     ).validate()
@@ -218,6 +267,9 @@ def _compare(args: argparse.Namespace) -> int:
     base = RunConfig(
         benchmark=args.benchmark,
         method="",
+        stream=args.stream,
+        stream_options=stream_options,
+        boundary_free=args.boundary_free,
         experiences=args.experiences,
         backbone=args.backbone or PACKAGED,
         backbone_args=given,
@@ -230,6 +282,7 @@ def _compare(args: argparse.Namespace) -> int:
         else args.precision,
         augment=args.augment,
         eval_every_samples=args.eval_every_samples or 0,
+        eval_subset=args.eval_subset,
         holdout=args.holdout,
         skip_corrupt=args.skip_corrupt,
         budget=args.budget,
@@ -271,6 +324,44 @@ def _compare(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    stream_options = _stream_options(args)
+    if not args.seed.isdecimal():
+        raise UsageError(f"--seed takes a whole number from 0, not {args.seed!r}.")
+
+    from avalanche_rwf.benchmarks.inspection import (
+        check_plot,
+        describe,
+        plot_stream,
+        stream_table,
+    )
+    from avalanche_rwf.benchmarks.registry import plan_benchmark
+
+    plot = check_plot(Path(args.plot)) if args.plot is not None else None
+    plan = plan_benchmark(
+        args.benchmark,
+        seed=int(args.seed),
+        experiences=args.experiences,
+        skip_corrupt=args.skip_corrupt,
+        holdout=args.holdout,
+        stream=args.stream,
+        stream_options=stream_options,
+    )
+    for note in plan.notes:
+        _say(note)
+    said = ", ".join(f"{key}={value}" for key, value in plan.options.items())
+    title = f"{args.benchmark}, stream {args.stream}{f' ({said})' if said else ''}, seed {args.seed}"
+    if args.json:
+        values = {"benchmark": args.benchmark, "stream": args.stream, "seed": int(args.seed)}
+        print(json.dumps({**values, **describe(plan)}))
+    else:
+        print(f"{title}\n{stream_table(plan)}")
+    if plot is not None:
+        plot_stream(plan, plot, title)
+        _say(f"The picture is in {plot}.")
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
     if args.kind == "backbones":
         from avalanche_rwf.models.backbone import list_backbones
@@ -281,6 +372,14 @@ def _list(args: argparse.Namespace) -> int:
 
         lines = [
             f"{name}PATH" if name.endswith(":") else name for name in list_benchmarks(args.pattern)
+        ]
+    elif args.kind == "streams":
+        from avalanche_rwf.benchmarks.stream_registry import get_stream, list_streams
+
+        lines = [
+            f"{name:12}{get_stream(name).summary}"
+            for name in list_streams()
+            if fnmatch.fnmatch(name, args.pattern)
         ]
     else:
         from avalanche_rwf.strategies.extensions import add_imports

@@ -11,14 +11,14 @@ import fnmatch
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.splits import Benchmark, ImageSource
+    from avalanche_rwf.benchmarks.splits import Benchmark, ImageSource, StreamPlan
 
 __all__ = [
     "AUGMENTATIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "create_benchmark",
     "get_benchmark",
     "list_benchmarks",
+    "plan_benchmark",
     "register_benchmark",
 ]
 
@@ -50,6 +51,8 @@ class StreamOptions:
     skip_corrupt: bool = False
     augment: str = "none"
     holdout: float = 0.0
+    stream: str = "split"
+    stream_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,10 @@ def create_benchmark(
     skip_corrupt: bool = False,
     augment: str = "none",
     holdout: float = 0.0,
+    stream: str = "split",
+    stream_options: Mapping[str, Any] | None = None,
 ) -> Benchmark:
-    """Make the class-incremental stream `name`: new classes in each experience, every sample met
-    once.
+    """Make a stream of the images of `name`, for any Avalanche strategy.
 
     The same arguments give the same stream: classes, samples and their order. The test images do
     not depend on the seed.
@@ -146,14 +150,12 @@ def create_benchmark(
     :param holdout: if above 0, the test stream holds this share of the training images of each
         class, always the same ones, and the training stream the rest: for choosing hyper-parameters
         without test images.
+    :param stream: kind of stream, a name of `stream_registry.list_streams`; "split" brings new
+        classes in each experience.
+    :param stream_options: of that kind; what is missing has its default.
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
-    spec = get_benchmark(name)
-    takes_argument = spec.name.endswith(":")
-    argument = name[len(spec.name) :] if takes_argument else ""
-    if takes_argument and not argument:
-        raise UsageError(f"benchmark {name!r} needs a path after the colon: {spec.name}PATH.")
     options = _check_options(
         StreamOptions(
             seed=seed,
@@ -166,12 +168,56 @@ def create_benchmark(
             skip_corrupt=skip_corrupt,
             augment=augment,
             holdout=holdout,
+            stream=stream,
+            stream_options=dict(stream_options or {}),
         )
     )
     from avalanche_rwf.benchmarks import splits
 
-    source = spec.load(options, argument) if takes_argument else spec.load(options)
-    return splits.split_by_class(name, source, options)
+    return splits.make_benchmark(name, _load(name, options), options)
+
+
+def plan_benchmark(
+    name: str,
+    *,
+    seed: int,
+    experiences: int | None = None,
+    skip_corrupt: bool = False,
+    holdout: float = 0.0,
+    stream: str = "split",
+    stream_options: Mapping[str, Any] | None = None,
+) -> StreamPlan:
+    """Which samples `create_benchmark` would bring when; needs no backbone and no Avalanche.
+
+    :raises UsageError: as there.
+    """
+    options = _check_options(
+        StreamOptions(
+            seed=seed,
+            experiences=experiences,
+            image_size=8,  # nobody looks at the pixels
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            interpolation="nearest",
+            skip_corrupt=skip_corrupt,
+            holdout=holdout,
+            stream=stream,
+            stream_options=dict(stream_options or {}),
+        )
+    )
+    from avalanche_rwf.benchmarks import splits
+
+    return splits.plan_stream(name, _load(name, options), options)
+
+
+def _load(name: str, options: StreamOptions) -> ImageSource:
+    spec = get_benchmark(name)
+    if not spec.name.endswith(":"):
+        return spec.load(options)
+    argument = name[len(spec.name) :]
+    if not argument:
+        raise UsageError(f"benchmark {name!r} needs a path after the colon: {spec.name}PATH.")
+    return spec.load(options, argument)
 
 
 def _discover() -> None:

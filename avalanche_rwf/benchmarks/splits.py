@@ -1,19 +1,22 @@
-"""From images to streams: class order, experience sizes, held-out part, sample order, the Avalanche
+"""From images to streams: held-out part, samples and labels of each experience, the Avalanche
 scenario.
 
-Every random choice has its own `RandomState` (numpy promises that its numbers never change), seeded
-with the purpose of the choice, so that one choice does not move another.
+Which training sample comes when is dealt by the kind of stream (`streams/`). Test experience i
+holds all test samples of the classes that training experience i is the first to bring, so the test
+experiences up to i are the classes exposed by its end, whatever the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.benchmarks.stream_registry import get_stream, resolve_stream_options
+from avalanche_rwf.benchmarks.streams.split import class_order, experience_sizes
+from avalanche_rwf.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +28,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Benchmark",
     "ImageSource",
+    "StreamPlan",
     "class_order",
     "experience_sizes",
+    "make_benchmark",
+    "plan_stream",
     "split_by_class",
     "stratified_part",
 ]
 
-# First word of the seed of each choice.
-_CLASSES, _SAMPLES, _FLIPS, _HOLDOUT, _TEST = 1, 2, 3, 4, 5
+# First word of the seed of each choice; 1 and 2 are in streams/split.py.
+_FLIPS, _HOLDOUT, _TEST = 3, 4, 5
 
 
 @dataclass
@@ -60,6 +66,33 @@ class ImageSource:
 
 
 @dataclass
+class StreamPlan:
+    """Which sample comes in which experience, before any image is looked at.
+
+    Labels count classes in the order in which the stream brings them; of classes that come together
+    first, in the order that `streams.split.class_order` has them.
+
+    :param order: original class of each label.
+    :param class_names: C names, by label.
+    :param train: positions in the training images, per experience, in order of training.
+    :param test: positions in the test images (with a hold-out: in the training images).
+    :param class_counts: per experience, label -> number of training samples, ascending.
+    :param first_seen: per experience, the labels that it is the first to bring.
+    :param options: of the stream, defaults included.
+    :param notes: sentences on what is not as asked for.
+    """
+
+    order: list[int]
+    class_names: list[str]
+    train: list[np.ndarray]
+    test: list[np.ndarray]
+    class_counts: list[dict[int, int]]
+    first_seen: list[list[int]]
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
 class Benchmark:
     """A class-incremental stream, ready for any Avalanche strategy.
 
@@ -72,11 +105,17 @@ class Benchmark:
         order that the seed fixes.
     :param num_classes: C.
     :param class_names: C names, by label in the stream.
-    :param classes_per_experience: labels that each experience brings.
+    :param classes_per_experience: labels of the training samples of each experience.
     :param seed: of the order of classes and samples.
     :param train_size: number of training samples in all experiences.
     :param test_size: number of test samples (of held-out ones when there is a hold-out).
     :param skipped: unreadable images that were left out.
+    :param class_counts: per experience, label -> number of training samples.
+    :param first_seen: per experience, the labels that it is the first to bring: those of the test
+        experience of its number. With split classes the same as `classes_per_experience`.
+    :param stream: kind of stream.
+    :param stream_options: of it, defaults included.
+    :param notes: sentences on what is not as asked for.
     """
 
     name: str
@@ -88,6 +127,11 @@ class Benchmark:
     train_size: int
     test_size: int
     skipped: int = 0
+    class_counts: list[dict[int, int]] = field(default_factory=list)
+    first_seen: list[list[int]] = field(default_factory=list)
+    stream: str = "split"
+    stream_options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def train_stream(self) -> Any:
@@ -96,20 +140,8 @@ class Benchmark:
 
     @property
     def test_stream(self) -> Any:
-        """The test experiences; number i holds the classes of training experience i."""
+        """The test experiences; number i holds the classes first seen in training experience i."""
         return self.scenario.test_stream
-
-
-def class_order(num_classes: int, seed: int) -> list[int]:
-    """Permutation of the classes 0 to C - 1 for a seed: entry i is the class that gets label i."""
-    return [int(c) for c in np.random.RandomState([_CLASSES, seed]).permutation(num_classes)]
-
-
-def experience_sizes(num_classes: int, experiences: int) -> list[int]:
-    """Spread the classes as evenly as possible; the first experiences take one more where it does
-    not divide."""
-    share, rest = divmod(num_classes, experiences)
-    return [share + (number < rest) for number in range(experiences)]
 
 
 def stratified_part(
@@ -141,66 +173,163 @@ def stratified_part(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def split_by_class(name: str, source: ImageSource, options: StreamOptions) -> Benchmark:
-    """Make the stream that brings new classes in every experience.
+def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> StreamPlan:
+    """Deal the samples to experiences; no image is decoded for it.
 
-    :raises UsageError: fewer than two classes, or a number of experiences that the classes cannot
-        fill.
+    :raises UsageError: fewer than two classes, an unknown stream, or options that the classes
+        cannot fill.
     """
     num_classes = len(source.class_names)
     if num_classes < 2:
         raise UsageError(f"benchmark {name!r} has {num_classes} class; a stream needs at least 2.")
-    experiences = options.experiences or source.default_experiences
+    spec = get_stream(options.stream)
+    chosen = resolve_stream_options(options.stream, options.stream_options, name)
+    arguments = {**chosen}
+    if "class_order" in chosen:
+        arguments["class_order"] = _class_numbers(chosen["class_order"], source.class_names)
+    sizes = chosen.get("classes_per_experience")
+    experiences = options.experiences
+    if experiences is None and not spec.counts_itself:
+        experiences = source.default_experiences if sizes is None else len(sizes)
+    if spec.new_classes and experiences is not None:
+        _check_experiences(name, experiences, num_classes, source.equal_experiences and not sizes)
+
+    targets = np.asarray(source.train_targets)
+    tests, test_targets = np.arange(len(source.test_targets)), np.asarray(source.test_targets)
+    positions = np.arange(len(targets))
+    if options.holdout > 0:
+        # Not the stream's seed: choices are made on the same images whatever the stream.
+        positions, tests = stratified_part(targets, options.holdout, [_HOLDOUT])
+        test_targets = targets
+    dealt = spec.deal(targets[positions], options.seed, experiences, **arguments)
+    train = [positions[part] for part in dealt]
+
+    present = [np.bincount(targets[part], minlength=num_classes) for part in train]
+    there = np.stack(present) > 0
+    first = np.where(there.any(axis=0), there.argmax(axis=0), -1)
+    given = arguments.get("class_order")
+    order = [c for c in class_order(num_classes, options.seed, given) if first[c] >= 0]
+    order.sort(key=lambda c: first[c])  # stable
+    if len(order) < 2:
+        raise UsageError(
+            f"--stream {options.stream} with these options keeps {len(order)} of the {num_classes} "
+            f"classes of {name!r}; a stream needs at least 2."
+        )
+    label_of = _labels(order, num_classes)
+    # A class that the stream leaves out is not tested.
+    number = np.where(first >= 0, first, len(train))[test_targets[tests]]
+    counts = [
+        {label: int(numbers[c]) for label, c in enumerate(order) if numbers[c]}
+        for numbers in present
+    ]
+    return StreamPlan(
+        order=order,
+        class_names=[source.class_names[original] for original in order],
+        train=train,
+        test=[
+            np.random.RandomState([_TEST, exp]).permutation(tests[number == exp])
+            for exp in range(len(train))
+        ],
+        class_counts=counts,
+        first_seen=[sorted(label_of[first == exp].tolist()) for exp in range(len(train))],
+        options=chosen,
+        notes=_notes(chosen, np.bincount(targets[positions], minlength=num_classes)),
+    )
+
+
+def _check_experiences(name: str, experiences: int, num_classes: int, equal: bool) -> None:
     if experiences > num_classes:
         raise UsageError(
             f"experiences is at most the number of classes, {num_classes} in {name!r}, not "
             f"{experiences}."
         )
-    if source.equal_experiences and num_classes % experiences:
+    if equal and num_classes % experiences:
         raise UsageError(
             f"experiences must divide the {num_classes} classes of {name!r}, which {experiences} "
             "does not."
         )
-    order = class_order(num_classes, options.seed)
-    sizes = experience_sizes(num_classes, experiences)
-    ends = np.cumsum(sizes)
 
+
+def _class_numbers(order: str | list[str], names: list[str]) -> str | list[int]:
+    """A given order of classes as numbers.
+
+    :raises UsageError: unless it names every class once.
+    """
+    if isinstance(order, str):
+        return order
+    number = {name: index for index, name in enumerate(names)}
+    if not set(order) <= set(names):
+        number = {str(index): index for index in range(len(names))}
+    unknown = [word for word in order if word not in number]
+    if unknown:
+        raise UsageError(
+            f"--class-order: there is no class {unknown[0]!r}; {nearest(unknown[0], names)}."
+        )
+    if sorted(number[word] for word in order) != list(range(len(names))):
+        raise UsageError(
+            f"--class-order takes each of the {len(names)} classes once, not {len(order)} names "
+            f"of {len(set(order))} classes."
+        )
+    return [number[word] for word in order]
+
+
+def _labels(order: list[int], num_classes: int) -> np.ndarray:
+    """Label of each original class, -1 for one that the stream leaves out."""
+    label_of = np.full(num_classes, -1, dtype=np.int64)
+    label_of[order] = np.arange(len(order))
+    return label_of
+
+
+def _notes(options: dict[str, Any], counts: np.ndarray) -> tuple[str, ...]:
+    shots = options.get("shots")
+    few = 0 if shots is None else int((counts < shots).sum())
+    if not few:
+        return ()
+    return (f"{few} classes have fewer than {shots} training images; the stream has all of them.",)
+
+
+def make_benchmark(name: str, source: ImageSource, options: StreamOptions) -> Benchmark:
+    """Make the stream for Avalanche's strategies.
+
+    :raises UsageError: as :func:`plan_stream`.
+    """
+    plan = plan_stream(name, source, options)
     train, test = source.train, source.test
     train_targets, test_targets = np.asarray(source.train_targets), np.asarray(source.test_targets)
-    train_indices, test_indices = np.arange(len(train_targets)), np.arange(len(test_targets))
     if options.holdout > 0:
-        # Not the stream's seed: choices are made on the same images whatever the stream.
-        train_indices, test_indices = stratified_part(train_targets, options.holdout, [_HOLDOUT])
         test, test_targets = train, train_targets
     mirrored = None
     if options.augment == "flip":
         # By position among all training images, so that a hold-out does not change it.
         mirrored = np.random.RandomState([_FLIPS, options.seed]).rand(len(train_targets)) < 0.5
-
-    label_of = np.empty(num_classes, dtype=np.int64)
-    label_of[order] = np.arange(num_classes)
-    train_parts = _parts(label_of[train_targets], train_indices, ends, (_SAMPLES, options.seed))
-    test_parts = _parts(label_of[test_targets], test_indices, ends, (_TEST,))
     return Benchmark(
         name=name,
         scenario=_scenario(
             (
-                _Part(train, train_targets, train_parts, mirrored),
-                _Part(test, test_targets, test_parts),
+                _Part(train, train_targets, plan.train, mirrored),
+                _Part(test, test_targets, plan.test),
             ),
-            order,
-            sizes,
+            plan.order,
+            [len(labels) for labels in plan.first_seen],
+            _labels(plan.order, len(source.class_names)),
         ),
-        num_classes=num_classes,
-        class_names=[source.class_names[original] for original in order],
-        classes_per_experience=[
-            list(range(end - size, end)) for end, size in zip(ends.tolist(), sizes, strict=True)
-        ],
+        num_classes=len(plan.order),
+        class_names=plan.class_names,
+        classes_per_experience=[list(counts) for counts in plan.class_counts],
         seed=options.seed,
-        train_size=len(train_indices),
-        test_size=len(test_indices),
+        train_size=sum(map(len, plan.train)),
+        test_size=sum(map(len, plan.test)),
         skipped=source.skipped,
+        class_counts=plan.class_counts,
+        first_seen=plan.first_seen,
+        stream=options.stream,
+        stream_options=plan.options,
+        notes=plan.notes,
     )
+
+
+split_by_class = make_benchmark
+"""The name of :func:`make_benchmark` from when classes were always split."""
 
 
 @dataclass
@@ -224,26 +353,18 @@ class _Part:
         )
 
 
-def _parts(
-    labels: np.ndarray, indices: np.ndarray, ends: np.ndarray, seed: Sequence[int]
-) -> list[np.ndarray]:
-    """Positions of each experience's samples, out of `indices`, mixed.
-
-    Test samples are mixed too: in Avalanche's order by class, a method that reads statistics off a
-    test batch would learn the class from its neighbours.
-    """
-    number = np.searchsorted(ends, labels[indices], side="right")
-    return [
-        np.random.RandomState([*seed, exp]).permutation(indices[number == exp])
-        for exp in range(len(ends))
-    ]
-
-
-def _scenario(parts: tuple[_Part, _Part], order: list[int], sizes: list[int]) -> Any:
+def _scenario(
+    parts: tuple[_Part, _Part], order: list[int], sizes: list[int], label_of: np.ndarray
+) -> Any:
     """Build Avalanche's scenario: classes and streams by `nc_benchmark`, samples in our order.
 
     `nc_benchmark` sorts the samples of an experience by class and puts three layers of
     transformations around each; its datasets are replaced by plain ones in the order of the parts.
+    It has every class in one experience, the first that brings it; an experience's own classes
+    Avalanche reads off its samples.
+
+    :param sizes: how many classes each experience is the first to bring.
+    :param label_of: label of each original class.
     """
     from avalanche.benchmarks import nc_benchmark
     from avalanche.benchmarks.scenarios.deprecated.lazy_dataset_sequence import LazyDatasetSequence
@@ -265,7 +386,6 @@ def _scenario(parts: tuple[_Part, _Part], order: list[int], sizes: list[int]) ->
         per_exp_classes=dict(enumerate(sizes)),
         class_ids_from_zero_from_first_exp=True,
     )
-    label_of = np.argsort(order)
     for name, part in zip(("train", "test"), parts, strict=True):
         sequence = LazyDatasetSequence(
             [dataset(part.subset(positions, label_of)) for positions in part.experiences],

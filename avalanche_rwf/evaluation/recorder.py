@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avalanche_rwf.evaluation.metrics import EvaluationPoint
 from avalanche_rwf.evaluation.stream_position import StreamPosition, attribute, stream_name
+from avalanche_rwf.evaluation.subset import subset_experiences
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 
@@ -240,20 +241,31 @@ class AnytimeEvaluation(_Position):
     :param test_stream: stream or list of test experiences.
     :param every: number of samples between evaluations.
     :param eval_kwargs: passed to `strategy.eval` (`num_workers`, `pin_memory`).
-    :raises ValueError: if `every` is not positive or there is no test experience.
+    :param subset: evaluate on so many test samples only, always the same ones, in the shares that
+        the classes have in the whole stream; None takes all. Experience ends are the caller's and
+        are not touched by it.
+    :raises ValueError: if `every` is not positive, there is no test experience, or the subset has
+        not one sample of each class.
     """
 
     def __init__(
-        self, test_stream: Iterable[Any], every: int, eval_kwargs: dict[str, Any] | None = None
+        self,
+        test_stream: Iterable[Any],
+        every: int,
+        eval_kwargs: dict[str, Any] | None = None,
+        subset: int | None = None,
     ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1 sample, got {every}.")
         self.every = int(every)
         self.eval_kwargs = dict(eval_kwargs or {})
-        self._tests = [(e, _classes(e)) for e in test_stream]
-        if not self._tests:
+        tests = list(test_stream)
+        if not tests:
             raise ValueError("test_stream must hold at least one experience, got none.")
+        if subset is not None:
+            tests = subset_experiences(tests, subset)
+        self._tests = [(test, _classes(test)) for test in tests]
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check the order of the plugins.

@@ -13,7 +13,12 @@ import torch
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.experiments.config import RunConfig, run_directory
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone
+from avalanche_rwf.experiments.run import (
+    build_benchmark,
+    build_strategy,
+    load_backbone,
+    reads_boundaries,
+)
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info
@@ -165,6 +170,18 @@ def _check_room(strategy: Any, experiences: int) -> None:
             )
 
 
+def _check_subset(config: RunConfig, num_classes: int) -> None:
+    if config.eval_subset and not config.eval_every_samples:
+        raise UsageError(
+            "--eval-subset is for evaluations in mid-stream, and --eval-every-samples 0 makes none."
+        )
+    if 0 < config.eval_subset < num_classes:
+        raise UsageError(
+            f"--eval-subset takes at least one test sample of each of the {num_classes} classes, "
+            f"not {config.eval_subset}."
+        )
+
+
 def plan(
     base: RunConfig,
     methods: Sequence[str],
@@ -193,6 +210,7 @@ def plan(
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:
         base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 4)))
+    _check_subset(base, benchmark.num_classes)
     configs = []
     for method in methods:
         code = get_method(method).origin.get("sha256", "")
@@ -209,9 +227,15 @@ def plan(
             # whatever goes wrong in a user's method.
             why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
             raise UsageError(f"{method} cannot be built with these options ({why}).") from error
+        if config.boundary_free and reads_boundaries(config, strategy):
+            raise UsageError(
+                f"{method} reads task boundaries in training, which --boundary-free hides; leave "
+                "one of the two out."
+            )
         configs += [config.with_seed(seed) for seed in seeds]
     # Seed by seed, so that an interrupted comparison has every method at the first seeds.
     configs.sort(key=lambda c: seeds.index(c.seed))
+    said += benchmark.notes
     if benchmark.skipped:
         said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
     return Plan(tuple(configs), _unfinished(configs, out), benchmark.train_size, tuple(said))

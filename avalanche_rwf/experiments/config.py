@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.version import __version__
 
@@ -28,6 +29,9 @@ class RunConfig:
     :param options: all options of the method, defaults included.
     :param seed: paired over methods.
     :param stream: kind of stream; "split" is disjoint classes per experience.
+    :param stream_options: all options of that kind of stream but those that are left to the data.
+    :param boundary_free: whether the strategy gets mini-batches as sub-experiences, which tell
+        nothing of experiences.
     :param experiences: None is the benchmark's default.
     :param backbone: exact name.
     :param backbone_args: passed on to timm.
@@ -39,6 +43,8 @@ class RunConfig:
     :param precision: "fp32" or "bf16".
     :param augment: training augmentation by name.
     :param eval_every_samples: evaluate after each so many training samples too; 0 does not.
+    :param eval_subset: test samples of these evaluations, a fixed part; 0 is all. Experience ends
+        always have all.
     :param holdout: share of the training images that stands in for the test set; 0 for results.
     :param skip_corrupt: whether unreadable images are left out.
     :param budget: "default" or "tuned": whether the options were chosen on held-out training
@@ -69,9 +75,12 @@ class RunConfig:
     budget: str = "default"
     tuning: Mapping[str, Any] = field(default_factory=dict)
     code: str = ""
+    stream_options: Mapping[str, Any] = field(default_factory=dict)
+    boundary_free: bool = False
+    eval_subset: int = 0
 
     def validate(self) -> RunConfig:
-        """Check every number; returns itself.
+        """Check every number and the stream; returns itself.
 
         :raises UsageError: naming the argument, what it got and what it takes.
         """
@@ -85,6 +94,9 @@ class RunConfig:
             raise UsageError(
                 f"--eval-every-samples takes 0 or more samples, not {self.eval_every_samples}."
             )
+        if self.eval_subset < 0:
+            raise UsageError(f"--eval-subset takes 0 or more samples, not {self.eval_subset}.")
+        resolve_stream_options(self.stream, self.stream_options, self.benchmark)
         if self.seed < 0:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")
         if not 0 <= self.holdout < 1:
@@ -115,8 +127,10 @@ class RunConfig:
         """
         values = self.to_dict()
         del values["seed"], values["weights"], values["tuning"]
-        if not self.code:
-            del values["code"]
+        # What is younger than the first runs counts where it is used: they keep their hash.
+        for name in ("code", "stream_options", "boundary_free", "eval_subset"):
+            if not values[name]:
+                del values[name]
         values["version"] = __version__
         text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

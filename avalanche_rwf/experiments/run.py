@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks import split_online_stream
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
@@ -44,7 +45,17 @@ from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.strategies.registry import create_strategy, get_method
 
-__all__ = ["Progress", "build_benchmark", "build_strategy", "load_backbone", "run", "run_strategy"]
+__all__ = [
+    "Progress",
+    "build_benchmark",
+    "build_strategy",
+    "load_backbone",
+    "reads_boundaries",
+    "run",
+    "run_strategy",
+    "exposed_tests",
+    "train_experience",
+]
 
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
@@ -84,6 +95,8 @@ def build_benchmark(config: RunConfig) -> Benchmark:
         skip_corrupt=config.skip_corrupt,
         augment=config.augment,
         holdout=config.holdout,
+        stream=config.stream,
+        stream_options=config.stream_options,
     )
 
 
@@ -112,6 +125,12 @@ def build_strategy(
         },
         **config.options,
     )
+
+
+def reads_boundaries(config: RunConfig, strategy: Any) -> bool:
+    """Whether training reads where an experience begins or which classes it has."""
+    by_method = get_method(config.method).uses_boundaries
+    return by_method or bool(getattr(strategy, "uses_boundaries", False))
 
 
 def _silent_evaluator() -> EvaluationPlugin:
@@ -226,13 +245,34 @@ class _StaleCheckpointError(Exception):
     """A checkpoint that can be read but does not belong to this strategy and stream."""
 
 
-def _stream_shape(benchmark: Benchmark) -> list[list[int]]:
-    """Classes and training samples of each experience: a folder may change between two calls."""
-    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
-    return [
-        [*classes, size]
-        for classes, size in zip(benchmark.classes_per_experience, sizes, strict=True)
-    ]
+def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
+    """Classes of each experience, with their samples: a folder may change between two calls."""
+    return [[[label, n] for label, n in counts.items()] for counts in benchmark.class_counts]
+
+
+def train_experience(strategy: Any, experience: Any, boundary_free: bool = False) -> None:
+    """Train on an experience in the order of its samples, which the benchmark fixed.
+
+    An experience without samples, which some streams have, is passed over.
+
+    :param boundary_free: hand it over in sub-experiences of one mini-batch that do not tell where
+        the experience begins or ends and which classes it has.
+    """
+    if not len(experience.dataset):
+        return
+    parts = experience
+    if boundary_free:
+        # The seed is not used, but without it Avalanche would draw one.
+        parts = split_online_stream([experience], strategy.train_mb_size, shuffle=False, seed=0)
+    strategy.train(parts, eval_streams=[], shuffle=False)
+
+
+def exposed_tests(benchmark: Benchmark, trained: int) -> list[Any]:
+    """The test experiences with samples after so many training experiences.
+
+    They are those of the classes exposed by then, see :class:`Benchmark`.
+    """
+    return [test for test in benchmark.test_stream[:trained] if len(test.dataset)]
 
 
 def _reset_peak_memory(device: str) -> None:
@@ -298,6 +338,7 @@ def run_strategy(
     log: Callable[[str], None] = lambda line: None,
     meter: _Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
+    boundary_free: bool = False,
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
@@ -305,6 +346,7 @@ def run_strategy(
     not checkpointed: plugins may hold more than model and optimizer, and a run that went on
     without that would end with other numbers.
 
+    :param boundary_free: as :func:`train_experience` takes it.
     :returns: seconds of training, without evaluation.
     """
     meter = meter or _Meter(None)
@@ -333,14 +375,15 @@ def run_strategy(
         if index < first:
             continue
         inside, start = meter.eval_seconds, time.perf_counter()
-        # The benchmark fixed the order of samples, the same for every method.
         with meter.counting(strategy):
-            strategy.train(experience, eval_streams=[], shuffle=False)
+            train_experience(strategy, experience, boundary_free)
         train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
-        recorder.begin(index)
-        strategy.eval(benchmark.test_stream[: index + 1])
-        accuracy = accuracy_exposed(recorder.points[-1])
-        log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
+        tests = exposed_tests(benchmark, index + 1)
+        if tests:  # none where a stream begins with experiences without samples
+            recorder.begin(index)
+            strategy.eval(tests)
+            accuracy = accuracy_exposed(recorder.points[-1])
+            log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
         if checkpoint is not None:
             save_state(
                 checkpoint,
@@ -466,7 +509,11 @@ def _run(
     plugins: list[SupervisedPlugin] = [recorder, meter]
     anytime = None
     if config.eval_every_samples:
-        anytime = AnytimeEvaluation(benchmark.test_stream, every=config.eval_every_samples)
+        anytime = AnytimeEvaluation(
+            benchmark.test_stream,
+            every=config.eval_every_samples,
+            subset=config.eval_subset or None,
+        )
         plugins.append(anytime)
     _reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
@@ -478,17 +525,21 @@ def _run(
         method_origin=dict(spec.origin),
         data={
             "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
+            "samples_per_experience": [sum(c.values()) for c in benchmark.class_counts],
+            "first_seen": benchmark.first_seen,
             "train_size": benchmark.train_size,
             "test_size": benchmark.test_size,
             "skipped": benchmark.skipped,
         },
-        uses_boundaries=spec.uses_boundaries or bool(getattr(strategy, "uses_boundaries", False)),
+        uses_boundaries=reads_boundaries(config, strategy),
         **environment(device),
     )
     trainable = _trainable(strategy)
     checkpoint = folder / "checkpoint.pt"
     try:
-        seconds = run_strategy(strategy, benchmark, recorder, checkpoint, log, meter, anytime)
+        seconds = run_strategy(
+            strategy, benchmark, recorder, checkpoint, log, meter, anytime, config.boundary_free
+        )
     except _StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.
         log(f"the checkpoint does not fit and is left aside ({error}); starting from the beginning")
@@ -501,6 +552,7 @@ def _run(
     summary.update(
         train_seconds=seconds,
         eval_seconds=meter.eval_seconds,
+        eval_share=meter.eval_seconds / max(seconds + meter.eval_seconds, 1e-9),
         train_samples_per_second=samples / seconds if seconds > 0 else None,
         forward_passes_per_image=meter.forward_images / samples if samples else None,
         trainable_parameters=trainable,

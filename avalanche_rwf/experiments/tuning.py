@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +27,13 @@ from avalanche_rwf.evaluation.metrics import a_last
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.config import RunConfig, slug
-from avalanche_rwf.experiments.run import Progress, build_benchmark, build_strategy
+from avalanche_rwf.experiments.run import (
+    Progress,
+    build_benchmark,
+    build_strategy,
+    exposed_tests,
+    train_experience,
+)
 from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method
@@ -100,9 +107,15 @@ def _times(value: float, factor: float) -> float:
     return value if factor == 1 else float(f"{value * factor:.6g}")
 
 
-def _experiences(n: int) -> int:
-    """How many of n experiences are trained on: a third, at least two."""
-    return min(n, max(2, -(-n // 3)))
+def _experiences(first_seen: Sequence[Sequence[int]]) -> int:
+    """How many experiences are trained on: a third, at least two, and at least two classes.
+
+    :param first_seen: classes that each experience is the first to bring.
+    """
+    n = len(first_seen)
+    brought = list(itertools.accumulate(map(len, first_seen)))
+    enough = next((i for i, classes in enumerate(brought, 1) if classes >= 2), n)
+    return min(n, max(2, -(-n // 3), enough))
 
 
 def held_out_accuracy(
@@ -123,14 +136,14 @@ def held_out_accuracy(
     strategy = build_strategy(config, benchmark.num_classes, device, [recorder])
     stream = list(benchmark.train_stream)[:experiences]
     for experience in stream:
-        strategy.train(experience, eval_streams=[], shuffle=False)
+        train_experience(strategy, experience, config.boundary_free)
         if progress is not None:
             progress(len(experience.dataset))
     # Our strategies stop at a loss that is not finite; others go on with broken weights.
     if not all(bool(torch.isfinite(p).all()) for p in strategy.model.parameters()):
         raise NonFiniteLossError("The weights are not finite after training.")
     recorder.begin(len(stream) - 1)
-    strategy.eval(benchmark.test_stream[: len(stream)])
+    strategy.eval(exposed_tests(benchmark, len(stream)))
     return a_last(recorder.points)
 
 
@@ -218,7 +231,7 @@ def tune(
     :raises UsageError: if no images can be held out.
     """
     own = {
-        c.method: replace(c, budget="default", holdout=HOLDOUT, eval_every_samples=0)
+        c.method: replace(c, budget="default", holdout=HOLDOUT, eval_every_samples=0, eval_subset=0)
         for c in configs
     }
     tried = {
@@ -229,7 +242,7 @@ def tune(
     todo: list[RunConfig] = []
     place: dict[str, tuple[str, int]] = {}
     benchmark = build_benchmark(next(iter(own.values())))
-    k = _experiences(len(benchmark.classes_per_experience))
+    k = _experiences(benchmark.first_seen)
     samples = sum(len(e.dataset) for e in list(benchmark.train_stream)[:k])
     for name, config in own.items():
         changes = [

@@ -28,8 +28,12 @@ _IDENTITY = (
     *("method", "config_hash", "head", "mask", "readout", "batch_size", "gradient_steps"),
     *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
     *("skip_corrupt", "weights", "options", "budget", "tuning", "uses_boundaries"),
+    *("stream_options", "boundary_free", "eval_subset"),
 )
-_INTEGERS = ("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples")
+_INTEGERS = (
+    *("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples"),
+    "eval_subset",
+)
 _RUN = ("run_dir", "seed", "status", "error")
 _GROUP = ("benchmark", "stream", "backbone", "backbone_sha256", "method", "config_hash")
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
@@ -191,6 +195,10 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         backbone_source=_text(backbone.get("source")),
         config_hash=config_hash,
         stream=_text(config.get("stream")),
+        # Runs of an earlier version have none of the three.
+        stream_options=_text(config.get("stream_options")),
+        boundary_free=bool(config.get("boundary_free")),
+        eval_subset=config.get("eval_subset") or 0,
         experiences=_experiences(config, content),
         skip_corrupt=bool(config.get("skip_corrupt")),
         backbone_args=_text(config.get("backbone_args")),

@@ -34,9 +34,10 @@ Rows = list[Row]
 
 # What the line above a table says; rows that differ in any of these are in different tables.
 _PROTOCOL = (
-    *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
+    *("benchmark", "stream", "stream_options", "boundary_free", "experiences"),
+    *("backbone", "backbone_sha256", "backbone_args"),
     *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
-    *("eval_every_samples", "holdout", "skip_corrupt"),
+    *("eval_every_samples", "eval_subset", "holdout", "skip_corrupt"),
 )
 _SETUP = ("head", "mask", "readout", "budget")
 _HASH = 8
@@ -123,21 +124,29 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
+def _pairs(text: Any) -> str | None:
+    """Write a JSON object as "depth=9, patch=14"; None where there is nothing in it."""
+    if not isinstance(text, str):
+        return text
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError:
+        return text or None
+    return ", ".join(f"{k}={_short(v)}" for k, v in given.items()) if given else None
+
+
 def _header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
     sha = _get(row, "backbone_sha256")
     name = str(_get(row, "backbone") or "unknown backbone")
-    args = _get(row, "backbone_args")
-    if isinstance(args, str):
-        try:
-            given = json.loads(args)
-        except json.JSONDecodeError:
-            given = args
-        args = ", ".join(f"{k}={_short(v)}" for k, v in given.items()) if given else None
+    args = _pairs(_get(row, "backbone_args"))
     inside = [part for part in (args, sha and str(sha)[:_HASH]) if part]
     parts = [str(_get(row, "benchmark") or "unknown benchmark")]
     if _get(row, "stream") is not None:
-        parts.append(f"stream {_get(row, 'stream')}")
+        chosen = _pairs(_get(row, "stream_options"))
+        parts.append(f"stream {_get(row, 'stream')}" + (f" ({chosen})" if chosen else ""))
+    if _get(row, "boundary_free") in (True, "True"):
+        parts.append("no boundaries")
     if _get(row, "experiences") is not None:
         parts.append(_plural(int(_get(row, "experiences")), "experience"))
     parts.append(f"{name} ({', '.join(map(str, inside))})" if inside else name)
@@ -152,7 +161,9 @@ def _header(row: Row) -> str:
     if _get(row, "augment") not in (None, "none", False):
         parts.append(f"augment {_get(row, 'augment')}")
     if _get(row, "eval_every_samples") not in (None, 0):
-        parts.append(f"A_auc every {_plural(int(_get(row, 'eval_every_samples')), 'sample')}")
+        every = f"A_auc every {_plural(int(_get(row, 'eval_every_samples')), 'sample')}"
+        part = int(_get(row, "eval_subset") or 0)
+        parts.append(f"{every} on {_plural(part, 'test image')}" if part else every)
     if _get(row, "skip_corrupt") in (True, "True"):
         parts.append("corrupt images left out")
     if _get(row, "holdout") not in (None, 0):
