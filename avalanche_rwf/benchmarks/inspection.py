@@ -190,8 +190,8 @@ def _name_classes(
     tops = np.cumsum(shares, axis=1)
     for number, label in zip(*np.nonzero(shares), strict=True):
         name = plan.class_names[label]
-        # In units of the picture: about 85 letters of this size fit across, 24 lines upwards.
-        wide = 85 * sizes[number] / sizes.sum()
+        # In units of the picture: about 120 letters of this size fit across, 30 lines upwards.
+        wide = 120 * sizes[number] / sizes.sum()
         if shares[number, label] < 4 or wide < len(name) + 1:
             continue
         red, green, blue, _ = shade[first[label]]

@@ -341,6 +341,16 @@ class _Part:
     experiences: list[np.ndarray]
     mirrored: np.ndarray | None = None
 
+    @property
+    def everything(self) -> np.ndarray:
+        """Positions of all experiences, in order."""
+        return np.concatenate(self.experiences)
+
+    def one_of_each(self) -> np.ndarray:
+        """Positions of one sample of each class."""
+        positions = self.everything
+        return positions[np.unique(self.targets[positions], return_index=True)[1]]
+
     def subset(self, positions: np.ndarray, label_of: np.ndarray | None = None) -> Subset:
         from avalanche_rwf.benchmarks.images import Subset
 
@@ -360,7 +370,7 @@ def _scenario(
 
     `nc_benchmark` sorts the samples of an experience by class and puts three layers of
     transformations around each; its datasets are replaced by plain ones in the order of the parts.
-    It has every class in one experience, the first that brings it; an experience's own classes
+    So it is given one sample of each class only: sorting all takes it seconds. It has every class in one experience, the first that brings it; an experience's own classes
     Avalanche reads off its samples.
 
     :param sizes: how many classes each experience is the first to bring.
@@ -379,7 +389,7 @@ def _scenario(
         return TaskAwareSupervisedClassificationDataset([subset], data_attributes=[labels, tasks])
 
     scenario = nc_benchmark(
-        *(part.subset(np.concatenate(part.experiences)) for part in parts),
+        *(part.subset(part.one_of_each()) for part in parts),
         n_experiences=len(sizes),
         task_labels=False,
         fixed_class_order=order,
@@ -392,7 +402,9 @@ def _scenario(
             len(sizes),
         )
         sequence.load_all_experiences()
-        scenario.stream_definitions[name].exps_data = sequence
+        definition = scenario.stream_definitions[name]
+        definition.exps_data = sequence
+        definition.origin_dataset = dataset(part.subset(part.everything))
         ends = np.cumsum([len(positions) for positions in part.experiences]).tolist()
         assignment = [
             list(range(end - len(positions), end))

@@ -40,6 +40,9 @@ OTHER = {
     "skip_corrupt": True,
     "code": "14",
     "budget": "tuned",
+    "stream_options": {"disjoint": 40},
+    "boundary_free": True,
+    "eval_subset": 100,
 }
 
 

@@ -15,7 +15,10 @@ from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_
 from avalanche_rwf.experiments.store import load_state
 from avalanche_rwf.strategies.registry import list_methods
 
-TIMES = ("train_seconds", "eval_seconds", "train_samples_per_second", "peak_memory_bytes")
+TIMES = (
+    *("train_seconds", "eval_seconds", "eval_share"),
+    *("train_samples_per_second", "peak_memory_bytes"),
+)
 
 
 @pytest.fixture

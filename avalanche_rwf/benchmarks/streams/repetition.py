@@ -59,15 +59,13 @@ def repetition(
     order, sizes = arrange(num_classes, seed, experiences, class_order, classes_per_experience)
     first = np.empty(num_classes, dtype=np.int64)
     first[np.asarray(order)] = np.repeat(np.arange(experiences), sizes)
+    comes = np.random.RandomState([_RETURNS, seed]).rand(num_classes, experiences) < repeat
+    dealer = np.random.RandomState([_DEAL, seed])
     parts: list[list[np.ndarray]] = [[] for _ in range(experiences)]
     for label, positions in enumerate(positions_by_class(labels)):
-        comes = np.random.RandomState([_RETURNS, seed, label]).rand(experiences) < repeat
-        comes[: first[label] + 1] = False
-        comes[first[label]] = True
-        appearances = np.flatnonzero(comes)
-        shares = np.array_split(
-            np.random.RandomState([_DEAL, seed, label]).permutation(positions), len(appearances)
-        )
+        later = np.flatnonzero(comes[label, first[label] + 1 :]) + first[label] + 1
+        appearances = [first[label], *later]
+        shares = np.array_split(dealer.permutation(positions), len(appearances))
         for number, share in zip(appearances, shares, strict=True):
             parts[number].append(share)
     empty = np.empty(0, dtype=np.int64)
