@@ -1,0 +1,64 @@
+"""Si-Blurry: the session sizes of the official sampler, and what it is to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from avalanche_rwf.benchmarks.streams.si_blurry import si_blurry
+
+CIFAR100 = np.repeat(np.arange(100), 500)
+
+
+# Session sizes that both public implementations give (50 per cent disjoint, 10 blurry).
+@pytest.mark.parametrize(
+    ("seed", "sizes"),
+    [
+        (1, [6500, 3000, 10264, 22000, 8236]),
+        (2, [4500, 9500, 13500, 10500, 12000]),
+        (3, [21000, 13000, 2500, 7500, 6000]),
+        (5, [6500, 27500, 8061, 3389, 4550]),
+    ],
+)
+def test_session_sizes_of_cifar100(seed, sizes):
+    for remainder in ("keep", "drop"):  # nothing remains of 100 classes and 5 sessions
+        dealt = si_blurry(CIFAR100, seed, 5, 50, 10, remainder)
+        assert [len(part) for part in dealt] == sizes
+    mixed = np.random.RandomState(0).permutation(CIFAR100)
+    assert [len(part) for part in si_blurry(mixed, seed, 5)] == sizes
+
+
+def test_classes_of_the_sessions():
+    dealt = [set(CIFAR100[part].tolist()) for part in si_blurry(CIFAR100, 1, 5)]
+    assert [len(classes) for classes in dealt] == [19, 12, 27, 47, 23]
+    seen: set[int] = set()
+    new = []
+    for classes in dealt:
+        new.append(len(classes - seen))
+        seen |= classes
+    assert new == [19, 5, 20, 40, 16]
+
+
+def test_session_sizes_of_200_classes_of_30():
+    labels = np.repeat(np.arange(200), 30)
+    assert [len(part) for part in si_blurry(labels, 1, 5)] == [1170, 780, 1560, 472, 2018]
+
+
+def test_half_of_the_classes_stay_in_one_session_and_a_tenth_of_the_others_samples_wander():
+    dealt = si_blurry(CIFAR100, 1, 5)
+    counts = np.stack([np.bincount(CIFAR100[part], minlength=100) for part in dealt])
+    whole = counts.max(axis=0) == 500
+    assert whole.sum() >= 50
+    home = counts.argmax(axis=0)
+    wandered = counts.sum() - counts[home, np.arange(100)].sum()
+    assert 0 < wandered <= 2500  # some are dealt back to where they came from
+
+
+def test_the_remainder_is_kept_unless_it_is_to_be_dropped():
+    labels = np.repeat(np.arange(196), 40)
+    kept = np.concatenate(si_blurry(labels, 1, 5))
+    dropped = np.concatenate(si_blurry(labels, 1, 5, remainder="drop"))
+    assert sorted(kept) == list(range(len(labels)))
+    # 95 disjoint classes, 101 blurry: one is left out, with all of its samples.
+    assert len(dropped) == len(labels) - 40
+    assert len(set(labels[dropped].tolist())) == 195
