@@ -31,7 +31,7 @@ __all__ = [
     "register_benchmark",
 ]
 
-AUGMENTATIONS = ("none", "flip")
+AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -50,6 +50,7 @@ class StreamOptions:
     skip_corrupt: bool = False
     augment: str = "none"
     holdout: float = 0.0
+    normalised: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def create_benchmark(
     skip_corrupt: bool = False,
     augment: str = "none",
     holdout: float = 0.0,
+    normalised: bool = True,
 ) -> Benchmark:
     """Make the class-incremental stream `name`: new classes in each experience, every sample met
     once.
@@ -142,10 +144,13 @@ def create_benchmark(
     :param crop_pct: the shorter side is resized to image_size / crop_pct before the centre crop.
     :param skip_corrupt: leave unreadable images out and count them in `Benchmark.skipped`, instead
         of raising.
-    :param augment: "none", or "flip": half of the training images, chosen by seed, are mirrored.
+    :param augment: of training images, one of `AUGMENTATIONS`: "none"; "flip": half of them, chosen
+        by seed, are mirrored; "flip-crop" and "autoaug": see :mod:`.augmentation`.
     :param holdout: if above 0, the test stream holds this share of the training images of each
         class, always the same ones, and the training stream the rest: for choosing hyper-parameters
         without test images.
+    :param normalised: False gives images uint8, not normalised, where the source holds them so: for
+        a training loop that normalises batches on its device.
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
@@ -166,12 +171,15 @@ def create_benchmark(
             skip_corrupt=skip_corrupt,
             augment=augment,
             holdout=holdout,
+            normalised=normalised,
         )
     )
     from avalanche_rwf.benchmarks import splits
 
     source = spec.load(options, argument) if takes_argument else spec.load(options)
-    return splits.split_by_class(name, source, options)
+    benchmark = splits.split_by_class(name, source, options)
+    benchmark.in_memory = source.in_memory
+    return benchmark
 
 
 def _discover() -> None:

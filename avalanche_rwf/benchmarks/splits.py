@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-    from avalanche_rwf.benchmarks.images import Subset
+    from avalanche_rwf.benchmarks.images import RawImages, Subset
     from avalanche_rwf.benchmarks.registry import StreamOptions
 
 __all__ = [
@@ -47,6 +47,8 @@ class ImageSource:
     :param default_experiences: number of experiences when none is asked for.
     :param equal_experiences: whether all experiences must have the same number of classes.
     :param skipped: unreadable images that were left out.
+    :param in_memory: whether no image is decoded or resized when it is asked for.
+    :param autoaug_policy: AutoAugment's policy for these images; see :mod:`.augmentation`.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -57,6 +59,8 @@ class ImageSource:
     default_experiences: int
     equal_experiences: bool = False
     skipped: int = 0
+    in_memory: bool = True
+    autoaug_policy: str = "imagenet"
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Benchmark:
     :param train_size: number of training samples in all experiences.
     :param test_size: number of test samples (of held-out ones when there is a hold-out).
     :param skipped: unreadable images that were left out.
+    :param in_memory: whether no image is decoded or resized when it is asked for.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Benchmark:
     train_size: int
     test_size: int
     skipped: int = 0
+    in_memory: bool = True
 
     @property
     def train_stream(self) -> Any:
@@ -141,6 +147,15 @@ def stratified_part(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
+def augmented(source: ImageSource, options: StreamOptions) -> Dataset[tuple[Tensor, int]]:
+    """The training images with the policy `options.augment`, drawn by position and seed."""
+    from avalanche_rwf.benchmarks.augmentation import create_augmentation
+    from avalanche_rwf.benchmarks.images import AugmentedImages
+
+    change = create_augmentation(options.augment, options.seed, source.autoaug_policy)
+    return AugmentedImages(cast("RawImages", source.train), change)
+
+
 def split_by_class(name: str, source: ImageSource, options: StreamOptions) -> Benchmark:
     """Make the stream that brings new classes in every experience.
 
@@ -173,6 +188,8 @@ def split_by_class(name: str, source: ImageSource, options: StreamOptions) -> Be
         train_indices, test_indices = stratified_part(train_targets, options.holdout, [_HOLDOUT])
         test, test_targets = train, train_targets
     mirrored = None
+    if options.augment not in ("none", "flip"):
+        train = augmented(source, options)
     if options.augment == "flip":
         # By position among all training images, so that a hold-out does not change it.
         mirrored = np.random.RandomState([_FLIPS, options.seed]).rand(len(train_targets)) < 0.5

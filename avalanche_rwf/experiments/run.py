@@ -32,6 +32,12 @@ from avalanche_rwf.evaluation.metrics import (
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.loading import (
+    NormaliseOnDevice,
+    loader_workers,
+    normalises,
+    training_workers,
+)
 from avalanche_rwf.experiments.store import (
     environment,
     load_state,
@@ -69,8 +75,12 @@ def load_backbone(config: RunConfig) -> nn.Module:
     return _backbone(config.backbone, config.weights, config.image_size, args)
 
 
-def build_benchmark(config: RunConfig) -> Benchmark:
-    """The configuration's stream at its seed, with the transforms that the backbone wants."""
+def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
+    """The configuration's stream at its seed, with the transforms that the backbone wants.
+
+    :param normalised: False leaves images uint8 where they are held so, for
+        :class:`.loading.NormaliseOnDevice`.
+    """
     info = backbone_info(load_backbone(config))
     return create_benchmark(
         config.benchmark,
@@ -84,6 +94,7 @@ def build_benchmark(config: RunConfig) -> Benchmark:
         skip_corrupt=config.skip_corrupt,
         augment=config.augment,
         holdout=config.holdout,
+        normalised=normalised,
     )
 
 
@@ -298,6 +309,7 @@ def run_strategy(
     log: Callable[[str], None] = lambda line: None,
     meter: _Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
+    workers: int = 0,
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
@@ -305,6 +317,7 @@ def run_strategy(
     not checkpointed: plugins may hold more than model and optimizer, and a run that went on
     without that would end with other numbers.
 
+    :param workers: processes that load images; see :mod:`.loading`.
     :returns: seconds of training, without evaluation.
     """
     meter = meter or _Meter(None)
@@ -335,10 +348,15 @@ def run_strategy(
         inside, start = meter.eval_seconds, time.perf_counter()
         # The benchmark fixed the order of samples, the same for every method.
         with meter.counting(strategy):
-            strategy.train(experience, eval_streams=[], shuffle=False)
+            strategy.train(
+                experience,
+                eval_streams=[],
+                shuffle=False,
+                num_workers=training_workers(strategy, workers),
+            )
         train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
         recorder.begin(index)
-        strategy.eval(benchmark.test_stream[: index + 1])
+        strategy.eval(benchmark.test_stream[: index + 1], num_workers=workers)
         accuracy = accuracy_exposed(recorder.points[-1])
         log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
         if checkpoint is not None:
@@ -460,13 +478,18 @@ def _run(
             f"The code of {config.method} has changed since the comparison began: its file "
             f"{spec.origin.get('file')} is another one."
         )
-    benchmark = build_benchmark(config)
+    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
     meter = _Meter(progress)
-    plugins: list[SupervisedPlugin] = [recorder, meter]
+    plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std), recorder, meter]
     anytime = None
     if config.eval_every_samples:
-        anytime = AnytimeEvaluation(benchmark.test_stream, every=config.eval_every_samples)
+        anytime = AnytimeEvaluation(
+            benchmark.test_stream,
+            every=config.eval_every_samples,
+            eval_kwargs={"num_workers": workers},
+        )
         plugins.append(anytime)
     _reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
@@ -488,7 +511,9 @@ def _run(
     trainable = _trainable(strategy)
     checkpoint = folder / "checkpoint.pt"
     try:
-        seconds = run_strategy(strategy, benchmark, recorder, checkpoint, log, meter, anytime)
+        seconds = run_strategy(
+            strategy, benchmark, recorder, checkpoint, log, meter, anytime, workers
+        )
     except _StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.
         log(f"the checkpoint does not fit and is left aside ({error}); starting from the beginning")
