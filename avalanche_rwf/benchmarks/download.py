@@ -396,6 +396,7 @@ def unpack(path: Path, target: Path, limit: int) -> None:
     except (
         tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError,
         NotImplementedError, RuntimeError,  # of zipfile: an unknown compression, a password
+        FileExistsError, IsADirectoryError, NotADirectoryError,  # one name for file and folder
     ) as error:  # fmt: skip
         raise BadArchiveError(f"it cannot be unpacked ({error or type(error).__name__})") from error
 
@@ -432,6 +433,9 @@ def _unpack_tar(path: Path, target: Path, budget: _Budget) -> None:
             assert source is not None
             if _write(source, place, budget) != member.size:
                 raise BadArchiveError(f"its member {member.name!r} is cut off")
+        # To the end, where gzip has its sum: tarfile stops at the archive's own end.
+        while cast("IO[bytes]", archive.fileobj).read(_CHUNK):
+            pass
 
 
 def _unpack_zip(path: Path, target: Path, budget: _Budget) -> None:
