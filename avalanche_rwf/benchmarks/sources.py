@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from avalanche_rwf.benchmarks.download import (
@@ -39,12 +39,15 @@ if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.splits import ImageSource
 
 __all__ = [
+    "IMAGE_ENDINGS",
     "INDEX",
     "TEST_SHARE",
     "ArrayDataset",
     "FileDataset",
+    "Row",
     "array_source",
     "file_source",
+    "hashed_rows",
     "hashed_test_part",
 ]
 
@@ -207,28 +210,23 @@ class FileDataset(_Dataset):
             return file.convert("RGB")
 
 
-def class_folders(folder: Path, top: str) -> dict[str, list[str]]:
-    """Paths, from `folder`, of the images in each class's folder `top/<class>/`."""
-    found: dict[str, list[str]] = {}
-    for entry in sorted((folder / top).iterdir()):
-        if entry.is_dir():
-            found[entry.name] = [
-                PurePosixPath(top, entry.name, path.name).as_posix()
-                for path in sorted(entry.iterdir())
-                if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
-            ]
-    return found
-
-
 def hashed_rows(folder: Path, top: str) -> list[Row]:
-    """Rows of a data set without a test split of its own; see :func:`hashed_test_part`."""
-    rows = []
-    for name, paths in class_folders(folder, top).items():
+    """Rows of `top/<class>/*`, without a test split of its own; see :func:`hashed_test_part`."""
+    rows: list[Row] = []
+    for entry in (folder / top).iterdir():
+        if not entry.is_dir():
+            continue
+        paths = [
+            f"{entry.name}/{path.name}"
+            for path in entry.iterdir()
+            if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+        ]
         if len(paths) < 2:
-            raise ValueError(f"class {name} has {len(paths)} images")
-        start = len(top) + 1
-        test = hashed_test_part(path[start:] for path in paths)
-        rows += [(path, name, "test" if path[start:] in test else "train") for path in paths]
+            raise ValueError(f"class {entry.name} has {len(paths)} images")
+        test = hashed_test_part(paths)
+        rows += [
+            (f"{top}/{path}", entry.name, "test" if path in test else "train") for path in paths
+        ]
     return rows
 
 
