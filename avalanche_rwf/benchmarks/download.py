@@ -1,8 +1,8 @@
 """Data sets from the internet: fetched once, verified, unpacked safely and prepared under a root.
 
-    ROOT/downloads/<archive>   what was fetched (`.part` until it is whole) or put there by hand
-    ROOT/<data set>/           the prepared data set, with `prepared.json`
-    ROOT/<data set>.lock       held by the process that prepares it
+    ROOT/downloads/<data set>/<archive>   what was fetched (`.part` until it is whole) or put there
+    ROOT/<data set>/                      the prepared data set, with `prepared.json`
+    ROOT/<data set>.lock                  held by the process that prepares it
 
 A data set is prepared in a temporary folder beside its place and renamed when everything was
 verified: what has the name is whole. The lock is the operating system's and dies with its owner, so
@@ -72,8 +72,8 @@ class BadArchiveError(Exception):
 class Archive:
     """One file to fetch.
 
-    :param name: file name under ROOT/downloads; its ending says how it is unpacked (.tar, .tgz,
-        .tar.gz, .zip, or .gz for a single file).
+    :param name: file name under ROOT/downloads/<data set>; its ending says how it is unpacked
+        (.tar, .tgz, .tar.gz, .zip, or .gz for a single file).
     :param urls: where it is, in the order of trying.
     :param size: bytes; None if nobody publishes it.
     :param digest: "sha256:..." or "md5:..."; None if nobody publishes it.
@@ -173,8 +173,12 @@ def _prepare(
     # Of a process that was killed: the lock is ours.
     for left in root.glob(f".{facts.name}.*.part"):
         shutil.rmtree(left, ignore_errors=True)
-    downloads = root / "downloads"
-    downloads.mkdir(exist_ok=True)
+    if folder.exists():  # without a marker: not of our making
+        raise UsageError(
+            f"{str(folder)!r} exists and was not prepared by this program; move it away."
+        )
+    downloads = root / "downloads" / facts.name
+    downloads.mkdir(parents=True, exist_ok=True)
     fetched: list[Path] = []
     temporary = Path(tempfile.mkdtemp(prefix=f".{facts.name}.", suffix=".part", dir=root))
     try:
@@ -183,7 +187,10 @@ def _prepare(
         try:
             record = check(temporary)
         except BadArchiveError as error:
-            raise UsageError(f"data set {facts.name!r} is not as published: {error}.") from error
+            raise UsageError(
+                f"data set {facts.name!r} is not as published: {error}; remove "
+                f"{str(downloads)!r} to fetch it again."
+            ) from error
         marker = {
             "name": facts.name,
             "archives": {a.name: {"bytes": a.size, "digest": a.digest} for a in facts.archives},
@@ -191,10 +198,6 @@ def _prepare(
         }
         (temporary / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp's is for its owner alone
-        if folder.exists():  # without a marker: not of our making, or from before it was complete
-            raise UsageError(
-                f"{str(folder)!r} exists and was not prepared by this program; move it away."
-            )
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

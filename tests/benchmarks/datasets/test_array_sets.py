@@ -183,3 +183,14 @@ def test_mnist_files_that_are_not_as_published(server, make, changes, message):
     data = {f"{name}.gz": value for name, value in data.items()}
     with pytest.raises(UsageError, match=message):
         MNIST(facts=make.facts(server, data, 60, 20, 10))
+
+
+def test_archives_of_one_name_do_not_meet(server, make, tmp_path):
+    """MNIST's and Fashion-MNIST's files have the same names; a half-fetched one is its own."""
+    data = {f"{name}.gz": gzip.compress(value) for name, value in four_files().items()}
+    for kind in (MNIST, FashionMNIST):
+        facts = make.facts(server, data, 60, 20, 10, name=kind.FACTS.name)
+        kind(facts=facts)
+    assert server.ranges == [None] * 8
+    places = sorted(path.name for path in (tmp_path / "root" / "downloads").iterdir())
+    assert places == ["fashion-mnist", "mnist"]
