@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = compare.add_argument
-    add("--benchmark", default="split-digits", help="split-digits or folder:PATH")
+    add("--benchmark", default="split-digits",
+        help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
     add("--methods",
         help="comma-separated names or patterns, or all (default: the default ones); "
         "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
@@ -127,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         help="one head for all methods: linear, cosine, white, ncm, slda, ridge or rp-ridge")
     add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
     add("--readout", help="one read-out for all: cls or cls+mean")
-    add("--augment", default="none", help="training augmentation: none or flip")
+    add("--augment", default="none",
+        help="training augmentation: none, flip, flip-crop or autoaug")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
     add("--budget", default="default", choices=("default", "tuned"),
         help="each method's own options, or the best of up to 6 settings on held-out training "
@@ -143,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
+    add("--workers", type=int, metavar="N",
+        help="processes that load images, per run (default: none for images in memory, else as "
+        "many as a run has threads)")
+    add("--data-root", metavar="DIR",
+        help="where data sets are and go (default: $AVALANCHE_RWF_DATA or ~/.avalanche/data)")
     add("--out", default="results", metavar="DIR", help="where run directories go")
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
     add("--quiet", action="store_true", help="no progress bar")
@@ -208,6 +215,19 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _set_loading(args: argparse.Namespace) -> None:
+    """Put what changes no number into the environment: this process's and its workers'."""
+    if args.workers is not None:
+        if args.workers < 0:
+            raise UsageError(f"--workers takes a whole number of at least 0, not {args.workers}.")
+        os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
+    if args.data_root is not None:
+        folder = Path(args.data_root).expanduser()
+        if not args.data_root or (folder.exists() and not folder.is_dir()):
+            raise UsageError(f"--data-root takes a folder, and {args.data_root!r} is none.")
+        os.environ["AVALANCHE_RWF_DATA"] = str(folder.absolute())
+
+
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
     given, stream_options = backbone_args(args.backbone_arg), _stream_options(args)
@@ -227,6 +247,7 @@ def _compare(args: argparse.Namespace) -> int:
     from avalanche_rwf.strategies.extensions import add_imports
 
     add_imports(args.imports)  # before the fork server starts, which has a copy of it
+    _set_loading(args)
     out = Path(args.out)
     RunConfig(
         benchmark=args.benchmark,

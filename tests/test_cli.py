@@ -82,6 +82,10 @@ BAD = {
     "readout": (["--readout", "mean"], ["--readout", "cls+mean", "'mean'"]),
     "readout without such an option": (["--readout", "x", "--methods", "rwf-lda"], ["--readout"]),
     "augment": (["--augment", "mixup"], ["augment", "flip", "'mixup'"]),
+    "workers -1": (["--workers", "-1"], ["--workers", "-1"]),
+    "workers x": (["--workers", "x"], ["--workers", "'x'"]),
+    "data root": (["--data-root", __file__], ["--data-root", "takes a folder", "test_cli.py"]),
+    "data root without a name": (["--data-root", ""], ["--data-root", "''"]),
     "precision": (["--precision", "fp16"], ["--precision", "bf16", "'fp16'"]),
     "format": (["--format", "pdf"], ["--format", "'pdf'"]),
     # sizes

@@ -1,16 +1,20 @@
 """Images in memory or in files, as light torch datasets: item i is (normalised image [3, S, S],
 label).
 
-Avalanche asks for one sample at a time, therefore all that can be done once is done once.
+Avalanche asks for one sample at a time, therefore all that can be done once is done once. Where the
+consumer normalises whole batches on its device (`normalised=False`), images stay uint8: a quarter
+of the bytes between the processes that decode and the one that trains, and the same numbers, since
+`Normalisation` does the same operations on either side.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -19,12 +23,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 __all__ = [
+    "ArrayPixels",
+    "AugmentedImages",
     "FileImages",
     "Geometry",
+    "Normalisation",
     "Pixels",
+    "RawImages",
     "Subset",
     "TensorImages",
     "load_pixels",
+    "probe_images",
     "read_image",
 ]
 
@@ -56,6 +65,10 @@ def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
     """
     with Image.open(path) as file:
         image = _to_rgb(ImageOps.exif_transpose(file))
+    return np.ascontiguousarray(np.asarray(_to_square(image, geometry)).transpose(2, 0, 1))
+
+
+def _to_square(image: Image.Image, geometry: Geometry) -> Image.Image:
     width, height = image.size
     side = max(geometry.size, round(geometry.size / geometry.crop_pct))
     if min(width, height) != side:
@@ -68,7 +81,7 @@ def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
     top = round((image.height - geometry.size) / 2)
     if image.size != (geometry.size, geometry.size):
         image = image.crop((left, top, left + geometry.size, top + geometry.size))
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -103,7 +116,61 @@ class Pixels:
         """Image `index` as uint8 [3, S, S]; do not change it in place."""
         if index < len(self.cache):
             return self.cache[index]
-        return torch.from_numpy(read_image(self.paths[index], self.geometry))
+        try:
+            return torch.from_numpy(read_image(self.paths[index], self.geometry))
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL and its plugins raise half a dozen kinds
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"image {str(self.paths[index])!r} cannot be read ({why}).") from error
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no file is read any more."""
+        return len(self.cache) == len(self.paths)
+
+
+class ArrayPixels:
+    """Small images of one size that are held as they are and resized when they are asked for.
+
+    Data sets such as CIFAR-100 fill their frames: the whole image is resized, nothing cropped.
+
+    :param images: uint8 [N, H, W] (grey) or [N, H, W, 3].
+    :param geometry: `size` and `interpolation` of the images given out.
+    :param budget: all are resized once if that takes at most so many bytes.
+    """
+
+    def __init__(self, images: np.ndarray, geometry: Geometry, budget: int) -> None:
+        self.images = images
+        self.geometry = Geometry(geometry.size, 1.0, geometry.interpolation)
+        channels = images[0, 0, 0].size if len(images) else 1
+        self.in_memory = len(images) * channels * geometry.size**2 <= budget
+        if self.in_memory and images.shape[1:3] != (geometry.size, geometry.size):
+            starts = range(0, len(images), 512)
+            with _pool() as pool:  # grey ones stay grey until they are given out
+                self.images = np.concatenate(list(pool.map(self._block, starts)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _resized(self, index: int) -> np.ndarray:
+        return np.asarray(_to_square(Image.fromarray(self.images[index]), self.geometry))
+
+    def _block(self, start: int) -> np.ndarray:
+        stop = min(start + 512, len(self.images))
+        return np.stack([self._resized(index) for index in range(start, stop)])
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index` as uint8 [3, S, S]; do not change it in place."""
+        image = torch.from_numpy(
+            np.array(self.images[index] if self.in_memory else self._resized(index))
+        )
+        return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+
+
+def _pool() -> ThreadPoolExecutor:
+    # PIL lets go of the interpreter lock while it decodes and resizes.
+    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
 
 
 def load_pixels(
@@ -134,8 +201,7 @@ def load_pixels(
             return False
         return True
 
-    # PIL lets go of the interpreter lock while it decodes.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         good = list(pool.map(read, range(len(paths)), chunksize=16))
     bad = [index for index, ok in enumerate(good) if not ok]
     if bad:
@@ -151,6 +217,62 @@ def _probe(path: Path) -> None:
         image.load()
 
 
+def probe_images(paths: Sequence[Path], done: Iterable[object] = ()) -> list[Path]:
+    """Those of `paths` that cannot be decoded; nothing is kept.
+
+    :param done: advanced by one for each file, such as a progress bar.
+    """
+    ticks = iter(done)
+
+    def broken(path: Path) -> bool:
+        try:
+            _probe(path)
+        except MemoryError:
+            raise
+        except Exception:  # PIL and its plugins raise half a dozen kinds
+            return True
+        return False
+
+    bad = []
+    with _pool() as pool:
+        for path, is_broken in zip(paths, pool.map(broken, paths, chunksize=16), strict=True):
+            next(ticks, None)
+            if is_broken:
+                bad.append(path)
+    return bad
+
+
+class Normalisation:
+    """uint8 images to float32: x / (255 std) - mean / std, of one image or a batch, on any device.
+
+    :param mean: per channel, of values in [0, 1].
+    :param std: per channel, of values in [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._scale = 1.0 / (255.0 * torch.tensor(std).view(3, 1, 1))
+        self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[..., 3, S, S] of uint8 to float32 of the same shape, on the images' device."""
+        if self._scale.device != images.device:
+            self._scale = self._scale.to(images.device)
+            self._shift = self._shift.to(images.device)
+        return images.float().mul_(self._scale).add_(self._shift)
+
+
+class RawImages(Protocol):
+    """What an augmentation needs of a dataset: pixels first, the rest of the way later."""
+
+    targets: list[int]
+
+    def raw(self, index: int) -> Tensor:
+        """Image `index` as uint8 [3, S, S]; do not change it in place."""
+
+    def finish(self, image: Tensor) -> Tensor:
+        """What `__getitem__` gives for the pixels uint8 [3, S, S] of an image."""
+
+
 class FileImages(Dataset[tuple[Tensor, int]]):
     """Images of `pixels`, normalised when they are asked for.
 
@@ -158,27 +280,35 @@ class FileImages(Dataset[tuple[Tensor, int]]):
     :param targets: their labels.
     :param mean: per channel, of values in [0, 1].
     :param std: per channel, of values in [0, 1].
+    :param normalised: False leaves them uint8, for who normalises batches.
     """
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: Pixels | ArrayPixels,
         targets: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
+        normalised: bool = True,
     ) -> None:
         self.pixels = pixels
         self.targets = list(targets)
-        self._scale = 1.0 / (255.0 * torch.tensor(std).view(3, 1, 1))
-        self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+        self._normalise = Normalisation(mean, std) if normalised else None
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def raw(self, index: int) -> Tensor:
+        """Image `index` as uint8 [3, S, S]; do not change it in place."""
+        return self.pixels[index]
+
+    def finish(self, image: Tensor) -> Tensor:
+        """Pixels uint8 [3, S, S] as `__getitem__` gives them."""
+        return image if self._normalise is None else self._normalise(image)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [3, S, S] and label."""
-        image = self.pixels[index].float().mul_(self._scale).add_(self._shift)
-        return image, self.targets[index]
+        """Image float32 (or uint8) [3, S, S] and label."""
+        return self.finish(self.raw(index)), self.targets[index]
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):
@@ -216,6 +346,38 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
             image = (image - self._mean) / self._std
         return image, self.targets[index]
 
+    def raw(self, index: int) -> Tensor:
+        """Image `index` in 256 levels: uint8 [3, S, S]."""
+        image = self._images[index]
+        if self._ready:
+            image = image * self._std + self._mean
+        return (image * 255.0).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+
+    def finish(self, image: Tensor) -> Tensor:
+        """Pixels uint8 [3, S, S] to float32, normalised."""
+        return (image / 255.0 - self._mean) / self._std
+
+
+class AugmentedImages(Dataset[tuple[Tensor, int]]):
+    """The images of `base`, each changed in its own way; see :mod:`.augmentation`.
+
+    :param base: its position i is what the augmentation of image i is drawn from.
+    :param augment: pixels uint8 [3, S, S] and a position to pixels of the same shape.
+    """
+
+    def __init__(self, base: RawImages, augment: Callable[[Tensor, int], Tensor]) -> None:
+        self.base = base
+        self.augment = augment
+        self.targets = base.targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image float32 (or uint8) [3, S, S] and label."""
+        image = self.augment(self.base.raw(index), index)
+        return self.base.finish(image), self.targets[index]
+
 
 class Subset(Dataset[tuple[Tensor, int]]):
     """Chosen samples of a dataset, in the given order, with labels of their own and some of them
@@ -248,3 +410,11 @@ class Subset(Dataset[tuple[Tensor, int]]):
         if self.mirrored is not None and self.mirrored[index]:
             image = image.flip(-1)
         return image, self.targets[index]
+
+    def raw(self, index: int) -> Tensor:
+        """Image `index` of the base as uint8 [3, S, S], not mirrored."""
+        return cast(RawImages, self.base).raw(self.indices[index])
+
+    def finish(self, image: Tensor) -> Tensor:
+        """As the base does it."""
+        return cast(RawImages, self.base).finish(image)

@@ -32,7 +32,7 @@ __all__ = [
     "register_benchmark",
 ]
 
-AUGMENTATIONS = ("none", "flip")
+AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -53,6 +53,7 @@ class StreamOptions:
     holdout: float = 0.0
     stream: str = "split"
     stream_options: Mapping[str, Any] = field(default_factory=dict)
+    normalised: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def create_benchmark(
     holdout: float = 0.0,
     stream: str = "split",
     stream_options: Mapping[str, Any] | None = None,
+    normalised: bool = True,
 ) -> Benchmark:
     """Make a stream of the images of `name`, for any Avalanche strategy.
 
@@ -146,13 +148,16 @@ def create_benchmark(
     :param crop_pct: the shorter side is resized to image_size / crop_pct before the centre crop.
     :param skip_corrupt: leave unreadable images out and count them in `Benchmark.skipped`, instead
         of raising.
-    :param augment: "none", or "flip": half of the training images, chosen by seed, are mirrored.
+    :param augment: of training images, one of `AUGMENTATIONS`: "none"; "flip": half of them, chosen
+        by seed, are mirrored; "flip-crop" and "autoaug": see :mod:`.augmentation`.
     :param holdout: if above 0, the test stream holds this share of the training images of each
         class, always the same ones, and the training stream the rest: for choosing hyper-parameters
         without test images.
     :param stream: kind of stream, a name of `stream_registry.list_streams`; "split" brings new
         classes in each experience.
     :param stream_options: of that kind; what is missing has its default.
+    :param normalised: False gives images uint8, not normalised, where the source holds them so: for
+        a training loop that normalises batches on its device.
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
@@ -170,11 +175,15 @@ def create_benchmark(
             holdout=holdout,
             stream=stream,
             stream_options=dict(stream_options or {}),
+            normalised=normalised,
         )
     )
     from avalanche_rwf.benchmarks import splits
 
-    return splits.make_benchmark(name, _load(name, options), options)
+    source = _load(name, options)
+    benchmark = splits.make_benchmark(name, source, options)
+    benchmark.in_memory = source.in_memory
+    return benchmark
 
 
 def plan_benchmark(

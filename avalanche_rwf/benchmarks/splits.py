@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-    from avalanche_rwf.benchmarks.images import Subset
+    from avalanche_rwf.benchmarks.images import RawImages, Subset
     from avalanche_rwf.benchmarks.registry import StreamOptions
 
 __all__ = [
@@ -53,6 +53,8 @@ class ImageSource:
     :param default_experiences: number of experiences when none is asked for.
     :param equal_experiences: whether all experiences must have the same number of classes.
     :param skipped: unreadable images that were left out.
+    :param in_memory: whether no image is decoded or resized when it is asked for.
+    :param autoaug_policy: AutoAugment's policy for these images; see :mod:`.augmentation`.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -63,6 +65,8 @@ class ImageSource:
     default_experiences: int
     equal_experiences: bool = False
     skipped: int = 0
+    in_memory: bool = True
+    autoaug_policy: str = "imagenet"
 
 
 @dataclass
@@ -116,6 +120,7 @@ class Benchmark:
     :param stream: kind of stream.
     :param stream_options: of it, defaults included.
     :param notes: sentences on what is not as asked for.
+    :param in_memory: whether no image is decoded or resized when it is asked for.
     """
 
     name: str
@@ -132,6 +137,7 @@ class Benchmark:
     stream: str = "split"
     stream_options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    in_memory: bool = True
 
     @property
     def train_stream(self) -> Any:
@@ -171,6 +177,15 @@ def stratified_part(
         part.append(np.random.RandomState([*key, int(label)]).permutation(positions)[:count])
     chosen = np.sort(np.concatenate(part))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def augmented(source: ImageSource, options: StreamOptions) -> Dataset[tuple[Tensor, int]]:
+    """The training images with the policy `options.augment`, drawn by position and seed."""
+    from avalanche_rwf.benchmarks.augmentation import create_augmentation
+    from avalanche_rwf.benchmarks.images import AugmentedImages
+
+    change = create_augmentation(options.augment, options.seed, source.autoaug_policy)
+    return AugmentedImages(cast("RawImages", source.train), change)
 
 
 def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> StreamPlan:
@@ -299,6 +314,8 @@ def make_benchmark(name: str, source: ImageSource, options: StreamOptions) -> Be
     if options.holdout > 0:
         test, test_targets = train, train_targets
     mirrored = None
+    if options.augment not in ("none", "flip"):
+        train = augmented(source, options)
     if options.augment == "flip":
         # By position among all training images, so that a hold-out does not change it.
         mirrored = np.random.RandomState([_FLIPS, options.seed]).rand(len(train_targets)) < 0.5

@@ -22,7 +22,6 @@ from typing import Any
 from tqdm import tqdm
 
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.strategies.extensions import VARIABLE
 
 __all__ = ["default_jobs", "default_threads", "execute", "start_server"]
 
@@ -77,15 +76,22 @@ def _cores() -> int:
 _QUEUE: Any = None
 
 
-def _initialise(progress: Any, threads: int, features: str, imports: str) -> None:
-    """In a worker: its threads, where to report to, where features are shared, what to import."""
+def _settings() -> dict[str, str]:
+    """This package's environment variables: what to import, where data sets are, loading."""
+    return {key: value for key, value in os.environ.items() if key.startswith("AVALANCHE_RWF_")}
+
+
+def _initialise(progress: Any, threads: int, features: str, settings: dict[str, str]) -> None:
+    """In a worker: its threads, where to report to, where features are shared, its settings."""
     global _QUEUE
     import torch
 
     from avalanche_rwf.models.remember import MEMORY
 
-    # The fork server may have been started before --import was read.
-    os.environ[VARIABLE] = imports
+    # The fork server may have been started before the command line was read.
+    for key in _settings().keys() - settings.keys():
+        del os.environ[key]
+    os.environ.update(settings)
     torch.set_num_threads(threads)
     MEMORY.share(Path(features))
     _QUEUE = progress
@@ -197,7 +203,7 @@ def _parallel(
         jobs,
         mp_context=context,
         initializer=_initialise,
-        initargs=(progress, threads, features.name, os.environ.get(VARIABLE, "")),
+        initargs=(progress, threads, features.name, _settings()),
     )
     try:
         futures: dict[Future[dict[str, Any]], RunConfig] = {

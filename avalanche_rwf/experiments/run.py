@@ -33,6 +33,12 @@ from avalanche_rwf.evaluation.metrics import (
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.loading import (
+    NormaliseOnDevice,
+    loader_workers,
+    normalises,
+    training_workers,
+)
 from avalanche_rwf.experiments.store import (
     environment,
     load_state,
@@ -80,8 +86,12 @@ def load_backbone(config: RunConfig) -> nn.Module:
     return _backbone(config.backbone, config.weights, config.image_size, args)
 
 
-def build_benchmark(config: RunConfig) -> Benchmark:
-    """The configuration's stream at its seed, with the transforms that the backbone wants."""
+def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
+    """The configuration's stream at its seed, with the transforms that the backbone wants.
+
+    :param normalised: False leaves images uint8 where they are held so, for
+        :class:`.loading.NormaliseOnDevice`.
+    """
     info = backbone_info(load_backbone(config))
     return create_benchmark(
         config.benchmark,
@@ -97,6 +107,7 @@ def build_benchmark(config: RunConfig) -> Benchmark:
         holdout=config.holdout,
         stream=config.stream,
         stream_options=config.stream_options,
+        normalised=normalised,
     )
 
 
@@ -250,13 +261,17 @@ def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
     return [[[label, n] for label, n in counts.items()] for counts in benchmark.class_counts]
 
 
-def train_experience(strategy: Any, experience: Any, boundary_free: bool = False) -> None:
+def train_experience(
+    strategy: Any, experience: Any, boundary_free: bool = False, workers: int = 0
+) -> None:
     """Train on an experience in the order of its samples, which the benchmark fixed.
 
     An experience without samples, which some streams have, is passed over.
 
     :param boundary_free: hand it over in sub-experiences of one mini-batch that do not tell where
         the experience begins or ends and which classes it has.
+    :param workers: processes that load images; see :mod:`.loading`. Sub-experiences of one
+        mini-batch are loaded in this process: Avalanche would start new ones for each.
     """
     if not len(experience.dataset):
         return
@@ -264,7 +279,12 @@ def train_experience(strategy: Any, experience: Any, boundary_free: bool = False
     if boundary_free:
         # The seed is not used, but without it Avalanche would draw one.
         parts = split_online_stream([experience], strategy.train_mb_size, shuffle=False, seed=0)
-    strategy.train(parts, eval_streams=[], shuffle=False)
+    strategy.train(
+        parts,
+        eval_streams=[],
+        shuffle=False,
+        num_workers=0 if boundary_free else training_workers(strategy, workers),
+    )
 
 
 def exposed_tests(benchmark: Benchmark, trained: int) -> list[Any]:
@@ -339,6 +359,7 @@ def run_strategy(
     meter: _Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
     boundary_free: bool = False,
+    workers: int = 0,
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
@@ -347,6 +368,7 @@ def run_strategy(
     without that would end with other numbers.
 
     :param boundary_free: as :func:`train_experience` takes it.
+    :param workers: processes that load images; see :mod:`.loading`.
     :returns: seconds of training, without evaluation.
     """
     meter = meter or _Meter(None)
@@ -376,12 +398,12 @@ def run_strategy(
             continue
         inside, start = meter.eval_seconds, time.perf_counter()
         with meter.counting(strategy):
-            train_experience(strategy, experience, boundary_free)
+            train_experience(strategy, experience, boundary_free, workers)
         train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
         tests = exposed_tests(benchmark, index + 1)
         if tests:  # none where a stream begins with experiences without samples
             recorder.begin(index)
-            strategy.eval(tests)
+            strategy.eval(tests, num_workers=workers)
             accuracy = accuracy_exposed(recorder.points[-1])
             log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
         if checkpoint is not None:
@@ -503,16 +525,18 @@ def _run(
             f"The code of {config.method} has changed since the comparison began: its file "
             f"{spec.origin.get('file')} is another one."
         )
-    benchmark = build_benchmark(config)
+    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
     meter = _Meter(progress)
-    plugins: list[SupervisedPlugin] = [recorder, meter]
+    plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std), recorder, meter]
     anytime = None
     if config.eval_every_samples:
         anytime = AnytimeEvaluation(
             benchmark.test_stream,
             every=config.eval_every_samples,
             subset=config.eval_subset or None,
+            eval_kwargs={"num_workers": workers},
         )
         plugins.append(anytime)
     _reset_peak_memory(device)
@@ -538,7 +562,15 @@ def _run(
     checkpoint = folder / "checkpoint.pt"
     try:
         seconds = run_strategy(
-            strategy, benchmark, recorder, checkpoint, log, meter, anytime, config.boundary_free
+            strategy,
+            benchmark,
+            recorder,
+            checkpoint,
+            log,
+            meter,
+            anytime,
+            config.boundary_free,
+            workers,
         )
     except _StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.

@@ -27,14 +27,21 @@ from avalanche_rwf.evaluation.metrics import a_last
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.config import RunConfig, slug
+from avalanche_rwf.experiments.loading import (
+    NormaliseOnDevice,
+    loader_workers,
+    normalises,
+)
 from avalanche_rwf.experiments.run import (
     Progress,
     build_benchmark,
     build_strategy,
     exposed_tests,
+    load_backbone,
     train_experience,
 )
 from avalanche_rwf.experiments.store import environment, read_json, write_json
+from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method
 
@@ -131,19 +138,22 @@ def held_out_accuracy(
     :returns: a share, over the classes of these experiences.
     :raises NonFiniteLossError: if training goes to infinity.
     """
-    benchmark = build_benchmark(config)
+    info = backbone_info(load_backbone(config))
+    benchmark = build_benchmark(config, normalised=not normalises(config.method))
     recorder = PredictionRecorder()
-    strategy = build_strategy(config, benchmark.num_classes, device, [recorder])
+    plugins = [NormaliseOnDevice(info.mean, info.std), recorder]
+    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
+    workers = loader_workers(benchmark)
     stream = list(benchmark.train_stream)[:experiences]
     for experience in stream:
-        train_experience(strategy, experience, config.boundary_free)
+        train_experience(strategy, experience, config.boundary_free, workers)
         if progress is not None:
             progress(len(experience.dataset))
     # Our strategies stop at a loss that is not finite; others go on with broken weights.
     if not all(bool(torch.isfinite(p).all()) for p in strategy.model.parameters()):
         raise NonFiniteLossError("The weights are not finite after training.")
     recorder.begin(len(stream) - 1)
-    strategy.eval(exposed_tests(benchmark, len(stream)))
+    strategy.eval(exposed_tests(benchmark, len(stream)), num_workers=workers)
     return a_last(recorder.points)
 
 

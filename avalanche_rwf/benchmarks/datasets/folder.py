@@ -71,7 +71,13 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
         if lost:
             raise UsageError(f"class {lost[0]!r} has no readable image in {Path(path) / split}.")
     data = {
-        split: FileImages(folder.pixels[split], folder.targets[split], options.mean, options.std)
+        split: FileImages(
+            folder.pixels[split],
+            folder.targets[split],
+            options.mean,
+            options.std,
+            options.normalised,
+        )
         for split in ("train", "test")
     }
     return ImageSource(
@@ -82,6 +88,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
         class_names=folder.class_names,
         default_experiences=min(DEFAULT_EXPERIENCES, len(folder.class_names)),
         skipped=len(folder.corrupt),
+        in_memory=all(pixels.in_memory for pixels in folder.pixels.values()),
     )
 
 

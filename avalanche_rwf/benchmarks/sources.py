@@ -1,0 +1,386 @@
+"""From prepared data sets to image sources: what the files under `datasets/` share.
+
+A data set is a class in torchvision's manner (`targets`, `classes`, items (PIL image, label)) on
+top of :mod:`.download`, and one function that registers its stream. Two kinds:
+
+- `FileDataset`: a tree of image files. Preparation lists it in `index.csv` (path, class, split),
+  which is the split for others to reuse, and decodes every file once, so that training can start
+  without doing so;
+- `ArrayDataset`: small images of one size in a few files, held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from avalanche_rwf.benchmarks.download import (
+    MARKER,
+    BadArchiveError,
+    DataFacts,
+    check_digest,
+    data_root,
+    prepare,
+)
+from avalanche_rwf.benchmarks.registry import StreamOptions
+from avalanche_rwf.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from avalanche_rwf.benchmarks.images import ArrayPixels, Geometry
+    from avalanche_rwf.benchmarks.splits import ImageSource
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "INDEX",
+    "TEST_SHARE",
+    "ArrayDataset",
+    "FileDataset",
+    "Row",
+    "array_source",
+    "file_source",
+    "hashed_rows",
+    "hashed_test_part",
+]
+
+INDEX = "index.csv"
+TEST_SHARE = 0.2
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+Row = tuple[str, str, str]
+"""Path below the data set's folder as POSIX writes it, class, "train" or "test"."""
+
+
+def hashed_test_part(paths: Iterable[str], share: float = TEST_SHARE) -> set[str]:
+    """The test images among one class's: those whose names have the smallest SHA-256.
+
+    The names alone decide: neither the order of the files nor the platform, and no generator.
+
+    :param paths: as `n01443537/art_0.jpg`, the class's folder and the file.
+    :param share: of the images, rounded; at least one is test and one training.
+    """
+    ranked = sorted(paths, key=lambda path: (hashlib.sha256(path.encode()).digest(), path))
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    return set(ranked[:count])
+
+
+class _Dataset:
+    """What both kinds are called with; `download=True` also prepares.
+
+    :param root: folder for data sets; None is `--data-root`'s, see `data_root`.
+    :param train: the training images, or the test images.
+    :param transform: of the PIL image; None gives the image itself.
+    :param target_transform: of the label.
+    :param download: fetch what is not there.
+    :param facts: in place of the published ones.
+    :raises UsageError: the data set cannot be prepared; says which file to put where.
+    """
+
+    FACTS: ClassVar[DataFacts]
+    classes: list[str]
+    targets: list[int]
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        train: bool = True,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        download: bool = True,
+        facts: DataFacts | None = None,
+    ) -> None:
+        self.train = train
+        self.transform = transform
+        self.target_transform = target_transform
+        self.facts = facts or self.FACTS
+        self.folder = self.find(data_root(root), download)
+        self._load()
+
+    def find(self, root: Path, download: bool) -> Path:
+        """The folder that the images are read from, prepared."""
+        return prepare(self.facts, root, self._check, download)
+
+    def _check(self, folder: Path) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        raise NotImplementedError
+
+    def _image(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Label of each class."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """PIL image (or what `transform` makes of it) and label."""
+        image, target = self._image(index), self.targets[index]
+        return (
+            image if self.transform is None else self.transform(image),
+            target if self.target_transform is None else self.target_transform(target),
+        )
+
+
+def _count(what: str, found: int, published: int | None) -> None:
+    if published is not None and found != published:
+        raise BadArchiveError(f"it has {found} {what} instead of {published}")
+
+
+# ---------------------------------------------------------------------------------- trees of files
+
+
+class FileDataset(_Dataset):
+    """Image files under `folder`; `paths` and `targets` are in the order of the paths' names.
+
+    A subclass says in :meth:`rows` which files there are.
+    """
+
+    paths: list[Path]
+
+    def rows(self, folder: Path) -> list[Row]:
+        """Every labelled image of an unpacked data set."""
+        raise NotImplementedError
+
+    def _check(self, folder: Path) -> Mapping[str, Any]:
+        from tqdm import tqdm
+
+        from avalanche_rwf.benchmarks.images import probe_images
+
+        try:
+            rows = sorted(self.rows(folder))
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise BadArchiveError(f"its files cannot be read ({error})") from error
+        paths = [folder / path for path, _, _ in rows]
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise BadArchiveError(f"it has no image {str(missing.relative_to(folder))!r}")
+        test = sum(split == "test" for _, _, split in rows)
+        _count("images", len(rows), self.facts.images)
+        _count("test images", test, self.facts.test)
+        for split in ("train", "test"):
+            classes = {name for _, name, part in rows if part == split}
+            _count(f"classes among its {split} images", len(classes), self.facts.classes)
+        bar = tqdm(
+            range(len(paths)), desc=f"checking {self.facts.name}", unit="img", file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
+        )  # fmt: skip
+        bad = set(probe_images(paths, bar))
+        with (folder / INDEX).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("path", "class", "split"))
+            writer.writerows(rows)
+        return {
+            "images": len(rows),
+            "test": test,
+            "classes": self.facts.classes,
+            "corrupt": [path for path, _, _ in rows if folder / path in bad],
+        }
+
+    def _load(self) -> None:
+        with (self.folder / INDEX).open(encoding="utf-8", newline="") as file:
+            rows = [(row["path"], row["class"], row["split"]) for row in csv.DictReader(file)]
+        self.classes = sorted({name for _, name, _ in rows})
+        label = self.class_to_idx
+        split = "train" if self.train else "test"
+        kept = [(self.folder / path, label[name]) for path, name, part in rows if part == split]
+        self.paths = [path for path, _ in kept]
+        self.targets = [target for _, target in kept]
+
+    def corrupt(self) -> list[Path]:
+        """Images, of training and test, that could not be decoded when the set was prepared."""
+        marker = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
+        return [self.folder / path for path in marker["corrupt"]]
+
+    def _image(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as file:
+            return file.convert("RGB")
+
+
+def hashed_rows(folder: Path, top: str) -> list[Row]:
+    """Rows of `top/<class>/*`, without a test split of its own; see :func:`hashed_test_part`."""
+    rows: list[Row] = []
+    for entry in (folder / top).iterdir():
+        if not entry.is_dir():
+            continue
+        paths = [
+            f"{entry.name}/{path.name}"
+            for path in entry.iterdir()
+            if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+        ]
+        if len(paths) < 2:
+            raise ValueError(f"class {entry.name} has {len(paths)} images")
+        test = hashed_test_part(paths)
+        rows += [
+            (f"{top}/{path}", entry.name, "test" if path in test else "train") for path in paths
+        ]
+    return rows
+
+
+def file_source(
+    kind: type[FileDataset], options: StreamOptions, experiences: int, fills_frame: bool = False
+) -> ImageSource:
+    """The stream's images of a data set of files, decoded when they are asked for.
+
+    :param experiences: their number when none is asked for.
+    :param fills_frame: whether the whole image is resized and nothing cropped.
+    """
+    import numpy as np
+
+    from avalanche_rwf.benchmarks.images import FileImages, Geometry, Pixels
+    from avalanche_rwf.benchmarks.splits import ImageSource
+
+    crop_pct = 1.0 if fills_frame else options.crop_pct
+    geometry = Geometry(options.image_size, crop_pct, options.interpolation)
+    nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
+    parts = {True: kind(train=True), False: kind(train=False)}
+    corrupt = parts[True].corrupt()
+    if corrupt and not options.skip_corrupt:
+        more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
+        raise UsageError(
+            f"image {str(corrupt[0])!r}{more} cannot be read; give --skip-corrupt to leave such "
+            "images out."
+        )
+    lost = set(corrupt)
+    images = {}
+    for train, part in parts.items():
+        kept = [pair for pair in zip(part.paths, part.targets, strict=True) if pair[0] not in lost]
+        images[train] = FileImages(
+            Pixels([path for path, _ in kept], geometry, nothing),
+            [target for _, target in kept],
+            options.mean,
+            options.std,
+            options.normalised,
+        )
+    return ImageSource(
+        train=images[True],
+        train_targets=images[True].targets,
+        test=images[False],
+        test_targets=images[False].targets,
+        class_names=parts[True].classes,
+        default_experiences=experiences,
+        skipped=len(corrupt),
+        in_memory=False,
+    )
+
+
+# -------------------------------------------------------------------------------- images in memory
+
+
+class ArrayDataset(_Dataset):
+    """Images `data`, uint8 [N, H, W] or [N, H, W, 3], as torchvision reads them."""
+
+    data: np.ndarray
+
+    def _check(self, folder: Path) -> Mapping[str, Any]:
+        for name, digest in self.facts.files.items():
+            try:
+                check_digest(folder / name, digest)
+            except OSError as error:
+                raise BadArchiveError(f"it has no file {name!r}") from error
+            except BadArchiveError as error:
+                raise BadArchiveError(f"of its file {name!r}: {error}") from error
+        test = len(self._part(folder, False)[0])
+        images = test + len(self._part(folder, True)[0])
+        return {"images": images, "test": test, "classes": self.facts.classes}
+
+    def _part(self, folder: Path, train: bool) -> tuple[np.ndarray, list[int], list[str]]:
+        """One part, as :meth:`read`, after its numbers were compared with the facts."""
+        try:
+            data, targets, classes = self.read(folder, train)
+        except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise BadArchiveError(f"its files cannot be read ({error})") from error
+        assert self.facts.test is not None
+        published = self.facts.images - self.facts.test if train else self.facts.test
+        _count(f"{'training' if train else 'test'} images", len(data), published)
+        _count("labels", len(targets), len(data))
+        if set(targets) != set(range(self.facts.classes)) or len(classes) != self.facts.classes:
+            raise BadArchiveError(f"its labels are not 0 to {self.facts.classes - 1}")
+        return data, targets, classes
+
+    def read(self, folder: Path, train: bool) -> tuple[np.ndarray, list[int], list[str]]:
+        """Images, labels and class names of one part."""
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        try:
+            self.data, self.targets, self.classes = self._part(self.folder, self.train)
+        except BadArchiveError as error:
+            raise UsageError(
+                f"the data set {self.facts.name!r} in {str(self.folder)!r} cannot be used: {error}."
+            ) from error
+
+    def _image(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        return Image.fromarray(self.data[index])
+
+
+def array_source(
+    kind: type[ArrayDataset],
+    options: StreamOptions,
+    experiences: int,
+    autoaug_policy: str = "imagenet",
+) -> ImageSource:
+    """The stream's images of a data set in memory, resized once if they fit there.
+
+    :param experiences: their number when none is asked for.
+    :param autoaug_policy: see :func:`.augmentation.create_augmentation`.
+    """
+    from avalanche_rwf.benchmarks.images import FileImages, Geometry
+    from avalanche_rwf.benchmarks.splits import ImageSource
+
+    geometry = Geometry(options.image_size, 1.0, options.interpolation)
+    parts, names = _arrays(kind, data_root(), geometry)
+    images = {
+        train: FileImages(pixels, targets, options.mean, options.std, options.normalised)
+        for train, (pixels, targets) in parts.items()
+    }
+    return ImageSource(
+        train=images[True],
+        train_targets=images[True].targets,
+        test=images[False],
+        test_targets=images[False].targets,
+        class_names=list(names),
+        default_experiences=experiences,
+        in_memory=all(pixels.in_memory for pixels, _ in parts.values()),
+        autoaug_policy=autoaug_policy,
+    )
+
+
+_Arrays = tuple[dict[bool, "tuple[ArrayPixels, list[int]]"], list[str]]
+# One data set at a time, because its pixels can fill CACHE_BYTES.
+_memory: dict[object, _Arrays] = {}
+
+
+def _arrays(kind: type[ArrayDataset], root: Path, geometry: Geometry) -> _Arrays:
+    """Pixels and labels by part, and class names; runs of one comparison share them."""
+    from avalanche_rwf.benchmarks.datasets.folder import CACHE_BYTES
+    from avalanche_rwf.benchmarks.images import ArrayPixels
+
+    key = (kind.__qualname__, root, geometry)
+    if key in _memory:
+        return _memory[key]
+    _memory.clear()
+    parts: dict[bool, tuple[ArrayPixels, list[int]]] = {}
+    budget = CACHE_BYTES
+    for train in (False, True):  # test images are asked for again and again: they come first
+        part = kind(root, train=train)
+        pixels = ArrayPixels(part.data, geometry, budget)
+        budget -= pixels.images.nbytes
+        parts[train] = pixels, part.targets
+    _memory[key] = parts, part.classes
+    return _memory[key]
