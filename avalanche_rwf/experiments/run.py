@@ -28,6 +28,7 @@ from avalanche_rwf.benchmarks import Benchmark, create_benchmark
 from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
+    class_accuracy_matrix,
     summarise,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
@@ -37,6 +38,7 @@ from avalanche_rwf.experiments.store import (
     load_state,
     read_json,
     save_state,
+    source_sha256,
     write_json,
     write_text,
 )
@@ -274,7 +276,11 @@ def _gradient_steps(strategy: Any, config: RunConfig) -> int:
 
 
 def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int) -> str:
-    """``samples_seen,experience,metric,value``; repr keeps every bit of a value."""
+    """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
+
+    ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
+    of a class, whose number is in the metric's name: ``accuracy_class_<c>``.
+    """
     rows = ["samples_seen,experience,metric,value"]
     for point in points:
         rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
@@ -283,6 +289,10 @@ def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int)
             for e, value in enumerate(accuracies.tolist()):
                 if value == value:
                     rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
+            by_class = class_accuracy_matrix([point], n_experiences)[point.experience]
+            for c, value in enumerate(by_class.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
     last = points[-1].samples_seen if points else 0
     for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
         if summary[name] is not None:
@@ -483,6 +493,7 @@ def _run(
             "skipped": benchmark.skipped,
         },
         uses_boundaries=spec.uses_boundaries or bool(getattr(strategy, "uses_boundaries", False)),
+        source_sha256=source_sha256(),
         **environment(device),
     )
     trainable = _trainable(strategy)
