@@ -32,6 +32,8 @@ __all__ = [
     "aggregate",
     "protocols",
     "read_runs",
+    "row_key",
+    "runs_by_row",
     "write_leaderboard",
 ]
 
@@ -168,7 +170,7 @@ def _run_directories(runs: Path) -> list[Path]:
     return sorted(found)
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return what two runs must share to be seeds of one row."""
     return tuple(None if _missing(row[name]) else row[name] for name in _GROUP)
 
@@ -187,7 +189,7 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for row in rows:
         if row["status"] == "done":
-            first = kept.setdefault((_key(row), row["seed"]), row)
+            first = kept.setdefault((row_key(row), row["seed"]), row)
             # At two places of one folder it is a copied directory, which `aggregate` refuses.
             same_place = first["run_dir"] == row["run_dir"]
             if first is not row and (same_place or first["folder"] != row["folder"]):
@@ -458,7 +460,7 @@ def _groups(records: list[dict[str, Any]]) -> list[list[int]]:
     """Return the indices of the runs of each row, in the order of their first run."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, record in enumerate(records):
-        groups.setdefault(_key(record), []).append(index)
+        groups.setdefault(row_key(record), []).append(index)
     # A run that fails before its backbone or data is there does not say of what code it is: it
     # counts where its configuration has a row.
     rows: dict[tuple[Any, ...], tuple[Any, ...]] = {}
@@ -515,7 +517,7 @@ def add_reference(
     """
     scored = {
         key: dict(zip(group["seed"], group[field], strict=True))
-        for key, group in _by_row(runs[runs["status"] == "done"]).items()
+        for key, group in runs_by_row(runs[runs["status"] == "done"]).items()
     }
     board = board.copy()
     found = False
@@ -532,7 +534,7 @@ def add_reference(
             if not named or index in named:
                 continue
             other = _counterpart(row, list(named.values()), reference)
-            ours, theirs = scored.get(_key(row), {}), scored[_key(other)]
+            ours, theirs = scored.get(row_key(row), {}), scored[row_key(other)]
             seeds = sorted(ours.keys() & theirs.keys())
             paired = paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
             said = (paired.difference, paired.low, paired.high, paired.p, paired.n)
@@ -551,10 +553,10 @@ def add_reference(
     return board
 
 
-def _by_row(runs: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+def runs_by_row(runs: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     """Return the runs of each row of the leaderboard."""
     records = runs[list(_GROUP)].to_dict("records")
-    return {_key(records[i[0]]): runs.iloc[i] for i in _groups(records)}
+    return {row_key(records[i[0]]): runs.iloc[i] for i in _groups(records)}
 
 
 def _is_hash(text: str, config_hash: Any) -> bool:
@@ -570,7 +572,7 @@ def _counterpart(
     Raises:
         UsageError: if there are several.
     """
-    same = [c for c in candidates if _key(c)[_CODE] == _key(row)[_CODE]]
+    same = [c for c in candidates if row_key(c)[_CODE] == row_key(row)[_CODE]]
     chosen = same if len(candidates) > 1 and len(same) == 1 else candidates
     if len(chosen) > 1:
         hashes = ", ".join(sorted({str(c["config_hash"]) for c in chosen}))

@@ -23,6 +23,7 @@ from avalanche_rwf.leaderboard.aggregate import protocols
 
 __all__ = [
     "FORMATS",
+    "protocol_header",
     "row_labels",
     "render",
     "render_csv",
@@ -126,7 +127,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _header(row: Row) -> str:
+def protocol_header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
     sha = _get(row, "backbone_sha256")
     name = str(_get(row, "backbone") or "unknown backbone")
@@ -355,7 +356,7 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     by_column = [_column_cells(column, rows, labels) for column in columns]
     best = [_best(column, rows, cells) for column, cells in zip(columns, by_column, strict=True)]
     return _Table(
-        header=_header(rows[0]),
+        header=protocol_header(rows[0]),
         columns=tuple(columns),
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
