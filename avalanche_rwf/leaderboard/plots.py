@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from avalanche_rwf.errors import UsageError
@@ -168,18 +169,24 @@ def pareto_front(
 def _curves(metrics: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return samples seen [m] and accuracy on the classes so far [seeds, m].
 
-    Seeds have experiences of other sizes, so each seed's line is read, between its own points, at
-    the places of all, from where every seed has begun to where the first one ends.
+    Seeds have experiences of other sizes. Where all were evaluated alike, as many times and at the
+    ends of experiences by the same turns, the k-th evaluations are put together at their mean
+    place; otherwise each seed's line is read, between its own points, at the places of all, from
+    where every seed has begun to where the first one ends.
     """
     exposed = metrics[metrics["metric"] == "accuracy_exposed"]
-    places = np.unique(exposed["samples_seen"].to_numpy(np.float64))
-    lines = []
-    for _, one in exposed.groupby("seed"):
+    ends = metrics[metrics["metric"] == "accuracy"]
+    lines, turns = [], set()
+    for seed, one in exposed.groupby("seed"):
         # An experience's end, written last, is what stands for its place in the stream.
         line = one.groupby("samples_seen")["value"].last()
-        x, y = line.index.to_numpy(np.float64), line.to_numpy(np.float64)
-        lines.append(np.interp(places, x, y, left=math.nan, right=math.nan))
-    table = np.array(lines).reshape(len(lines), len(places))
+        lines.append((line.index.to_numpy(np.float64), line.to_numpy(np.float64)))
+        turns.add(tuple(line.index.isin(ends.loc[ends["seed"] == seed, "samples_seen"])))
+    if len(turns) == 1:
+        return np.mean([x for x, _ in lines], axis=0), np.array([y for _, y in lines])
+    places = np.unique(exposed["samples_seen"].to_numpy(np.float64))
+    table = np.array([np.interp(places, x, y, left=math.nan, right=math.nan) for x, y in lines])
+    table = table.reshape(len(lines), len(places))
     common = ~np.isnan(table).any(axis=0)
     return places[common], table[:, common]
 
@@ -244,15 +251,17 @@ def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> No
     figure.legend(handles, labels, loc="outside right upper", handlelength=3.2, labelspacing=0.45)
 
 
-def _grid(n: int, wide: float, high: float, columns: int = 5) -> tuple[Figure, list[Axes], int]:
-    """Return a figure of `n` small frames in rows, and how many there are in a row."""
+def _grid(n: int, wide: float, high: float, columns: int = 5) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `n` small frames in rows, and the frames."""
     across = min(columns, n) if n != 6 else 3
     down = math.ceil(n / across)
     figure = Figure(figsize=(wide * across + 0.8, high * down + 0.4), layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for axis in axes[n:]:
         axis.set_visible(False)
-    return figure, axes[:n], across
+    for axis in axes[max(0, n - across) : n]:  # the lowest frame of each column
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:n]
 
 
 def _draw(picture: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -296,13 +305,14 @@ def anytime_accuracy(runs: pd.DataFrame, most: int = MOST) -> Figure:
         figure = Figure(figsize=(6.8, 3.4), layout="constrained")
         axes = [figure.subplots()] * len(drawn)
     else:
-        figure, axes, _ = _grid(len(drawn), 1.75, 1.25)
+        figure, axes = _grid(len(drawn), 1.75, 1.25)
+        behind = [np.column_stack([x, 100 * mean]) for _, x, mean, _, _ in drawn]
         for axis in axes:
-            for _, x, mean, _, _ in drawn:
-                axis.plot(x, 100 * mean, color="0.82", linewidth=0.6, zorder=1)
+            axis.add_collection(LineCollection(behind, colors="0.82", linewidths=0.6, zorder=1))
     for axis in dict.fromkeys(axes):
         for end in boundaries[:-1]:
-            axis.axvline(end, color="0.6", linestyle=":", linewidth=0.7, zorder=0)
+            colour, width = ("0.6", 0.7) if one else ("0.8", 0.4)
+            axis.axvline(end, color=colour, linewidth=width, linestyle=":", zorder=0)
         axis.xaxis.set_major_locator(MaxNLocator(5 if one else 3, integer=True))
     handles = []
     styles = _styles(len(drawn)) if one else [{"color": "black", "marker": "o"}] * len(drawn)
@@ -321,11 +331,11 @@ def anytime_accuracy(runs: pd.DataFrame, most: int = MOST) -> Figure:
 
 
 def _mean_band(lines: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return mean and mean ± standard deviation of lines [seeds, m], over the seeds there are."""
+    """Return mean and mean ± standard deviation of lines [seeds, m], cut at 0 and 1."""
     frame = pd.DataFrame(lines)
     mean = frame.mean().to_numpy(np.float64)
     deviation = frame.std(ddof=1).fillna(0.0).to_numpy(np.float64)
-    return mean, mean - deviation, mean + deviation
+    return mean, np.maximum(mean - deviation, 0.0), np.minimum(mean + deviation, 1.0)
 
 
 @_draw
@@ -348,7 +358,7 @@ def accuracy_matrices(runs: pd.DataFrame, most: int = MOST) -> Figure:
         raise UsageError("runs must have recorded accuracy by experience in metrics.csv, got none.")
     size = max(len(matrix) for _, matrix in drawn)
     side = 1.55 if size <= 5 else 2.0 if size <= 10 else 1.7
-    figure, axes, _ = _grid(len(drawn), side, side, 5 if size <= 5 else 4)
+    figure, axes = _grid(len(drawn), side, side, 4 if 5 < size <= 10 else 5)
     scale = Normalize(0, 100)
     for axis, (method, matrix) in zip(axes, drawn, strict=True):
         axis.imshow(matrix, cmap="Greys", norm=scale, aspect="equal")
@@ -361,7 +371,7 @@ def accuracy_matrices(runs: pd.DataFrame, most: int = MOST) -> Figure:
     figure.supxlabel("test experience", fontsize=8)
     figure.supylabel("after training experience", fontsize=8)
     figure.colorbar(
-        ScalarMappable(scale, "Greys"), ax=axes, label="accuracy (%)", shrink=0.8, pad=0.02
+        ScalarMappable(scale, "Greys"), ax=axes, label="accuracy (%)", pad=0.02, aspect=40
     )
     return figure
 
@@ -422,11 +432,7 @@ def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
         # A method on the front is the best to be had from its cost on (or down to its speed).
         where = "steps-post" if less else "steps-pre"
         axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
-        there = cost[~np.isnan(cost)]
-        if len(there) and less and there.min() <= 0:
-            axis.set_xscale("symlog", linthresh=max(1.0, float(there[there > 0].min(initial=1e9))))
-        elif len(there):
-            axis.set_xscale("log")
+        _log_scale(axis, cost[~np.isnan(cost)])
         axis.set_xlabel(title + (" (fewer is better)" if less else " (more is better)"))
         axis.grid(color="0.9", linewidth=0.5)
     axes[0].set_ylabel("accuracy after the stream (%)")
@@ -440,6 +446,26 @@ def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
     labels = [method.label for method in methods]
     _legend(figure, [*shapes, *keys], [*labels, "filled: Pareto front", "hollow: behind it"])
     return figure
+
+
+def _log_scale(axis: Axes, values: NDArray[Any]) -> None:
+    """Set a logarithmic x axis with a place for 0, and ticks such as 50, 200 and 10k."""
+    positive = values[values > 0]
+    if not len(positive):
+        return
+    low, high = float(positive.min()), float(positive.max())
+    digits = (1, 2, 5) if high / low < 200 else (1,)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    if len(positive) < len(values):
+        axis.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(low)))
+        ticks = [0.0, *(tick for tick in ticks if tick >= 10.0 ** math.floor(math.log10(low)))]
+    else:
+        axis.set_xscale("log")
+        ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+    axis.set_xticks(ticks)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.minorticks_off()
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -490,7 +516,8 @@ def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
         _write_values(axis, table, lambda value: value > 0.55 * most_lost, 6.5)
     axis.set_yticks(range(len(drawn)), [method.label for method, _ in drawn])
     axis.xaxis.set_major_locator(MaxNLocator(min(classes, 12), integer=True))
-    axis.set_xlabel("class, in the order of the stream")
+    hatched = " (hatched: gained)" if axis.patches else ""
+    axis.set_xlabel(f"class, in the order of the stream{hatched}")
     axis.tick_params(length=0)
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
@@ -600,6 +627,9 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
         except UsageError as error:
             notes.append(f"{place.name}/{name} not drawn: {error}")
             return
+        # Laid out once, and not again for every format.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for kind in _FORMATS:
             path = place / f"{name}.{kind}"
             with matplotlib.rc_context(_STYLE):
