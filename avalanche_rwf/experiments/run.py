@@ -94,8 +94,9 @@ def build_strategy(
     num_classes: int,
     device: str = "cpu",
     plugins: list[SupervisedPlugin] | None = None,
+    evaluator: EvaluationPlugin | None = None,
 ) -> Any:
-    """The configuration's strategy, from the seed alone."""
+    """The configuration's strategy, from the seed alone; by default it prints nothing."""
     _set_seed(config.seed)
     return create_strategy(
         config.method,
@@ -108,7 +109,7 @@ def build_strategy(
             "device": device,
             "plugins": plugins or [],
             # Nothing to print: the recorder keeps what the metrics need.
-            "evaluator": _silent_evaluator(),
+            "evaluator": evaluator or _silent_evaluator(),
             "gradient_steps": config.gradient_steps,
             "precision": config.precision,
         },
