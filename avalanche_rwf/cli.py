@@ -388,7 +388,9 @@ def _submit(args: argparse.Namespace) -> int:
     missing = [flag for flag, value in (("DIR", folders), ("--method", args.method),
                                         ("--out", args.out)) if not value]  # fmt: skip
     if missing and not args.schema:
-        raise UsageError(f"submit takes DIR, --method and --out (or --schema), got no {missing[0]}.")
+        raise UsageError(
+            f"submit takes DIR, --method and --out (or --schema), got no {missing[0]}."
+        )
 
     import json
 

@@ -229,7 +229,7 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         labels.append(label)
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
-        (label, *(_get(row, name) for name in _SETUP if name in shown))
+        (label, _is_submitted(row), *(_get(row, name) for name in _SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
     counts = Counter(visible)
