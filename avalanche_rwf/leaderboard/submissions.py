@@ -311,9 +311,10 @@ def read_entry(path: str | os.PathLike[str]) -> Entry:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: {reason}.") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: it is no file.")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: it is no file.")
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UsageError(
