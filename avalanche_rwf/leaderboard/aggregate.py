@@ -33,6 +33,7 @@ __all__ = [
     "aggregate",
     "protocols",
     "read_runs",
+    "records",
     "row_key",
     "runs_by_row",
     "write_leaderboard",
@@ -418,28 +419,28 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         if name not in known and pd.api.types.is_numeric_dtype(runs[name])
     ]
     # Plain rows and arrays: thousands of small frames would take longer than reading the files.
-    records = _records(runs, (*_IDENTITY, *_RUN))
+    said = records(runs, (*_IDENTITY, *_RUN))
     values = {name: runs[name].to_numpy(np.float64) for name in fields}
     rows = []
-    for indices in _groups(records):
-        done = [index for index in indices if records[index]["status"] == "done"]
-        done.sort(key=lambda index: int(records[index]["seed"]))
-        seeds = [int(records[index]["seed"]) for index in done]
-        twice = [_name(records[i]) for i, seed in zip(done, seeds, strict=True)
+    for indices in _groups(said):
+        done = [index for index in indices if said[index]["status"] == "done"]
+        done.sort(key=lambda index: int(said[index]["seed"]))
+        seeds = [int(said[index]["seed"]) for index in done]
+        twice = [_name(said[i]) for i, seed in zip(done, seeds, strict=True)
                  if seeds.count(seed) > 1]  # fmt: skip
         if twice:
             raise UsageError(
                 "runs must hold a seed once in a configuration, got the same one in "
                 f"{', '.join(twice)}."
             )
-        row: dict[str, Any] = {name: records[indices[0]][name] for name in _IDENTITY}
+        row: dict[str, Any] = {name: said[indices[0]][name] for name in _IDENTITY}
         # A run that failed early does not say.
-        row["uses_boundaries"] = any(bool(records[i]["uses_boundaries"]) for i in indices)
+        row["uses_boundaries"] = any(bool(said[i]["uses_boundaries"]) for i in indices)
         row["n"] = len(done)
         row["seeds"] = ",".join(map(str, seeds))
-        row["failed"] = sum(records[index]["status"] == "failed" for index in indices)
+        row["failed"] = sum(said[index]["status"] == "failed" for index in indices)
         for name in _NOTED:
-            there = {str(records[i][name]) for i in indices if not _missing(records[i][name])}
+            there = {str(said[i][name]) for i in indices if not _missing(said[i][name])}
             row[name] = "; ".join(sorted(there)) or None
         for field in fields:
             name, numbers = _summary_field(field), values[field][done]
@@ -461,8 +462,14 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     return board.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
-def _records(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return rows as plain dictionaries; `to_dict` looks at every value and takes far longer."""
+def records(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return rows as plain dictionaries; `to_dict` looks at every value and takes far longer.
+
+    Args:
+        frame: of runs or a leaderboard.
+        names: its columns to keep, by default all.
+    """
+    names = list(frame.columns) if names is None else names
     columns = [frame[name].tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -566,8 +573,8 @@ def add_reference(
 
 def runs_by_row(runs: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     """Return the runs of each row of the leaderboard."""
-    records = _records(runs, (*_GROUP, "status"))
-    return {row_key(records[i[0]]): runs.iloc[i] for i in _groups(records)}
+    said = records(runs, (*_GROUP, "status"))
+    return {row_key(said[i[0]]): runs.iloc[i] for i in _groups(said)}
 
 
 def _is_hash(text: str, config_hash: Any) -> bool:

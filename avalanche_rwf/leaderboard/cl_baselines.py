@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import row_key, runs_by_row
+from avalanche_rwf.leaderboard.aggregate import records, row_key, runs_by_row
 
 __all__ = ["contribution", "write_contribution"]
 
@@ -109,7 +109,7 @@ def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str
     notes: list[str] = []
     targets, inits = ["strategy,benchmark,result"], dict[str, list[str]]()
     grouped = runs_by_row(runs)
-    for row in board.to_dict("records"):
+    for row in records(board):
         method = str(row["method"])
         if not row["n"] or row["submitted"] or ".py:" in method:
             reason = ("it has no finished run" if not row["n"] else

@@ -7,6 +7,7 @@ changed. All can be read in grey: methods differ by marker and line style, value
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -30,7 +31,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import aggregate, protocols, row_key, runs_by_row
+from avalanche_rwf.leaderboard.aggregate import aggregate, protocols, records, row_key, runs_by_row
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import protocol_header, row_labels
 
@@ -52,7 +53,7 @@ __all__ = [
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vP<X>*ph8"
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
+_STYLE: Any = {  # of which matplotlib knows every key by name
     "font.size": 8.0,
     "axes.titlesize": 8.0,
     "axes.labelsize": 8.0,
@@ -108,7 +109,7 @@ def _methods(runs: pd.DataFrame, most: int | None = MOST) -> list[_Method]:
             f"runs must be of one protocol to be drawn together, got {len(protocols(board))}."
         )
     grouped = runs_by_row(done)
-    rows = board.to_dict("records")
+    rows = records(board)
     return [
         _Method(_text(label), grouped[row_key(row)], row)
         for label, row in zip(row_labels(board), rows, strict=True)
@@ -553,7 +554,7 @@ def few_shot(runs: pd.DataFrame, most: int = MOST) -> Figure:
     for table in protocols(aggregate(done)) if len(done) else []:
         grouped = runs_by_row(done)
         shots = _shots(table["settings"].iloc[0])
-        for label, row in zip(row_labels(table), table.to_dict("records"), strict=True):
+        for label, row in zip(row_labels(table), records(table), strict=True):
             values = grouped[row_key(row)]["a_last"].to_numpy(np.float64)
             lines.setdefault(label, []).append((shots, float(values.mean()), *interval(values)))
     if len({shots for line in lines.values() for shots, *_ in line}) < 2:
@@ -648,10 +649,10 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
         for number, table in enumerate(tables, 1):
             place = out if len(tables) == 1 else out / str(number)
             place.mkdir(parents=True, exist_ok=True)
-            rows = table.to_dict("records")
+            rows = records(table)
             own = pd.concat([grouped[row_key(row)] for row in rows])
             for name, picture in PICTURES.items():
-                write(place, name, protocol_header(rows[0]), lambda p=picture: p(own))  # noqa: B023
+                write(place, name, protocol_header(rows[0]), functools.partial(picture, own))
         if runs["settings"].map(_shots).nunique() > 1:
             out.mkdir(parents=True, exist_ok=True)
             write(out, "few-shot", "accuracy against shots", lambda: few_shot(runs))

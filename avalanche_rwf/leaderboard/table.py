@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import protocols
+from avalanche_rwf.leaderboard.aggregate import protocols, records
 
 __all__ = [
     "FORMATS",
@@ -254,7 +254,7 @@ def row_labels(board: pd.DataFrame) -> list[str]:
     Returns:
         a name for each row, all different.
     """
-    rows: Rows = board.to_dict("records")
+    rows = records(board)
     labels = _labels(rows, shown=())
     counts = Counter(labels)
     return [

@@ -141,7 +141,7 @@ def test_paired_by_seed(three):
 
 
 def test_an_unknown_or_ambiguous_reference_is_refused(three, make_run, tmp_path):
-    with pytest.raises(UsageError, match="--reference takes a method .* not 'nmc'.*'ncm'"):
+    with pytest.raises(UsageError, match=r"--reference takes a method .* not 'nmc'.*'ncm'"):
         add_reference(aggregate(three), three, "nmc")
     make_run("ncm", 0, "bbbbbb9", options={"head": "cosine"})
     runs = read_runs(tmp_path).frame
