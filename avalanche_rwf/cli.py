@@ -179,9 +179,27 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     board = verbs.add_parser("leaderboard", help="rank the runs in a folder")
-    board.add_argument("dir", metavar="DIR", help="the --out of earlier comparisons")
-    board.add_argument("--format", default="text", choices=FORMATS)
+    board.add_argument("dirs", metavar="DIR", nargs="+",
+        help="the --out of earlier comparisons; several, as from other machines, are put together")
+    board.add_argument("--format", default="text", choices=(*FORMATS, "cl-baselines"))
+    board.add_argument("--wide", action="store_true", help="every column, however wide")
+    board.add_argument("--reference", metavar="METHOD",
+        help="compare every row with this method, paired by seed: difference, interval, p, pairs")
+    board.add_argument("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
+        help="entries of others, made by `submit`: rows of their own, marked as submitted")
+    board.add_argument("--plots", metavar="FOLDER", help="write every picture as SVG, PDF and PNG")
+    board.add_argument("--out", metavar="FOLDER",
+        help="where --format cl-baselines writes its files (default: they are printed)")
     board.set_defaults(run=_leaderboard)
+
+    submit = verbs.add_parser("submit", help="make a checked file of a method's runs for others")
+    submit.add_argument("dirs", metavar="DIR", nargs="*", help="the --out of earlier comparisons")
+    submit.add_argument("--method", metavar="NAME", help="the method whose runs to submit")
+    submit.add_argument("--config", default="", metavar="HASH",
+        help="which configuration, by the beginning of its hash, where the method has several")
+    submit.add_argument("--out", metavar="FILE", help="the entry to write")
+    submit.add_argument("--schema", action="store_true", help="print the entry's JSON schema")
+    submit.set_defaults(run=_submit)
     return parser
 
 
@@ -334,8 +352,8 @@ def _compare(args: argparse.Namespace) -> int:
                 f"FAILED {config.method} seed {config.seed}: {summary['error']} "
                 f"(see {run_directory(out, config) / 'log.txt'})"
             )
-    write_leaderboard(out)
     runs, broken = read_runs(out)
+    write_leaderboard(out, aggregate(runs))
     for directory in broken:
         _say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
@@ -421,24 +439,102 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _leaderboard(args: argparse.Namespace) -> int:
-    folder = Path(args.dir)
-    if not folder.is_dir():
-        raise UsageError(f"leaderboard takes a folder of results, and {args.dir!r} is none.")
+def _folders(names: Sequence[str], verb: str) -> list[Path]:
+    """Folders of results, checked before anything slow is imported."""
+    for name in names:
+        if not Path(name).is_dir():
+            raise UsageError(f"{verb} takes a folder of results, and {name!r} is none.")
+    return [Path(name) for name in names]
 
-    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+
+def _leaderboard(args: argparse.Namespace) -> int:
+    folders = _folders(args.dirs, "leaderboard")
+    if args.out and args.format != "cl-baselines":
+        raise UsageError(f"--out goes with --format cl-baselines, not with {args.format}.")
+
+    import pandas as pd
+
+    from avalanche_rwf.leaderboard.aggregate import (
+        add_reference,
+        aggregate,
+        read_runs,
+        write_leaderboard,
+    )
     from avalanche_rwf.leaderboard.table import render
 
-    runs, broken = read_runs(folder)
+    runs, broken = read_runs(*folders)
+    if args.add:
+        from avalanche_rwf.leaderboard.submissions import read_entries
+
+        runs = pd.concat([frame for frame in (runs, read_entries(args.add)) if len(frame)])
     if not len(runs):
         raise UsageError(
-            f"{args.dir!r} holds no finished run (runs are in DIR/runs/<benchmark>/<method>/...)."
+            f"{', '.join(map(repr, args.dirs))} holds no finished run (runs are in "
+            "DIR/runs/<benchmark>/<method>/...)."
         )
     for directory in broken:
         _say(f"left out: {directory}")
-    if os.access(folder, os.W_OK):
-        write_leaderboard(folder)
-    print(render(aggregate(runs), args.format))
+    board = aggregate(runs)
+    # The file is of the folder's own runs.
+    if len(folders) == 1 and not args.add and os.access(folders[0], os.W_OK):
+        write_leaderboard(folders[0], board)
+    if args.reference:
+        board = add_reference(board, runs, args.reference)
+    if args.plots:
+        from avalanche_rwf.leaderboard.plots import write_plots
+
+        written = write_plots(runs, args.plots)
+        for note in written.notes:
+            _say(note)
+        _say(f"{len(written.paths)} pictures are in {args.plots}{os.sep}")
+    if args.format == "cl-baselines":
+        from avalanche_rwf.leaderboard.cl_baselines import contribution, write_contribution
+
+        files, notes = contribution(board, runs)
+        for note in notes:
+            _say(note)
+        if args.out:
+            for path in write_contribution(files, args.out):
+                print(path)
+        else:
+            print("\n".join(f"# ---- {name}\n{text}" for name, text in files.items()))
+        return 0
+    print(render(board, args.format, wide=args.wide))
+    return 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    folders = _folders(args.dirs, "submit")
+    missing = [flag for flag, value in (("DIR", folders), ("--method", args.method),
+                                        ("--out", args.out)) if not value]  # fmt: skip
+    if missing and not args.schema:
+        raise UsageError(
+            f"submit takes DIR, --method and --out (or --schema), got no {missing[0]}."
+        )
+
+    import json
+
+    from avalanche_rwf.leaderboard.aggregate import read_runs
+    from avalanche_rwf.leaderboard.submissions import build_entry, read_entry, schema
+
+    if args.schema:
+        print(json.dumps(schema(), indent=1))
+        return 0
+    runs, broken = read_runs(*folders)
+    for directory in broken:
+        _say(f"left out: {directory}")
+    entry = build_entry(runs, args.method, args.config)
+    try:
+        Path(args.out).write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"--out takes a file that can be written, not {args.out!r} ({error.strerror})."
+        ) from None
+    read_entry(args.out)
+    seeds = ",".join(str(run.seed) for run in entry.runs)
+    _say(f"{args.out}: {args.method}, configuration {entry.config_hash}, seeds {seeds}.")
+    if entry.config.benchmark.startswith("folder:"):
+        _say(f"It names the folder of the images: {entry.config.benchmark}.")
     return 0
 
 

@@ -29,6 +29,7 @@ from avalanche_rwf.benchmarks import Benchmark, create_benchmark
 from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
+    class_accuracy_matrix,
     summarise,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
@@ -44,6 +45,7 @@ from avalanche_rwf.experiments.store import (
     load_state,
     read_json,
     save_state,
+    source_sha256,
     write_json,
     write_text,
 )
@@ -116,8 +118,9 @@ def build_strategy(
     num_classes: int,
     device: str = "cpu",
     plugins: list[SupervisedPlugin] | None = None,
+    evaluator: EvaluationPlugin | None = None,
 ) -> Any:
-    """The configuration's strategy, from the seed alone."""
+    """The configuration's strategy, from the seed alone; by default it prints nothing."""
     _set_seed(config.seed)
     return create_strategy(
         config.method,
@@ -130,7 +133,7 @@ def build_strategy(
             "device": device,
             "plugins": plugins or [],
             # Nothing to print: the recorder keeps what the metrics need.
-            "evaluator": _silent_evaluator(),
+            "evaluator": evaluator or _silent_evaluator(),
             "gradient_steps": config.gradient_steps,
             "precision": config.precision,
         },
@@ -334,7 +337,11 @@ def _gradient_steps(strategy: Any, config: RunConfig) -> int:
 
 
 def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int) -> str:
-    """``samples_seen,experience,metric,value``; repr keeps every bit of a value."""
+    """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
+
+    ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
+    of a class, whose number is in the metric's name: ``accuracy_class_<c>``.
+    """
     rows = ["samples_seen,experience,metric,value"]
     for point in points:
         rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
@@ -343,6 +350,10 @@ def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int)
             for e, value in enumerate(accuracies.tolist()):
                 if value == value:
                     rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
+            by_class = class_accuracy_matrix([point], n_experiences)[point.experience]
+            for c, value in enumerate(by_class.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
     last = points[-1].samples_seen if points else 0
     for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
         if summary[name] is not None:
@@ -556,6 +567,7 @@ def _run(
             "skipped": benchmark.skipped,
         },
         uses_boundaries=reads_boundaries(config, strategy),
+        source_sha256=source_sha256(),
         **environment(device),
     )
     trainable = _trainable(strategy)

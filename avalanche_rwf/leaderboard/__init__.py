@@ -5,7 +5,9 @@ from __future__ import annotations
 from avalanche_rwf.leaderboard.aggregate import (
     BrokenRun,
     Runs,
+    add_reference,
     aggregate,
+    protocols,
     read_runs,
     write_leaderboard,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "FORMATS",
     "BrokenRun",
     "Runs",
+    "add_reference",
     "aggregate",
+    "protocols",
     "read_runs",
     "render",
     "render_csv",

@@ -6,11 +6,13 @@ benchmark, stream, backbone weights, batch size, gradient steps and precision, a
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import math
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,27 +20,23 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.leaderboard.aggregate import protocols, records
 
 __all__ = [
     "FORMATS",
+    "protocol_header",
     "render",
     "render_csv",
     "render_html",
     "render_latex",
     "render_markdown",
     "render_text",
+    "row_labels",
 ]
 
 Row = dict[str, Any]  # of the board, by column
 Rows = list[Row]
 
-# What the line above a table says; rows that differ in any of these are in different tables.
-_PROTOCOL = (
-    *("benchmark", "stream", "stream_options", "boundary_free", "experiences"),
-    *("backbone", "backbone_sha256", "backbone_args"),
-    *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
-    *("eval_every_samples", "eval_subset", "holdout", "skip_corrupt"),
-)
 _SETUP = ("head", "mask", "readout", "budget")
 _HASH = 8
 _NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
@@ -53,7 +51,8 @@ class _Column:
     Attributes:
         title: its heading.
         field: the column of the board (of its mean, for a statistic).
-        kind: "text", "share" (mean ± deviation in per cent), "rate", "count" or "number".
+        kind: "text", "share" (mean ± deviation in per cent), "points" (a signed difference),
+            "interval" (in per cent), "p", "rate", "count" or "number".
         best: "max" or "min" for the value to mark; None marks nothing (the number of parameters
             and of seeds are facts, not scores).
         keep: importance where the width is short; None is always shown.
@@ -82,17 +81,41 @@ _COLUMNS = (
     _Column("params", "trainable_parameters", "count", keep=0),
     _Column("n", "n", "number", keep=11),
 )
+# Where rows were compared with a reference.
+_COMPARED = (
+    _Column("diff", "difference", "points", keep=14),
+    _Column("95 % of diff", "difference", "interval", keep=12),
+    _Column("p", "p", "p", keep=13),
+    _Column("pairs", "n_pairs", "number", keep=8),
+)
+# What the wide form adds.
+_WIDE = (
+    _Column("95 % of A_last", "a_last", "interval"),
+    _Column("F_exp", "forgetting_experience", "share", "min"),
+    _Column("train s", "train_seconds", "rate"),
+    _Column("eval s", "eval_seconds", "rate"),
+    _Column("memory", "peak_memory_bytes", "count"),
+    _Column("steps", "gradient_steps", "count"),
+    _Column("images", "samples_seen", "count"),
+    _Column("seeds", "seeds", "text"),
+    _Column("failed", "failed", "number"),
+    _Column("configuration", "config_hash", "text"),
+    _Column("version", "version", "text"),
+    _Column("code", "source", "text"),
+)
 _BOUNDARIES = "†"
+_SUBMITTED = "‡"
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One protocol: what stands above, the cells, which are best, and what stands below."""
+    """One protocol: what stands above, the cells, which are best and second, what stands below."""
 
     header: str
     columns: tuple[_Column, ...]
     cells: list[list[str]]
     best: list[list[bool]]
+    second: list[list[bool]]
     notes: list[str]
 
 
@@ -115,8 +138,19 @@ def _plural(n: Any, noun: str) -> str:
 
 def _options(row: Row) -> dict[str, Any]:
     """Return the options of a row, which the board holds as JSON text."""
-    text = _get(row, "options")
-    return json.loads(text) if isinstance(text, str) else {}
+    return _parsed(row, "options")
+
+
+def _parsed(row: Row, name: str) -> dict[str, Any]:
+    """Return an object that the board holds as JSON text."""
+    text = _get(row, name)
+    return _json(text) if isinstance(text, str) else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _json(text: str) -> dict[str, Any]:
+    """Parse once what is asked for with every choice of columns; not to be changed."""
+    return json.loads(text)
 
 
 def _short(value: Any) -> str:
@@ -135,7 +169,7 @@ def _pairs(text: Any) -> str | None:
     return ", ".join(f"{k}={_short(v)}" for k, v in given.items()) if given else None
 
 
-def _header(row: Row) -> str:
+def protocol_header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
     sha = _get(row, "backbone_sha256")
     name = str(_get(row, "backbone") or "unknown backbone")
@@ -147,6 +181,8 @@ def _header(row: Row) -> str:
         parts.append(f"stream {_get(row, 'stream')}" + (f" ({chosen})" if chosen else ""))
     if _get(row, "boundary_free") in (True, "True"):
         parts.append("no boundaries")
+    settings = _parsed(row, "settings")
+    parts += [f"{name}={_short(value)}" for name, value in settings.items()]
     if _get(row, "experiences") is not None:
         parts.append(_plural(int(_get(row, "experiences")), "experience"))
     parts.append(f"{name} ({', '.join(map(str, inside))})" if inside else name)
@@ -179,32 +215,61 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         rows: rows of one protocol.
         shown: columns of the table, which need not be said again.
     """
+    all_differences = [_differences(row) for row in rows]
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row, mine in zip(rows, all_differences, strict=True):
+        by_method.setdefault(str(row["method"]), []).append(mine)
+    # What differs among a method's rows; a value that is the same in all need not be said.
+    differing = {
+        method: [
+            key
+            for key in dict.fromkeys(key for other in others for key in other)
+            if key not in shown and any(other.get(key) != others[0].get(key) for other in others)
+        ]
+        for method, others in by_method.items()
+        if len(others) > 1
+    }
     labels = []
-    for row in rows:
-        same = [other for other in rows if other["method"] == row["method"]]
+    for row, mine in zip(rows, all_differences, strict=True):
         label = str(row["method"])
-        if len(same) > 1:
-            mine, others = _differences(row), [_differences(other) for other in same]
-            keys = [
-                key
-                for key in dict.fromkeys(key for other in others for key in other)
-                if any(other.get(key) != mine.get(key) for other in others) and key not in shown
-            ]
+        if label in differing:
+            keys = differing[label]
             said = [f"{key}={_short(mine[key])}" for key in keys if mine.get(key) is not None]
             label = " ".join([label, *said])
         labels.append(label)
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
-        (label, *(_get(row, name) for name in _SETUP if name in shown))
+        (label, _is_submitted(row), *(_get(row, name) for name in _SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
+    counts = Counter(visible)
     named = [
-        f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if visible.count(seen) > 1 else label
+        f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if counts[seen] > 1 else label
         for label, seen, row in zip(labels, visible, rows, strict=True)
     ]
     return [
-        label + _BOUNDARIES if _reads_boundaries(row) else label
+        label
+        + (_BOUNDARIES if _reads_boundaries(row) else "")
+        + (_SUBMITTED if _is_submitted(row) else "")
         for label, row in zip(named, rows, strict=True)
+    ]
+
+
+def row_labels(board: pd.DataFrame) -> list[str]:
+    """Name the rows of one protocol as they are named in its table, where no column helps.
+
+    Args:
+        board: rows of `aggregate`, of one protocol.
+
+    Returns:
+        a name for each row, all different.
+    """
+    rows = records(board)
+    labels = _labels(rows, shown=())
+    counts = Counter(labels)
+    return [
+        f"{label} {str(row['config_hash'])[:_HASH]}" if counts[label] > 1 else label
+        for label, row in zip(labels, rows, strict=True)
     ]
 
 
@@ -212,10 +277,20 @@ def _reads_boundaries(row: Row) -> bool:
     return _get(row, "uses_boundaries") in (True, "True")
 
 
-def _offered(rows: Rows) -> list[_Column]:
-    """Return the columns that say something of these rows: the budget where a row is tuned."""
+def _is_submitted(row: Row) -> bool:
+    return _get(row, "submitted") in (True, "True")
+
+
+def _offered(rows: Rows, wide: bool = False) -> list[_Column]:
+    """Return the columns that say something of these rows.
+
+    The budget is there where a row is tuned, differences where there is a reference.
+    """
     tuned = any(_get(row, "budget") == "tuned" for row in rows)
-    return [column for column in _COLUMNS if tuned or column.field != "budget"]
+    columns = [column for column in _COLUMNS if tuned or column.field != "budget"]
+    if any(_get(row, "reference") is not None for row in rows):
+        columns[-1:-1] = _COMPARED
+    return [*columns, *_WIDE] if wide else columns
 
 
 def _tuned(row: Row, label: str) -> str | None:
@@ -233,7 +308,9 @@ def _tuned(row: Row, label: str) -> str | None:
 def _differences(row: Row) -> dict[str, Any]:
     """Return all that may tell two configurations of a method apart, by name."""
     setup = {name: _get(row, name) for name in _SETUP}
-    return {**setup, "weights": _get(row, "weights"), **_options(row)}
+    source = _get(row, "source")
+    code = {"version": _get(row, "version"), "code": source and str(source)[:_HASH]}
+    return {**setup, "weights": _get(row, "weights"), **_options(row), **code}
 
 
 def _share(row: Row, field: str) -> tuple[str, str]:
@@ -272,9 +349,24 @@ def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
             else f"{mean or _MISSING:>{means}}" + " " * (deviations + 3 if deviations else 0)
             for mean, deviation in pairs
         ]
-    if column.kind == "text" or column.field == "n":
+    if column.kind in ("text", "number"):
         values = [_get(row, column.field) for row in rows]
-        return [_MISSING if value is None else str(value) for value in values]
+        values = [str(value)[:_HASH] if column.field == "source" and value else value
+                  for value in values]  # fmt: skip
+        return [_MISSING if value is None else _whole(value) for value in values]
+    if column.kind in ("points", "p"):
+        values = [_get(row, column.field) for row in rows]
+        write = _points if column.kind == "points" else _p_value
+        return [_MISSING if value is None else write(float(value)) for value in values]
+    if column.kind == "interval":
+        signed = column.field == "difference"
+        ends = [[_get(row, f"{column.field}_ci_{end}") for end in ("low", "high")] for row in rows]
+        return [
+            _MISSING
+            if None in pair
+            else "[" + ", ".join(_points(v) if signed else f"{100 * v:.1f}" for v in pair) + "]"
+            for pair in ends
+        ]
     cells = []
     for row in rows:
         value = _get(row, f"{column.field}_mean")
@@ -287,17 +379,39 @@ def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
     return cells
 
 
-def _best(column: _Column, rows: Rows, cells: list[str]) -> list[bool]:
-    """Return which cells to mark: the best value as it is shown, and all that equal it."""
+def _whole(value: Any) -> str:
+    """Write a text, or a number that a missing value has made a float: 3.0 is 3."""
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def _points(value: float) -> str:
+    """Write a difference of shares in per cent points, with its sign: +1.2."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list[bool]:
+    """Return which cells to mark: the best value as it is shown, and all that equal it.
+
+    Args:
+        column: of the cells.
+        rows: of the table.
+        cells: of the column.
+        place: 2 marks the second best.
+    """
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
     shown = [cell.split("±")[0].strip() for cell in cells]
     values = [float(text) if text != _MISSING else None for text in shown]
     there = [value for value in values if value is not None]
-    if not there:
+    ranked = sorted(set(there), reverse=column.best == "max")
+    if len(ranked) < place:
         return [False] * len(rows)
-    best = max(there) if column.best == "max" else min(there)
-    return [value == best for value in values]
+    return [value == ranked[place - 1] for value in values]
 
 
 def _notes(rows: Rows, labels: list[str]) -> list[str]:
@@ -316,6 +430,20 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
         notes.append(f"Settings chosen on held-out training images: {said}.")
     if any(_reads_boundaries(row) for row in rows):
         notes.append(f"{_BOUNDARIES} reads task boundaries in training.")
+    if any(_is_submitted(row) for row in rows):
+        notes.append(f"{_SUBMITTED} submitted, not run here.")
+    references = {str(_get(row, "reference")) for row in rows} - {"None"}
+    if references:
+        notes.append(
+            f"diff: A_last minus that of {', '.join(sorted(references))}, in points, paired by "
+            "seed; 95 % of diff: Student's t; p: two-sided paired t-test, not corrected for the "
+            "number of rows."
+        )
+    if len({(_get(row, "version"), _get(row, "source")) for row in rows}) > 1:
+        notes.append("The rows are of several versions of the code.")
+    releases = {release for row in rows for release in str(_get(row, "torch") or "").split("; ")}
+    if len(releases - {""}) > 1:
+        notes.append(f"The runs are of several releases of torch: {', '.join(sorted(releases))}.")
     if len({str(_get(row, "seeds")) for row in rows}) > 1:
         notes.append("The rows are not of the same seeds.")
     return notes
@@ -325,12 +453,19 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     shown = [column.field for column in columns]
     labels = _labels(rows, shown)
     by_column = [_column_cells(column, rows, labels) for column in columns]
-    best = [_best(column, rows, cells) for column, cells in zip(columns, by_column, strict=True)]
+    best, second = (
+        [
+            _best(column, rows, cells, place)
+            for column, cells in zip(columns, by_column, strict=True)
+        ]
+        for place in (1, 2)
+    )
     return _Table(
-        header=_header(rows[0]),
+        header=protocol_header(rows[0]),
         columns=tuple(columns),
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
+        second=[list(marks) for marks in zip(*second, strict=True)],
         notes=_notes(rows, labels),
     )
 
@@ -349,19 +484,18 @@ def _protocols(board: pd.DataFrame) -> list[Rows]:
     board = board.copy()
     if "a_last_mean" not in board:
         board["a_last_mean"] = math.nan
-    keys = [name for name in _PROTOCOL if name in board.columns]
     return [
         group.sort_values(
             ["a_last_mean", "method"], ascending=[False, True], na_position="last", kind="stable"
         ).to_dict("records")
-        for _, group in board.groupby(keys, dropna=False, sort=False)
+        for group in protocols(board)
     ]
 
 
 # ---- from cells to text
 
 
-def render_text(board: pd.DataFrame, width: int | None = None) -> str:
+def render_text(board: pd.DataFrame, width: int | None = None, wide: bool = False) -> str:
     """Render a leaderboard for the terminal.
 
     One table per protocol, best A_last first, accuracies in per cent as mean ± sample standard
@@ -372,6 +506,7 @@ def render_text(board: pd.DataFrame, width: int | None = None) -> str:
     Args:
         board: the frame of `aggregate`.
         width: characters per line; by default those of the terminal, 80 where there is none.
+        wide: every column, however wide the lines.
 
     Raises:
         UsageError: if `board` is no leaderboard or `width` is under 30.
@@ -382,13 +517,15 @@ def render_text(board: pd.DataFrame, width: int | None = None) -> str:
     protocols = _protocols(board)
     if not protocols:
         return "No finished runs.\n"
-    return "\n".join(_text_table(rows, max(columns, _MIN_WIDTH)) for rows in protocols)
+    return "\n".join(_text_table(rows, max(columns, _MIN_WIDTH), wide) for rows in protocols)
 
 
-def _text_table(rows: Rows, width: int) -> str:
-    columns = _fitting(rows, width)
+def _text_table(rows: Rows, width: int, wide: bool) -> str:
+    offered = _offered(rows, wide)
+    columns = offered if wide else _fitting(rows, width)
     table = _table(rows, columns)
     lines = _grid(table)
+    width = max(map(len, lines)) if wide else width
     excess = max(map(len, lines)) - width
     if excess > 0:
         # Even the name and the score are too wide: the name gives way.
@@ -399,7 +536,7 @@ def _text_table(rows: Rows, width: int) -> str:
         lines = _grid(table)
     marked = any(mark for marks in table.best for mark in marks)
     notes = [("* best of its column. " if marked else "") + _NOTE, *table.notes]
-    out = [column for column in _offered(rows) if column not in columns]
+    out = [column for column in offered if column not in columns]
     alike = [column for column in out if _is_alike(column, rows)]
     if alike:
         said = [(c.title, _get(rows[0], c.field)) for c in alike]
@@ -468,16 +605,16 @@ def _grid(table: _Table) -> list[str]:
     return ["  ".join(parts).rstrip() for parts in zip(*columns, strict=True)]
 
 
-def render_csv(board: pd.DataFrame) -> str:
-    """Render a leaderboard as CSV: the whole board, every column, full precision."""
+def render_csv(board: pd.DataFrame, wide: bool = True) -> str:
+    """Render a leaderboard as CSV: the whole board, every column, full precision, always."""
     return board.to_csv(index=False)
 
 
-def render_markdown(board: pd.DataFrame) -> str:
+def render_markdown(board: pd.DataFrame, wide: bool = False) -> str:
     """Render a leaderboard as Markdown tables with a line above each; best values are bold."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _offered(rows))
+        table = _table(rows, _offered(rows, wide))
         lines = [
             _markdown_line([_markdown(column.title) for column in table.columns]),
             _markdown_line([":---" if c.kind == "text" else "---:" for c in table.columns]),
@@ -494,21 +631,23 @@ def render_markdown(board: pd.DataFrame) -> str:
     return "\n".join(blocks) or "No finished runs.\n"
 
 
-def render_latex(board: pd.DataFrame) -> str:
-    """Render a leaderboard as LaTeX tables (package booktabs); best values are bold."""
+def render_latex(board: pd.DataFrame, wide: bool = False) -> str:
+    """Render a leaderboard as LaTeX tables (package booktabs): best bold, second underlined."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _offered(rows))
+        table = _table(rows, _offered(rows, wide))
         align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
         lines = [" & ".join(_latex(column.title) for column in table.columns) + r" \\"]
         lines.append(r"\midrule")
-        for cells, marks in zip(table.cells, table.best, strict=True):
+        for cells, best, second in zip(table.cells, table.best, table.second, strict=True):
             texts = [_latex(_one_space(cell)) for cell in cells]
             texts = [
-                rf"\textbf{{{t}}}" if mark else t for t, mark in zip(texts, marks, strict=True)
+                rf"\textbf{{{t}}}" if first else rf"\underline{{{t}}}" if next_best else t
+                for t, first, next_best in zip(texts, best, second, strict=True)
             ]
             lines.append(" & ".join(texts) + r" \\")
-        notes = " ".join(_latex(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
+        marks = "Bold: best; underlined: second."
+        notes = " ".join(_latex(note) for note in [f"{marks} {_NOTE}", *table.notes])
         blocks.append(
             "\n".join(
                 [
@@ -528,11 +667,11 @@ def render_latex(board: pd.DataFrame) -> str:
     return "\n".join(blocks) or "No finished runs.\n"
 
 
-def render_html(board: pd.DataFrame) -> str:
+def render_html(board: pd.DataFrame, wide: bool = False) -> str:
     """Render a leaderboard as plain HTML tables, one per protocol; best values are bold."""
     blocks = []
     for rows in _protocols(board):
-        table = _table(rows, _offered(rows))
+        table = _table(rows, _offered(rows, wide))
         lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
         titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
         lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
@@ -568,6 +707,7 @@ _LATEX = {
     "±": r"$\pm$",
     "…": r"\ldots{}",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     **{sign: "\\" + sign for sign in "&%$#_{}"},
     **{sign: f"${sign}$" for sign in "<>|"},
 }
@@ -583,7 +723,7 @@ def _lines_joined(text: str) -> str:
     return " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
 
 
-_RENDERERS: dict[str, Callable[[pd.DataFrame], str]] = {
+_RENDERERS: dict[str, Callable[..., str]] = {
     "text": render_text,
     "csv": render_csv,
     "md": render_markdown,
@@ -593,16 +733,17 @@ _RENDERERS: dict[str, Callable[[pd.DataFrame], str]] = {
 FORMATS: tuple[str, ...] = tuple(_RENDERERS)
 
 
-def render(board: pd.DataFrame, fmt: str = "text") -> str:
+def render(board: pd.DataFrame, fmt: str = "text", wide: bool = False) -> str:
     """Render a leaderboard in a format: text, csv, md, latex or html.
 
     Args:
         board: the frame of `aggregate`.
         fmt: one of `FORMATS`.
+        wide: every column; text then is as wide as it needs. CSV always has all.
 
     Raises:
         UsageError: if the format is unknown or `board` is no leaderboard.
     """
     if fmt not in _RENDERERS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}.")
-    return _RENDERERS[fmt](board)
+    return _RENDERERS[fmt](board, wide=wide)

@@ -1,0 +1,501 @@
+"""Entries: a method's runs as one checked file, for a leaderboard that several people fill.
+
+`build_entry` makes one from run directories, `read_entry` takes one from anybody. An entry is data
+and nothing else: it is parsed by pydantic against a schema that knows every field, names are looked
+up nowhere, and numbers that contradict each other are refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.metrics import forgetting_experience
+from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.leaderboard.aggregate import (
+    configuration_row,
+    runs_by_row,
+    summary_column,
+    to_frame,
+)
+from avalanche_rwf.version import __version__
+
+__all__ = ["Entry", "build_entry", "entry_metrics", "read_entries", "read_entry", "schema"]
+
+MAX_BYTES = 5_000_000
+_MAX_RUNS = 1000
+_MAX_EXPERIENCES = 1000
+# Sums of floats in another order differ by less.
+_ROUNDING = 1e-9
+_MARKUP = frozenset("<>&\"'`\\")
+
+
+def _plain(text: str) -> str:
+    """Refuse what could be markup, a control or a change of the writing direction."""
+    wrong = sorted({c for c in text if c in _MARKUP or not c.isprintable()})
+    if wrong:
+        raise ValueError(f"must be plain text without {' '.join(ascii(c) for c in wrong)}")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Forgetting = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Size = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+Integer = Annotated[int, Field(ge=-(10**15), le=10**15)]
+Value = bool | Integer | Number | Name | None
+Values = Annotated[
+    dict[Name, Value | Annotated[list[Value], Field(max_length=100)]], Field(max_length=200)
+]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Configuration(_Record):
+    """What a run's numbers depend on, but for the seed: the fields of `RunConfig`."""
+
+    benchmark: Name
+    method: Name
+    options: Values = {}
+    stream: Name = "split"
+    experiences: Size | None = None
+    backbone: Name
+    backbone_args: Values = {}
+    weights_sha256: Hash | Literal[""] = ""
+    image_size: Size | None = None
+    batch_size: Size = 16
+    gradient_steps: Size = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Name = "none"
+    eval_every_samples: Count = 0
+    holdout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    skip_corrupt: bool = False
+    budget: Literal["default", "tuned"] = "default"
+    code: Hash | Literal[""] = ""
+    settings: Values = Field({}, description="further fields, such as the options of a stream")
+
+
+class Backbone(_Record):
+    """The weights that ran."""
+
+    name: Name
+    sha256: Hash
+    source: Name | None = None
+
+
+class Ran(_Record):
+    """Head, mask and read-out that ran, also where the method leaves no choice."""
+
+    head: Name | None = None
+    mask: Name | None = None
+    readout: Name | None = None
+
+
+class Environment(_Record):
+    """Where a run was made."""
+
+    versions: Annotated[dict[Name, Name], Field(max_length=100)] = {}
+    hardware: Values = {}
+    git: Name | None = None
+
+
+class Summary(_Record):
+    """A run's `summary.json`: shares of 1, seconds, bytes, counts."""
+
+    a_last: Share
+    a_avg: Share | None = None
+    a_auc: Share | None = None
+    forgetting_experience: Forgetting | None = None
+    forgetting_class: Forgetting | None = None
+    train_seconds: Amount | None = None
+    eval_seconds: Amount | None = None
+    train_samples_per_second: Amount | None = None
+    forward_passes_per_image: Amount | None = None
+    trainable_parameters: Count | None = None
+    peak_memory_bytes: Count | None = None
+    gradient_steps: Count | None = None
+    samples_seen: Count | None = None
+
+
+class Seed(_Record):
+    """One run."""
+
+    seed: Count
+    summary: Summary
+    accuracy_matrix: Annotated[
+        list[Annotated[list[Share | None], Field(max_length=_MAX_EXPERIENCES)]],
+        Field(max_length=_MAX_EXPERIENCES),
+    ] = Field(description="after each training experience, on each test experience; null: not met")
+    experience_ends: Annotated[list[Count], Field(max_length=_MAX_EXPERIENCES)] = Field(
+        description="samples seen at the end of each experience"
+    )
+    curve: Annotated[list[tuple[Count, Share]], Field(max_length=10_000)] = Field(
+        [], description="samples seen, accuracy on the classes so far"
+    )
+    metrics_sha256: Hash | None = None
+    environment: Environment = Environment()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Seed:
+        size = len(self.accuracy_matrix)
+        if any(len(line) != size for line in self.accuracy_matrix):
+            raise ValueError(f"accuracy_matrix must be square, got {size} rows of other lengths")
+        if len(self.experience_ends) != size or sorted(set(self.experience_ends)) != list(
+            self.experience_ends
+        ):
+            raise ValueError(f"experience_ends must be {size} ascending numbers, one a row")
+        if [place for place, _ in self.curve] != sorted({place for place, _ in self.curve}):
+            raise ValueError("curve must be ascending in samples seen, each place once")
+        if size:
+            self._agrees_with_matrix()
+        if self.curve:
+            self._agrees_with_curve()
+        return self
+
+    def _agrees_with_matrix(self) -> None:
+        """Every accuracy over classes is a weighted mean of a row, so it lies within the row."""
+        rows = [[value for value in line if value is not None] for line in self.accuracy_matrix]
+        if not all(rows):
+            raise ValueError("accuracy_matrix must have a value in every row, got an empty one")
+        low, high = min(rows[-1]), max(rows[-1])
+        _within("summary.a_last", self.summary.a_last, low, high, "the last row of accuracy_matrix")
+        low, high = (float(np.mean([end(row) for row in rows])) for end in (min, max))
+        _within("summary.a_avg", self.summary.a_avg, low, high, "the rows of accuracy_matrix")
+        matrix = np.array(
+            [[math.nan if value is None else value for value in line]
+             for line in self.accuracy_matrix]
+        )  # fmt: skip
+        loss, said = forgetting_experience(matrix), self.summary.forgetting_experience
+        if math.isnan(loss) != (said is None) or abs((said or 0.0) - loss) > _ROUNDING:
+            raise ValueError(
+                f"summary.forgetting_experience contradicts accuracy_matrix: it says {said} and "
+                f"the matrix gives {loss:.6g}"
+            )
+
+    def _agrees_with_curve(self) -> None:
+        curve = dict(self.curve)
+        last = self.curve[-1][1]
+        _within("summary.a_last", self.summary.a_last, last, last, "the end of curve")
+        values = list(curve.values())
+        _within("summary.a_auc", self.summary.a_auc, min(values), max(values), "curve")
+        if self.experience_ends and set(self.experience_ends) <= set(curve):
+            mean = float(np.mean([curve[place] for place in self.experience_ends]))
+            _within("summary.a_avg", self.summary.a_avg, mean, mean, "curve at experience_ends")
+
+
+def _within(name: str, value: float | None, low: float, high: float, of: str) -> None:
+    if value is not None and not low - _ROUNDING <= value <= high + _ROUNDING:
+        raise ValueError(f"{name} contradicts {of}: {value:.6g} is not in [{low:.6g}, {high:.6g}]")
+
+
+class Entry(_Record):
+    """A method's runs of one configuration, for somebody else's leaderboard."""
+
+    format: Literal["avalanche-rwf-entry/1"]
+    config_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{10}$")]
+    config: Configuration
+    backbone: Backbone
+    ran: Ran = Ran()
+    uses_boundaries: bool = False
+    version: Name = Field(description="of avalanche-rwf")
+    source_sha256: Hash | None = None
+    runs: Annotated[list[Seed], Field(min_length=1, max_length=_MAX_RUNS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Entry:
+        seeds = [run.seed for run in self.runs]
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"runs must hold a seed once, got {twice[0]} twice")
+        if self.config.weights_sha256 not in ("", self.backbone.sha256):
+            raise ValueError("config.weights_sha256 contradicts backbone.sha256")
+        sizes = {len(run.accuracy_matrix) for run in self.runs} - {0}
+        if len(sizes) > 1 or (self.config.experiences and sizes - {self.config.experiences}):
+            raise ValueError(
+                f"runs must have accuracy_matrix of one size, that of config.experiences "
+                f"({self.config.experiences}), got {sorted(sizes)}"
+            )
+        # Another version hashes its own version, and perhaps fields that this one does not know.
+        if self.version == __version__:
+            values = self.config.model_dump()
+            further = values.pop("settings")
+            try:
+                config = RunConfig.from_dict({**values, **further})
+                wanted = config.config_hash()
+            except TypeError:
+                raise ValueError(
+                    f"config.settings must hold fields of RunConfig, got "
+                    f"{sorted(self.config.settings)}"
+                ) from None
+            if wanted != self.config_hash:
+                raise ValueError(
+                    f"config_hash contradicts config: it is {self.config_hash}, and config gives "
+                    f"{wanted}"
+                )
+        return self
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of an entry."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Entry.model_json_schema()}
+
+
+# ---- reading
+
+
+def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
+    """Say the first thing that is wrong with an entry, and how many more there are."""
+    first = error.errors(include_url=False)[0]
+    field = ""
+    for part in first["loc"]:
+        # A branch of a union is no field.
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part.isidentifier() and part not in ("bool", "int", "float", "str", "tuple"):
+            field += f".{part}" if field else part
+        elif not part.startswith(("constrained", "literal", "function", "list[")):
+            field += f"[{_shown(part)}]"
+    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] == "json_invalid":
+        return f"{os.fspath(path)!r} is not an entry: {said}."
+    got = "" if first["type"] in ("value_error", "missing") else f", got {_shown(first['input'])}"
+    more = f" ({error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+    return f"{os.fspath(path)!r} is not an entry: {field or 'it'}: {said}{got}{more}."
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a sentence on a terminal: short, on one line, nothing but ASCII."""
+    text = ascii(value) if isinstance(value, (str, int, float, bool, type(None))) else (
+        f"a {type(value).__name__} of {len(value)}" if isinstance(value, (list, dict)) else "it"
+    )  # fmt: skip
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_entry(path: str | os.PathLike[str]) -> Entry:
+    """Read an entry from anybody.
+
+    Args:
+        path: a JSON file of at most 5 MB.
+
+    Raises:
+        UsageError: naming the field, if it is no sound entry.
+    """
+    try:
+        # Not to wait for a pipe that nobody writes to.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: {reason}.") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: it is no file.")
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UsageError(
+            f"{os.fspath(path)!r} is not an entry: it has more than {MAX_BYTES:,} bytes."
+        )
+    try:
+        return Entry.model_validate_json(content)
+    except ValidationError as error:
+        raise UsageError(_sentence(path, error)) from None
+
+
+def _content(entry: Entry, run: Seed) -> dict[str, Any]:
+    """Return what the `config.json` of a submitted run would hold."""
+    config = entry.config.model_dump()
+    further = config.pop("settings")
+    versions = {**run.environment.versions, "avalanche-rwf": entry.version}
+    return {
+        "config": {**config, **further, "seed": run.seed},
+        "config_hash": entry.config_hash,
+        "backbone": entry.backbone.model_dump(),
+        "ran": entry.ran.model_dump(),
+        "uses_boundaries": entry.uses_boundaries,
+        "data": {"classes_per_experience": [[]] * len(run.accuracy_matrix)},
+        "source_sha256": entry.source_sha256,
+        **run.environment.model_dump() | {"versions": versions},
+    }
+
+
+def read_entries(paths: list[str] | list[Path]) -> pd.DataFrame:
+    """Read entries as runs, to be put beside those of `read_runs`.
+
+    Args:
+        paths: of entries; the same content twice counts once.
+
+    Returns:
+        a frame as that of `read_runs`, `submitted` true, `folder` the file and `run_dir` the field.
+
+    Raises:
+        UsageError: naming the file and the field, if one is no sound entry, or if two hold
+            different runs of one seed of one configuration.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: dict[tuple[Any, ...], tuple[Seed, str]] = {}
+    for path in paths:
+        entry = read_entry(path)
+        for index, run in enumerate(entry.runs):
+            key = (entry.config_hash, entry.backbone.sha256, entry.version, entry.source_sha256,
+                   entry.config.method, run.seed)  # fmt: skip
+            first, place = seen.setdefault(key, (run, os.fspath(path)))
+            if first is not run:
+                if first == run:
+                    continue
+                raise UsageError(
+                    f"--add takes a seed of a configuration once, got different runs of seed "
+                    f"{run.seed} in {place!r} and {os.fspath(path)!r}."
+                )
+            row = configuration_row(_content(entry, run))
+            row.update(folder=os.fspath(path), run_dir=f"runs[{index}]", submitted=True)
+            row.update(status="done", error=None)
+            summary = run.summary.model_dump(exclude_none=True)
+            row.update({summary_column(name): float(value) for name, value in summary.items()})
+            rows.append(row)
+    return to_frame(rows)
+
+
+def entry_metrics(path: str | os.PathLike[str], seed: int) -> pd.DataFrame:
+    """Return a submitted run's values as its `metrics.csv` would hold them.
+
+    Raises:
+        UsageError: if the file is no sound entry (any more).
+    """
+    rows: list[tuple[int, float, str, float]] = []
+    for run in _cached_entry(os.fspath(path)).runs:
+        if run.seed != seed:
+            continue
+        rows += [(place, math.nan, "accuracy_exposed", value) for place, value in run.curve]
+        for place, line in zip(run.experience_ends, run.accuracy_matrix, strict=True):
+            rows += [
+                (place, float(e), "accuracy", value)
+                for e, value in enumerate(line)
+                if value is not None
+            ]
+    return pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value"])
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_entry(path: str) -> Entry:
+    return read_entry(path)
+
+
+# ---- writing
+
+
+def build_entry(runs: pd.DataFrame, method: str, config_hash: str = "") -> Entry:
+    """Make an entry of a method's finished runs.
+
+    Args:
+        runs: the frame of `read_runs`.
+        method: by name.
+        config_hash: the beginning of the configuration's hash, where the method has several.
+
+    Raises:
+        UsageError: if the method has no finished run, or several configurations or versions of the
+            code and `config_hash` does not choose, or if a run's files are not sound.
+    """
+    done = runs[(runs["status"] == "done") & ~runs["submitted"].astype(bool)]
+    own = done[done["method"] == method]
+    if own.empty:
+        known = ", ".join(sorted(set(done["method"]))) or "no method"
+        raise UsageError(f"--method takes a method with finished runs ({known}), not {method!r}.")
+    chosen = own[own["config_hash"].str.startswith(config_hash)]
+    hashes = sorted(set(chosen["config_hash"]))
+    if len(hashes) != 1:
+        known = ", ".join(hashes or sorted(set(own["config_hash"])))
+        raise UsageError(
+            f"--config takes the beginning of one configuration's hash, and {config_hash!r} is "
+            f"that of {len(hashes)} of {method} ({known})."
+        )
+    if len(runs_by_row(chosen)) != 1:
+        raise UsageError(
+            f"An entry takes runs of one version of the code and one backbone, and those of "
+            f"{method} {hashes[0]} are of several: give a folder that holds one's only."
+        )
+    folders = [Path(f) / r for f, r in zip(chosen["folder"], chosen["run_dir"], strict=True)]
+    seeds = dict(zip(chosen["seed"].astype(int), folders, strict=True))
+    if len(seeds) != len(folders):
+        raise UsageError(f"An entry takes a seed once, and {method} has one twice.")
+    content = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))
+    try:
+        values = _configuration(content)
+        values["runs"] = [_seed(seed, seeds[seed]) for seed in sorted(seeds)]
+        # Through JSON, as a reader will: a tuple is a list there.
+        return Entry.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UsageError(_sentence(folders[0].parent, error)) from None
+
+
+def _configuration(content: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry's fields but for its runs; a path to the weights stays at home."""
+    config = {k: v for k, v in content["config"].items() if k not in ("seed", "weights", "tuning")}
+    further = {name: config.pop(name) for name in set(config) - set(Configuration.model_fields)}
+    backbone, ran = content["backbone"], content.get("ran") or {}
+    return {
+        "format": "avalanche-rwf-entry/1",
+        "config_hash": content["config_hash"],
+        "config": {**config, "settings": further},
+        "backbone": {name: backbone.get(name) for name in Backbone.model_fields},
+        "ran": {name: ran.get(name) for name in Ran.model_fields},
+        "uses_boundaries": bool(content.get("uses_boundaries")),
+        "version": content["versions"].get("avalanche-rwf", __version__),
+        "source_sha256": content.get("source_sha256"),
+    }
+
+
+def _seed(seed: int, folder: Path) -> dict[str, Any]:
+    """Return one run of an entry from its directory.
+
+    Raises:
+        UsageError: if `metrics.csv` cannot be read.
+    """
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    try:
+        text = (folder / "metrics.csv").read_bytes()
+        rows = list(csv.DictReader(text.decode().splitlines()))
+        matrix: dict[int, dict[int, float]] = {}
+        for row in rows:
+            if row["metric"] == "accuracy":
+                after = matrix.setdefault(int(row["samples_seen"]), {})
+                after[int(row["experience"])] = float(row["value"])
+        curve = {int(row["samples_seen"]): float(row["value"]) for row in rows
+                 if row["metric"] == "accuracy_exposed"}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
+    ends = sorted(matrix)
+    return {
+        "seed": seed,
+        "summary": {name: summary.get(name) for name in Summary.model_fields},
+        "accuracy_matrix": [[matrix[end].get(e) for e in range(len(ends))] for end in ends],
+        "experience_ends": ends,
+        "curve": sorted(curve.items()),
+        "metrics_sha256": hashlib.sha256(text).hexdigest(),
+        "environment": {name: content.get(name) for name in Environment.model_fields},
+    }

@@ -1,0 +1,74 @@
+"""The contribution to continual-learning-baselines: its script runs and reaches the target."""
+
+from __future__ import annotations
+
+import ast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.leaderboard import aggregate, read_runs
+from avalanche_rwf.leaderboard.cl_baselines import contribution, write_contribution
+
+
+def test_the_script_runs_and_gives_the_number_of_the_run(tmp_path):
+    from avalanche_rwf.experiments.run import run
+    from avalanche_rwf.models.backbone import PACKAGED
+
+    rng = np.random.RandomState(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for number, name in enumerate("abcd"):
+            folder = tmp_path / "set" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.randint(0, 160, (8, 8, 3))
+                pixels[..., number % 3] += 30 * (1 + number // 3)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    config = RunConfig(f"folder:{tmp_path / 'set'}", "ncm", experiences=2, batch_size=4,
+                       backbone=PACKAGED)  # fmt: skip
+    summary = run(config, tmp_path / "out")
+    assert summary["status"] == "done"
+    runs = read_runs(tmp_path / "out").frame
+    files, notes = contribution(aggregate(runs), runs)
+    assert notes == []
+    (script,) = (name for name in files if name.endswith("/ncm.py"))
+    assert files["tests/target_results.csv"].splitlines()[0] == "strategy,benchmark,result"
+    assert f"{summary['a_last']:.4f}" in files["tests/target_results.csv"]
+    paths = write_contribution(files, tmp_path / "made")
+    assert tmp_path / "made" / script in paths
+    for name, text in files.items():
+        if name.endswith(".py"):
+            ast.parse(text)
+    names: dict = {"__name__": "experiments"}
+    exec(files[script], names)
+    (function,) = (value for key, value in names.items() if key.startswith("ncm_folder"))
+    result = function({"cuda": -1})
+    accuracy = [v for k, v in result.items() if k.startswith("Top1_Acc_Stream")]
+    assert accuracy == [pytest.approx(summary["a_last"])]
+
+
+def test_names_cannot_leave_their_strings(make_run, tmp_path):
+    make_run('x"""\nimport os', options={"head": "'\n\"\"\""})
+    runs = read_runs(tmp_path).frame
+    files, _ = contribution(aggregate(runs), runs)
+    for name, text in files.items():
+        assert ".." not in name
+        if name.endswith(".py"):
+            tree = ast.parse(text)
+            imported = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import)
+                        for a in n.names]  # fmt: skip
+            assert "os" not in imported
+
+
+def test_rows_that_cannot_be_contributed_are_named(make_run, tmp_path):
+    make_run("mine.py:Net")
+    runs = read_runs(tmp_path).frame
+    with pytest.raises(UsageError, match="cl-baselines"):
+        contribution(aggregate(runs), runs)
+    make_run("rwf")
+    runs = read_runs(tmp_path).frame
+    _, notes = contribution(aggregate(runs), runs)
+    assert notes == ["mine.py:Net aaaa left out: its code is a file of yours."]

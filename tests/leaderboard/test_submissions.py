@@ -1,0 +1,214 @@
+"""Entries: what is written can be read, and hostile ones are refused with the field named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from avalanche_rwf import cli
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.leaderboard import aggregate, read_runs, render
+from avalanche_rwf.leaderboard import submissions as sub
+from avalanche_rwf.leaderboard.plots import read_metrics
+from avalanche_rwf.version import __version__
+
+SHA = "3fa9c1d2" * 8
+METRICS = """samples_seen,experience,metric,value
+10,,accuracy_exposed,1.0
+10,0,accuracy,1.0
+20,,accuracy_exposed,0.7
+20,0,accuracy,0.6
+20,1,accuracy,0.8
+20,,accuracy_class_0,0.6
+"""
+SUMMARY = {
+    "a_last": 0.7, "a_avg": 0.85, "a_auc": 0.8, "forgetting_experience": 0.4,
+    "forgetting_class": 0.3, "train_seconds": 2.0, "trainable_parameters": 10, "status": "done",
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    out = tmp_path / "results"
+    for seed in (0, 1):
+        config = RunConfig("split-digits", "rwf", {"head": "white", "lr": 0.01, "blocks": (1, 2)},
+                           seed, weights="/home/me/w.pth", weights_sha256=SHA, backbone="vit",
+                           experiences=2)  # fmt: skip
+        folder = run_directory(out, config)
+        folder.mkdir(parents=True)
+        content = {
+            "config": config.to_dict(), "config_hash": config.config_hash(),
+            "backbone": {"name": "vit", "sha256": SHA, "source": "file", "image_size": 32},
+            "ran": {"head": "white", "mask": "seen", "readout": "cls", "clip_norm": None},
+            "uses_boundaries": False, "source_sha256": "1" * 64, "git": "a",
+            "versions": {"avalanche-rwf": __version__, "torch": "2.9"},
+            "hardware": {"cpu": "x", "cores": 2},
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(content))
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        (folder / "metrics.csv").write_text(METRICS)
+    return out
+
+
+@pytest.fixture
+def entry(results):
+    built = sub.build_entry(read_runs(results).frame, "rwf")
+    return json.loads(built.model_dump_json())
+
+
+def write(tmp_path, content, name="entry.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_what_is_submitted_comes_back(results, entry, tmp_path):
+    assert "/home/me" not in json.dumps(entry)
+    own = read_runs(results).frame
+    others = sub.read_entries([write(tmp_path, entry), write(tmp_path, entry, "again.json")])
+    assert others["seed"].tolist() == [0, 1]
+    board = aggregate(pd.concat([own, others], ignore_index=True))
+    assert board["submitted"].tolist() == [False, True]  # never averaged with one's own
+    mine, theirs = board.to_dict("records")
+    for name in ("a_last_mean", "n", "head", "config_hash", "source", "options", "experiences"):
+        assert mine[name] == theirs[name]
+    assert "rwf‡" in render(board)
+    assert "submitted, not run here" in render(board)
+    metrics = read_metrics(others)
+    assert len(metrics[metrics["metric"] == "accuracy"]) == 6
+
+
+def change(path, value):
+    """A function that sets a field, given by its keys, of an entry."""
+
+    def apply(entry):
+        *parents, last = path
+        for key in parents:
+            entry = entry[key]
+        entry[last] = value
+
+    return apply
+
+
+RUN = ("runs", 0)
+HOSTILE = {
+    "a type": (change((*RUN, "summary", "a_last"), "0.7"), "runs[0].summary.a_last"),
+    "a boolean": (change((*RUN, "summary", "a_last"), True), "runs[0].summary.a_last"),
+    "not a number": (change((*RUN, "summary", "a_last"), float("nan")), "runs[0].summary.a_last"),
+    "infinite": (change((*RUN, "summary", "train_seconds"), float("inf")), "train_seconds"),
+    "above 1": (change((*RUN, "summary", "a_avg"), 1.5), "runs[0].summary.a_avg"),
+    "below 0": (change((*RUN, "summary", "a_last"), -0.1), "runs[0].summary.a_last"),
+    "matrix above 1": (
+        change((*RUN, "accuracy_matrix", 1, 0), 60.0), "runs[0].accuracy_matrix[1][0]"
+    ),
+    "matrix of another a_last": (change((*RUN, "accuracy_matrix", 1), [0.1, 0.2]), "a_last"),
+    "matrix of other forgetting": (
+        change((*RUN, "summary", "forgetting_experience"), 0.0), "forgetting_experience"
+    ),
+    "matrix that is not square": (change((*RUN, "accuracy_matrix", 1), [0.7]), "square"),
+    "curve of another a_last": (change((*RUN, "curve", 1), [20, 0.65]), "summary.a_last"),
+    "curve of another a_avg": (change((*RUN, "curve", 0), [10, 0.5]), "summary.a_a"),
+    "markup": (change(("config", "method"), "<script>alert(1)</script>"), "config.method"),
+    "markup in an option": (change(("config", "options", "head"), "<b>"), "config.options"),
+    "markup in a key": (change(("config", "options", "<b>"), 1), "config.options"),
+    "a control": (change(("backbone", "name"), "vit\x1b[31m"), "backbone.name"),
+    "right to left": (change(("config", "method"), "rwf\u202e"), "config.method"),
+    "a long name": (change(("config", "method"), "a" * 10_000), "config.method"),
+    "a seed twice": (change(("runs", 1, "seed"), 0), "runs must hold a seed once"),
+    "no run": (change(("runs",), []), "runs"),
+    "runs of a type": (change(("runs",), {"0": 1}), "runs"),
+    "many runs": (change(("runs",), [0] * 2000), "runs"),
+    "a huge number": (change((*RUN, "seed"), 10**400), "seed"),
+    "a negative seed": (change((*RUN, "seed"), -1), "runs[0].seed"),
+    "another hash": (change(("config_hash",), "0" * 10), "config_hash"),
+    "another option": (change(("config", "options", "lr"), 0.5), "config_hash"),
+    "an unknown setting": (change(("config", "settings"), {"x": 1}), "config.settings"),
+    "other weights": (change(("backbone", "sha256"), "0" * 64), "weights_sha256"),
+    "an unknown field": (change(("__class__",), "os.system"), "__class__"),
+    "another format": (change(("format",), "x"), "format"),
+    "experiences": (change(("config", "experiences"), 3), "config.experiences"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_entries_are_refused_with_the_field_named(case, entry, tmp_path):
+    spoil, field = HOSTILE[case]
+    spoilt = copy.deepcopy(entry)
+    spoil(spoilt)
+    path = write(tmp_path, spoilt)
+    with pytest.raises(UsageError) as error:
+        sub.read_entries([path])
+    said = str(error.value)
+    assert field in said
+    assert str(path) in said
+    assert "\n" not in said
+    assert "\x1b" not in said
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "null", "\x00", "[" * 200_000, '{"a":' * 100_000, "NaN", '{"runs": 1e999}',
+    ],
+)  # fmt: skip
+def test_what_is_no_entry_at_all(content, tmp_path):
+    with pytest.raises(UsageError, match=r"entry\.json' is not an entry"):
+        sub.read_entry(write(tmp_path, content))
+
+
+def test_size_is_checked_before_anything_is_parsed(tmp_path, monkeypatch):
+    path = tmp_path / "entry.json"
+    with path.open("wb") as file:
+        file.truncate(10**10)  # sparse
+
+    def parsed(*args, **kwargs):
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(sub.Entry, "model_validate_json", parsed)
+    with pytest.raises(UsageError, match="more than 5,000,000 bytes"):
+        sub.read_entry(path)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "nowhere"):
+        with pytest.raises(UsageError, match="cannot be read as an entry"):
+            sub.read_entry(tmp_path / name)
+
+
+def test_two_entries_with_other_runs_of_a_seed(entry, tmp_path):
+    other = copy.deepcopy(entry)
+    other["runs"][0]["summary"]["train_seconds"] = 3.0
+    paths = [write(tmp_path, entry), write(tmp_path, other, "other.json")]
+    with pytest.raises(UsageError, match=r"seed 0 in .*entry\.json' and .*other\.json"):
+        sub.read_entries(paths)
+
+
+def test_the_command_line(results, tmp_path, capsys):
+    path = tmp_path / "entry.json"
+    line = ["submit", str(results), "--method", "rwf", "--out", str(path)]
+    assert cli.main(line) == 0
+    assert "seeds 0,1" in capsys.readouterr().err
+    add = ["leaderboard", str(results), "--add", str(path), "--format", "csv"]
+    assert cli.main(add) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
+    assert not (results / "leaderboard.csv").exists()  # it is of the folder's own runs
+    assert cli.main(["submit", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"]["runs"]["maxItems"] == 1000
+    for bad, said in (
+        (["submit"], "DIR"),
+        (["submit", str(results), "--out", "x"], "--method"),
+        (["submit", str(results), "--method", "ncm", "--out", str(path)], "'ncm'"),
+        ([*line, "--config", "ffff"], "--config"),
+        (["leaderboard", str(results), "--add", str(tmp_path / "nil")], "nil"),
+        (["leaderboard", str(results), "--out", "x"], "--out"),
+        (["leaderboard", str(results), "--reference", "nmc"], "--reference"),
+    ):
+        assert cli.main(bad) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert captured.err.count("\n") == 1
