@@ -28,6 +28,7 @@ from avalanche_rwf.benchmarks import Benchmark, create_benchmark
 from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
+    class_accuracy_matrix,
     summarise,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
@@ -39,6 +40,7 @@ from avalanche_rwf.experiments.store import (
     read_json,
     save_state,
     save_tensors,
+    source_sha256,
     write_json,
     write_text,
 )
@@ -341,7 +343,9 @@ def _metrics_csv(
 ) -> str:
     """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
 
-    Routing metrics are those of test images of experience 0, as its ``accuracy`` is.
+    ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
+    of a class, whose number is in the metric's name: ``accuracy_class_<c>``. Routing metrics are
+    those of test images of experience 0, as its ``accuracy`` is.
     """
     rows = ["samples_seen,experience,metric,value"]
     for point in points:
@@ -351,6 +355,10 @@ def _metrics_csv(
             for e, value in enumerate(accuracies.tolist()):
                 if value == value:
                     rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
+            by_class = class_accuracy_matrix([point], n_experiences)[point.experience]
+            for c, value in enumerate(by_class.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
     rows += [f"{seen},0,{name},{value!r}" for seen, name, value in routing]
     last = points[-1].samples_seen if points else 0
     for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
@@ -558,6 +566,7 @@ def _run(
             "skipped": benchmark.skipped,
         },
         uses_boundaries=spec.uses_boundaries or bool(getattr(strategy, "uses_boundaries", False)),
+        source_sha256=source_sha256(),
         **environment(device),
     )
     trainable = _trainable(strategy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
@@ -27,6 +29,7 @@ __all__ = [
     "read_json",
     "save_state",
     "save_tensors",
+    "source_sha256",
     "write_json",
     "write_text",
 ]
@@ -147,6 +150,22 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+@functools.cache
+def source_sha256() -> str:
+    """SHA-256 of the sources of this package that make numbers: every floor up to the runs.
+
+    The git revision changes with a page of the documentation, and the package's version with few
+    changes of the code; runs are averaged if this is equal.
+    """
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for floor in ("benchmarks", "evaluation", "experiments", "models", "routing", "strategies"):
+        for path in sorted((package / floor).rglob("*.py")):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _cpu_name() -> str:

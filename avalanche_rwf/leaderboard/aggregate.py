@@ -1,9 +1,13 @@
 """From run directories to one row per configuration.
 
 A run directory is ``OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>/`` with `config.json` and
-`summary.json`. Means are taken over seeds of one configuration and of nothing else: two runs that
-differ in anything but the seed (head, mask, read-out, batch, gradient steps, stream, the backbone's
-weights) differ in the hash of the configuration or in that of the weights and stay apart.
+`summary.json`; `metrics.csv` is not read for a ranking. Means are taken over seeds of one
+configuration and of nothing else: two runs that differ in anything but the seed (head, mask,
+read-out, batch, gradient steps, stream, the backbone's weights) differ in the hash of the
+configuration or in that of the weights and stay apart. So do runs of different code: by the version
+of the package and by the hash of its sources that make numbers, or by the git revision where a run
+is older than that record. Submitted runs stay apart from those made here. What may move a number in
+its last digits only (the release of torch, the hardware) is noted and separates nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +22,53 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
 
-__all__ = ["BrokenRun", "Runs", "aggregate", "read_runs", "write_leaderboard"]
+__all__ = [
+    "BrokenRun",
+    "Runs",
+    "add_reference",
+    "aggregate",
+    "protocols",
+    "read_runs",
+    "row_key",
+    "runs_by_row",
+    "write_leaderboard",
+]
 
 # Columns of a configuration, in their order in the leaderboard.
 _IDENTITY = (
     *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_source"),
     *("method", "config_hash", "head", "mask", "readout", "batch_size", "gradient_steps"),
     *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
-    *("skip_corrupt", "weights", "options", "budget", "tuning", "uses_boundaries"),
+    *("skip_corrupt", "settings", "weights", "options", "budget", "tuning", "uses_boundaries"),
+    *("version", "source", "submitted"),
 )
 _INTEGERS = ("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples")
-_RUN = ("run_dir", "seed", "status", "error")
-_GROUP = ("benchmark", "stream", "backbone", "backbone_sha256", "method", "config_hash")
+# Said of a row, separating nothing: all that its runs have, "2.8.0; 2.9.1".
+_NOTED = ("git", "torch", "hardware")
+_RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED)
+_GROUP = (
+    *("benchmark", "stream", "backbone", "backbone_sha256", "method", "config_hash"),
+    *("version", "source", "submitted"),
+)
+_CODE = slice(6, 8)  # of _GROUP: version and source
+# Rows that differ in any of these are in different tables and are never ranked against each other.
+PROTOCOL = (
+    *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
+    *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
+    *("eval_every_samples", "holdout", "skip_corrupt", "settings"),
+)
+# Fields of a configuration that are in no further column, or in none because they may differ.
+_ELSEWHERE = ("seed", "code", "weights_sha256")
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
 _SEED = re.compile(r"seed(\d+)")
-_METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
+METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
+_REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_pairs")
+_FILES = ("config.json", "summary.json", "metrics.csv")
+# How deep foreign folders are looked into.
+_DEPTH = 8
 
 
 class BrokenRun(NamedTuple):
@@ -69,42 +103,123 @@ def _summary_field(column: str) -> str:
     return field if summary_column(field) == column else column
 
 
-def read_runs(out_dir: str | os.PathLike[str]) -> Runs:
-    """Read every run directory under `out_dir`.
+def read_runs(
+    out_dir: str | os.PathLike[str], *more: str | os.PathLike[str]
+) -> Runs:
+    """Read every run directory under one or several folders.
 
     Args:
         out_dir: the output folder of `compare`, the one that holds `runs/`.
+        more: others, as from other machines. A run that is in several of them counts once if its
+            files are the same to the byte.
 
     Returns:
         the runs as a frame: what identifies a configuration (`benchmark`, `backbone`, `method`,
-        `config_hash`, `head`, ...; `options` as sorted JSON text), `run_dir` (relative to
-        `out_dir`), `seed`, `status` ("done" or "failed"), `error`, and the fields of the summary
+        `config_hash`, `head`, ...; `options` and `settings`, what else the configuration holds, as
+        sorted JSON text), `folder` (the one given), `run_dir` (relative to it), `seed`, `status`
+        ("done" or "failed"), `error`, `git`, `torch`, `hardware`, and the fields of the summary
         under `summary_column`; and a list of the directories that gave none, with the reason
-        (unfinished, unreadable, contradictory, misplaced).
+        (unfinished, unreadable, contradictory, misplaced, foreign).
 
     Raises:
-        UsageError: if `out_dir` is not a folder.
+        UsageError: if a folder is none, or if two of them hold different runs of one seed of one
+            configuration.
     """
-    out = Path(out_dir)
-    if not out.is_dir():
-        raise UsageError(f"out_dir must be a folder with run directories, got {str(out)!r}.")
-    runs = out / "runs"
-    found = {path for path in runs.glob("*/*/*/seed*") if path.is_dir()}
-    for name in ("config.json", "summary.json"):
-        found.update(path.parent for path in runs.rglob(name))
-    rows, broken = [], []
-    for path in sorted(found):
+    rows: list[dict[str, Any]] = []
+    broken: list[BrokenRun] = []
+    for folder in (out_dir, *more):
+        out = Path(folder)
+        if not out.is_dir():
+            raise UsageError(f"out_dir must be a folder with run directories, got {str(out)!r}.")
+        for path in _run_directories(out / "runs"):
+            try:
+                rows.append({"folder": str(out), **_read_run(path, out)})
+            except _UnusableError as error:
+                broken.append(BrokenRun(path, str(error)))
+    return Runs(to_frame(_once(rows) if more else rows), broken)
+
+
+def _run_directories(runs: Path) -> list[Path]:
+    """Return, sorted, what is a run directory or stands where one should.
+
+    One pass, never into a run directory: thousands of them are read in seconds. Links are followed
+    down to the depth of run directories only, so that a circle of them ends.
+    """
+    found: list[Path] = []
+
+    def visit(folder: str, depth: int) -> None:
         try:
-            rows.append(_read_run(path, out))
-        except _UnusableError as error:
-            broken.append(BrokenRun(path, str(error)))
+            entries = list(os.scandir(folder))
+        except OSError:
+            found.append(Path(folder))
+            return
+        names = {entry.name for entry in entries}
+        below = [entry for entry in entries if entry.is_dir(follow_symlinks=depth < 4)]
+        placed = depth == 4 and os.path.basename(folder).startswith("seed")
+        if placed or {"config.json", "summary.json"} & names:
+            found.append(Path(folder))
+        elif not below or depth >= _DEPTH:
+            if depth:  # an empty `runs` is no run
+                found.append(Path(folder))
+        else:
+            for entry in below:
+                visit(entry.path, depth + 1)
+
+    if runs.is_dir():
+        visit(str(runs), 0)
+    return sorted(found)
+
+
+def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two runs must share to be seeds of one row."""
+    return tuple(None if _missing(row[name]) else row[name] for name in _GROUP)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out a finished run that another folder holds too.
+
+    Raises:
+        UsageError: if it is another run of the same seed.
+    """
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    result = []
+    for row in rows:
+        if row["status"] == "done":
+            first = kept.setdefault((row_key(row), row["seed"]), row)
+            # At two places of one folder it is a copied directory, which `aggregate` refuses.
+            same_place = first["run_dir"] == row["run_dir"]
+            if first is not row and (same_place or first["folder"] != row["folder"]):
+                here, there = (Path(r["folder"]) / r["run_dir"] for r in (first, row))
+                if not all(_content(here / name) == _content(there / name) for name in _FILES):
+                    raise UsageError(
+                        "Folders must hold a seed of a configuration once or as identical files, "
+                        f"got different runs of it in {here} and {there}."
+                    )
+                continue
+        result.append(row)
+    return result
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Make the frame of `read_runs` from its rows."""
     fields = sorted({name for row in rows for name in row} - set(_IDENTITY) - set(_RUN))
-    ordered = [name for name in _METRICS if name in fields]
-    ordered += [name for name in fields if name not in _METRICS]
-    frame = pd.DataFrame(rows, columns=[*_RUN[:1], *_IDENTITY, *_RUN[1:], *ordered])
+    ordered = [name for name in METRICS if name in fields]
+    ordered += [name for name in fields if name not in METRICS]
+    frame = pd.DataFrame(rows, columns=[*_RUN[:2], *_IDENTITY, *_RUN[2:], *ordered])
     for name in ordered:
         frame[name] = frame[name].astype("float64")
-    return Runs(_whole_numbers(frame, rows), broken)
+    return _whole_numbers(frame, rows)
 
 
 def _whole_numbers(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -155,6 +270,8 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         _UnusableError: if it gives none.
     """
     match = _SEED.fullmatch(path.name)
+    if match is None and not any((path / name).exists() for name in _FILES[:2]):
+        raise _UnusableError(f"is not a run directory: it has neither {' nor '.join(_FILES[:2])}")
     if len(path.relative_to(out / "runs").parts) != 4 or match is None:
         raise _UnusableError(f"is not at {_PLACE}")
     try:
@@ -179,32 +296,61 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     if not (config_hash.startswith(folder) or folder.startswith(config_hash)):
         raise _UnusableError(f"config.json is of configuration {config_hash}, not {folder}")
 
-    row: dict[str, Any] = {name: config.get(name) for name in _IDENTITY}
+    row = configuration_row(content)
+    row["run_dir"] = path.relative_to(out).as_posix()
+    row.update(_read_summary(path / "summary.json"))
+    return row
+
+
+def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that a `config.json`, checked by the caller, gives to a run."""
+    config, backbone = content["config"], content["backbone"]
+    options = config.get("options") or {}
     # Methods that leave no choice of head, mask or read-out have one all the same.
-    ran = content.get("ran")
-    ran = ran if isinstance(ran, dict) else {}
+    ran, versions, hardware = (
+        part if isinstance(part, dict) else {}
+        for part in (content.get(name) for name in ("ran", "versions", "hardware"))
+    )
+    row: dict[str, Any] = {name: config.get(name) for name in _IDENTITY}
+    git = _text(content.get("git"))
     row.update(
-        run_dir=path.relative_to(out).as_posix(),
         seed=int(config["seed"]),
         backbone=str(backbone["name"]),
         backbone_sha256=str(backbone["sha256"]),
         backbone_source=_text(backbone.get("source")),
-        config_hash=config_hash,
+        config_hash=str(content["config_hash"]),
         stream=_text(config.get("stream")),
         experiences=_experiences(config, content),
         skip_corrupt=bool(config.get("skip_corrupt")),
+        settings=_text(_settings(config)),
         backbone_args=_text(config.get("backbone_args")),
         weights=_text(config.get("weights")),
         options=_text(options),
         budget=config.get("budget") or "default",
         tuning=_text(config.get("tuning")),
         uses_boundaries=bool(content.get("uses_boundaries")),
+        version=_text(versions.get("avalanche-rwf")),
+        # A change of a page of the documentation is no change of the code.
+        source=_text(content.get("source_sha256")) or git,
+        submitted=False,
+        git=git,
+        torch=_text(versions.get("torch")),
+        hardware=_text(hardware.get("gpu") or hardware.get("cpu")),
         **{
             name: _text(ran.get(name) or options.get(name)) for name in ("head", "mask", "readout")
         },
     )
-    row.update(_read_summary(path / "summary.json"))
     return row
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a configuration holds besides the columns: the options of a stream, flat."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in (*_IDENTITY, *_ELSEWHERE) or value is None or value == {} or value == []:
+            continue
+        found.update(value if name == "stream_options" and isinstance(value, dict) else {name: value})
+    return found
 
 
 def _failure(path: Path) -> str:
@@ -248,11 +394,14 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         runs: the frame of `read_runs`, or several of them concatenated.
 
     Returns:
-        one row per (benchmark, stream, backbone and its weights, method, config hash): the columns
-        that identify it, `n` and `seeds` (those that are done, "0,1,2"), `failed` (how many runs
-        failed; they enter no mean), and for every numeric field of the summaries `<field>_mean` and
-        `<field>_std` (of the sample, ddof=1; NaN for one seed). Fields that a seed lacks are
-        averaged over the others. Best `a_last_mean` first within each benchmark and backbone.
+        one row per (benchmark, stream, backbone and its weights, method, config hash, version and
+        source of the code, submitted or not): the columns that identify it, `n` and `seeds` (those
+        that are done, "0,1,2"), `failed` (how many runs failed; they enter no mean), `git`, `torch`
+        and `hardware` (all that its runs have), and for every numeric field of the summaries
+        `<field>_mean` and `<field>_std` (of the sample, ddof=1; NaN for one seed), for accuracies
+        and forgetting also `<field>_ci_low` and `<field>_ci_high` (95 %, Student's t). Fields that
+        a seed lacks are averaged over the others. Best `a_last_mean` first within each benchmark
+        and backbone.
 
     Raises:
         UsageError: if a seed occurs twice in a configuration.
@@ -263,29 +412,42 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         for name in runs.columns
         if name not in known and pd.api.types.is_numeric_dtype(runs[name])
     ]
+    # Plain rows and arrays: thousands of small frames would take longer than reading the files.
+    records = runs[[*_IDENTITY, *_RUN]].to_dict("records")
+    values = {name: runs[name].to_numpy(np.float64) for name in fields}
     rows = []
-    for _, group in runs.groupby(list(_GROUP), dropna=False, sort=False):
-        done = group[group["status"] == "done"].sort_values("seed")
-        twice = done[done["seed"].duplicated(keep=False)]
-        if len(twice):
+    for indices in _groups(records):
+        done = [index for index in indices if records[index]["status"] == "done"]
+        done.sort(key=lambda index: int(records[index]["seed"]))
+        seeds = [int(records[index]["seed"]) for index in done]
+        twice = [_name(records[i]) for i, seed in zip(done, seeds, strict=True)
+                 if seeds.count(seed) > 1]  # fmt: skip
+        if twice:
             raise UsageError(
                 "runs must hold a seed once in a configuration, got the same one in "
-                f"{', '.join(map(str, twice['run_dir']))}."
+                f"{', '.join(twice)}."
             )
-        row = {name: group[name].iloc[0] for name in _IDENTITY}
+        row: dict[str, Any] = {name: records[indices[0]][name] for name in _IDENTITY}
         # A run that failed early does not say.
-        row["uses_boundaries"] = bool(group["uses_boundaries"].any())
+        row["uses_boundaries"] = any(bool(records[i]["uses_boundaries"]) for i in indices)
         row["n"] = len(done)
-        row["seeds"] = ",".join(str(seed) for seed in done["seed"])
-        row["failed"] = int((group["status"] == "failed").sum())
+        row["seeds"] = ",".join(map(str, seeds))
+        row["failed"] = sum(records[index]["status"] == "failed" for index in indices)
+        for name in _NOTED:
+            there = {str(records[i][name]) for i in indices if not _missing(records[i][name])}
+            row[name] = "; ".join(sorted(there)) or None
         for field in fields:
-            name = _summary_field(field)
-            row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(done[field].to_numpy())
+            name, numbers = _summary_field(field), values[field][done]
+            row[f"{name}_mean"], row[f"{name}_std"] = mean_std(numbers)
+            if name in METRICS:
+                row[f"{name}_ci_low"], row[f"{name}_ci_high"] = interval(numbers)
         rows.append(row)
-    values = [
-        f"{_summary_field(field)}_{statistic}" for field in fields for statistic in ("mean", "std")
+    columns = [
+        f"{_summary_field(field)}_{statistic}"
+        for field in fields
+        for statistic in ("mean", "std", *(("ci_low", "ci_high") if field in METRICS else ()))
     ]
-    board = pd.DataFrame(rows, columns=[*_IDENTITY, "n", "seeds", "failed", *values])
+    board = pd.DataFrame(rows, columns=[*_IDENTITY, "n", "seeds", "failed", *_NOTED, *columns])
     board = _whole_numbers(board, rows)
     if "a_last_mean" not in board or board.empty:
         return board
@@ -294,27 +456,149 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     return board.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
-def _mean_std(values: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation (ddof=1) of the values that are not NaN."""
-    there = np.asarray(values, dtype=np.float64)
-    there = there[~np.isnan(there)]
-    mean = float(there.mean()) if len(there) else math.nan
-    return mean, float(there.std(ddof=1)) if len(there) > 1 else math.nan
+def _groups(records: list[dict[str, Any]]) -> list[list[int]]:
+    """Return the indices of the runs of each row, in the order of their first run."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault(row_key(record), []).append(index)
+    # A run that fails before its backbone or data is there does not say of what code it is: it
+    # counts where its configuration has a row.
+    rows: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for key in groups:
+        if key[_CODE] != (None, None):
+            rows.setdefault((*key[: _CODE.start], *key[_CODE.stop :]), key)
+    for key in [key for key in groups if key[_CODE] == (None, None)]:
+        other = rows.get((*key[: _CODE.start], *key[_CODE.stop :]))
+        if other and not any(records[index].get("status") == "done" for index in groups[key]):
+            groups[other] += groups.pop(key)
+    return list(groups.values())
 
 
-def write_leaderboard(out_dir: str | os.PathLike[str]) -> Path:
+def _name(record: dict[str, Any]) -> str:
+    """Name a run in a sentence: by its directory, or by the file that it was submitted in."""
+    if record["submitted"] is True:
+        return f"{record['folder']} ({record['run_dir']})"
+    return str(record["run_dir"])
+
+
+def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split runs or a leaderboard into what may be compared: one protocol each, in their order.
+
+    Args:
+        frame: of `read_runs` or `aggregate`.
+    """
+    keys = [name for name in PROTOCOL if name in frame.columns]
+    if frame.empty:
+        return []
+    return [group for _, group in frame.groupby(keys, dropna=False, sort=False)]
+
+
+def add_reference(
+    board: pd.DataFrame, runs: pd.DataFrame, reference: str, field: str = "a_last"
+) -> pd.DataFrame:
+    """Add to each row its paired difference to a reference method, over the seeds both have.
+
+    Args:
+        board: the frame of `aggregate`.
+        runs: the frame that it was made of.
+        reference: a method, or the beginning of a configuration's hash where a protocol has several
+            configurations of the method. In every protocol that has it the rows are compared with
+            its row; where it has one row per version of the code, with that of the same code.
+        field: the metric, as in `runs`.
+
+    Returns:
+        the board with `reference`, `difference` (row minus reference), `difference_ci_low` and
+        `difference_ci_high` (95 %, Student's t), `p` (two-sided paired t-test, not corrected for
+        the number of rows) and `n_pairs`; missing in the reference's own row and in protocols
+        without it.
+
+    Raises:
+        UsageError: if no finished row is of the reference, or several of one protocol are.
+    """
+    scored = {
+        key: dict(zip(group["seed"], group[field], strict=True))
+        for key, group in runs_by_row(runs[runs["status"] == "done"]).items()
+    }
+    board = board.copy()
+    found = False
+    columns: dict[str, dict[Any, Any]] = {name: {} for name in ("reference", *_REFERENCE)}
+    for table in protocols(board):
+        rows = dict(zip(table.index, table.to_dict("records"), strict=True))
+        named = {
+            index: row
+            for index, row in rows.items()
+            if row["n"] and (row["method"] == reference or _is_hash(reference, row["config_hash"]))
+        }
+        found = found or bool(named)
+        for index, row in rows.items():
+            if not named or index in named:
+                continue
+            other = _counterpart(row, list(named.values()), reference)
+            ours, theirs = scored.get(row_key(row), {}), scored[row_key(other)]
+            seeds = sorted(ours.keys() & theirs.keys())
+            paired = paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+            said = (paired.difference, paired.low, paired.high, paired.p, paired.n)
+            for name, value in zip(_REFERENCE, said, strict=True):
+                columns[name][index] = value
+            columns["reference"][index] = other["method"]
+    if not found:
+        known = sorted(set(board.loc[board["n"] > 0, "method"]))
+        raise UsageError(
+            f"--reference takes a method with finished runs or the beginning of a configuration's "
+            f"hash, not {reference!r}; {nearest(reference, known)}."
+        )
+    for name, values in columns.items():
+        kind = "object" if name == "reference" else "Int64" if name == "n_pairs" else "float64"
+        board[name] = pd.Series(values, index=board.index, dtype=kind)
+    return board
+
+
+def runs_by_row(runs: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """Return the runs of each row of the leaderboard."""
+    records = runs[list(_GROUP)].to_dict("records")
+    return {row_key(records[i[0]]): runs.iloc[i] for i in _groups(records)}
+
+
+def _is_hash(text: str, config_hash: Any) -> bool:
+    """Return whether a text is the beginning, of six digits or more, of a configuration's hash."""
+    return len(text) >= 6 and str(config_hash).startswith(text)
+
+
+def _counterpart(
+    row: dict[str, Any], candidates: list[dict[str, Any]], reference: str
+) -> dict[str, Any]:
+    """Return the one row of the reference to compare a row with.
+
+    Raises:
+        UsageError: if there are several.
+    """
+    same = [c for c in candidates if row_key(c)[_CODE] == row_key(row)[_CODE]]
+    chosen = same if len(candidates) > 1 and len(same) == 1 else candidates
+    if len(chosen) > 1:
+        hashes = ", ".join(sorted({str(c["config_hash"]) for c in chosen}))
+        raise UsageError(
+            f"--reference takes one row of a table, and {reference!r} is {len(chosen)} rows of "
+            f"{row['benchmark']} (configurations {hashes}): give the hash of one."
+        )
+    return chosen[0]
+
+
+def write_leaderboard(
+    out_dir: str | os.PathLike[str], board: pd.DataFrame | None = None
+) -> Path:
     """Write ``OUT/leaderboard.csv`` from the run directories under OUT, and return its path.
 
     The file is replaced in one step, so a reader never sees half of it.
 
     Args:
         out_dir: OUT.
+        board: their leaderboard, if the caller has read them already.
 
     Raises:
         UsageError: if `out_dir` is not a folder or cannot be written to.
     """
     out = Path(out_dir)
-    board = aggregate(read_runs(out).frame)
+    board = aggregate(read_runs(out).frame) if board is None else board
     target = out / "leaderboard.csv"
     temporary = out / f".leaderboard.csv.{os.getpid()}.tmp"
     try:

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,12 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.leaderboard.aggregate import protocols
 
 __all__ = [
     "FORMATS",
+    "protocol_header",
+    "row_labels",
     "render",
     "render_csv",
     "render_html",
@@ -32,12 +36,6 @@ __all__ = [
 Row = dict[str, Any]  # of the board, by column
 Rows = list[Row]
 
-# What the line above a table says; rows that differ in any of these are in different tables.
-_PROTOCOL = (
-    *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_args"),
-    *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
-    *("eval_every_samples", "holdout", "skip_corrupt"),
-)
 _SETUP = ("head", "mask", "readout", "budget")
 _HASH = 8
 _NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
@@ -82,6 +80,7 @@ _COLUMNS = (
     _Column("n", "n", "number", keep=11),
 )
 _BOUNDARIES = "†"
+_SUBMITTED = "‡"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,12 @@ def _plural(n: Any, noun: str) -> str:
 
 def _options(row: Row) -> dict[str, Any]:
     """Return the options of a row, which the board holds as JSON text."""
-    text = _get(row, "options")
+    return _parsed(row, "options")
+
+
+def _parsed(row: Row, name: str) -> dict[str, Any]:
+    """Return an object that the board holds as JSON text."""
+    text = _get(row, name)
     return json.loads(text) if isinstance(text, str) else {}
 
 
@@ -123,7 +127,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _header(row: Row) -> str:
+def protocol_header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
     sha = _get(row, "backbone_sha256")
     name = str(_get(row, "backbone") or "unknown backbone")
@@ -138,6 +142,8 @@ def _header(row: Row) -> str:
     parts = [str(_get(row, "benchmark") or "unknown benchmark")]
     if _get(row, "stream") is not None:
         parts.append(f"stream {_get(row, 'stream')}")
+    settings = _parsed(row, "settings")
+    parts += [f"{name}={_short(value)}" for name, value in settings.items()]
     if _get(row, "experiences") is not None:
         parts.append(_plural(int(_get(row, "experiences")), "experience"))
     parts.append(f"{name} ({', '.join(map(str, inside))})" if inside else name)
@@ -168,17 +174,24 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         rows: rows of one protocol.
         shown: columns of the table, which need not be said again.
     """
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(str(row["method"]), []).append(_differences(row))
+    # What differs among a method's rows; a value that is the same in all need not be said.
+    differing = {
+        method: [
+            key
+            for key in dict.fromkeys(key for other in others for key in other)
+            if key not in shown and len({_short(other.get(key)) for other in others}) > 1
+        ]
+        for method, others in by_method.items()
+        if len(others) > 1
+    }
     labels = []
     for row in rows:
-        same = [other for other in rows if other["method"] == row["method"]]
         label = str(row["method"])
-        if len(same) > 1:
-            mine, others = _differences(row), [_differences(other) for other in same]
-            keys = [
-                key
-                for key in dict.fromkeys(key for other in others for key in other)
-                if any(other.get(key) != mine.get(key) for other in others) and key not in shown
-            ]
+        if label in differing:
+            mine, keys = _differences(row), differing[label]
             said = [f"{key}={_short(mine[key])}" for key in keys if mine.get(key) is not None]
             label = " ".join([label, *said])
         labels.append(label)
@@ -187,18 +200,43 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         (label, *(_get(row, name) for name in _SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
+    counts = Counter(visible)
     named = [
-        f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if visible.count(seen) > 1 else label
+        f"{label} {str(_get(row, 'config_hash'))[:_HASH]}" if counts[seen] > 1 else label
         for label, seen, row in zip(labels, visible, rows, strict=True)
     ]
     return [
-        label + _BOUNDARIES if _reads_boundaries(row) else label
+        label
+        + (_BOUNDARIES if _reads_boundaries(row) else "")
+        + (_SUBMITTED if _is_submitted(row) else "")
         for label, row in zip(named, rows, strict=True)
+    ]
+
+
+def row_labels(board: pd.DataFrame) -> list[str]:
+    """Name the rows of one protocol as they are named in its table, where no column helps.
+
+    Args:
+        board: rows of `aggregate`, of one protocol.
+
+    Returns:
+        a name for each row, all different.
+    """
+    rows: Rows = board.to_dict("records")
+    labels = _labels(rows, shown=())
+    counts = Counter(labels)
+    return [
+        f"{label} {str(row['config_hash'])[:_HASH]}" if counts[label] > 1 else label
+        for label, row in zip(labels, rows, strict=True)
     ]
 
 
 def _reads_boundaries(row: Row) -> bool:
     return _get(row, "uses_boundaries") in (True, "True")
+
+
+def _is_submitted(row: Row) -> bool:
+    return _get(row, "submitted") in (True, "True")
 
 
 def _offered(rows: Rows) -> list[_Column]:
@@ -222,7 +260,9 @@ def _tuned(row: Row, label: str) -> str | None:
 def _differences(row: Row) -> dict[str, Any]:
     """Return all that may tell two configurations of a method apart, by name."""
     setup = {name: _get(row, name) for name in _SETUP}
-    return {**setup, "weights": _get(row, "weights"), **_options(row)}
+    source = _get(row, "source")
+    code = {"version": _get(row, "version"), "code": source and str(source)[:_HASH]}
+    return {**setup, "weights": _get(row, "weights"), **_options(row), **code}
 
 
 def _share(row: Row, field: str) -> tuple[str, str]:
@@ -316,7 +356,7 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     by_column = [_column_cells(column, rows, labels) for column in columns]
     best = [_best(column, rows, cells) for column, cells in zip(columns, by_column, strict=True)]
     return _Table(
-        header=_header(rows[0]),
+        header=protocol_header(rows[0]),
         columns=tuple(columns),
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
@@ -338,12 +378,11 @@ def _protocols(board: pd.DataFrame) -> list[Rows]:
     board = board.copy()
     if "a_last_mean" not in board:
         board["a_last_mean"] = math.nan
-    keys = [name for name in _PROTOCOL if name in board.columns]
     return [
         group.sort_values(
             ["a_last_mean", "method"], ascending=[False, True], na_position="last", kind="stable"
         ).to_dict("records")
-        for _, group in board.groupby(keys, dropna=False, sort=False)
+        for group in protocols(board)
     ]
 
 
@@ -557,6 +596,7 @@ _LATEX = {
     "±": r"$\pm$",
     "…": r"\ldots{}",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     **{sign: "\\" + sign for sign in "&%$#_{}"},
     **{sign: f"${sign}$" for sign in "<>|"},
 }

@@ -44,15 +44,17 @@ def script(function: str, *values: Any) -> str:
 def _plotly() -> Path:
     """The packaged ``plotly.min.js``.
 
-    :raises UsageError: without plotly.
+    :raises UsageError: without plotly, or the rest of the extra.
     """
     spec = find_spec("plotly")
     folder = Path(spec.origin).parent if spec is not None and spec.origin else None
-    if folder is None or not (folder / "package_data" / "plotly.min.js").is_file():
-        raise UsageError(
-            "report takes its plots from plotly, which is not installed: "
-            "pip install avalanche-rwf[report]."
-        )
+    bundled = folder is not None and (folder / "package_data" / "plotly.min.js").is_file()
+    for name, there in (("plotly", bundled), ("matplotlib", find_spec("matplotlib") is not None)):
+        if not there:
+            raise UsageError(
+                f"report needs {name}, which is not installed: pip install avalanche-rwf[report]."
+            )
+    assert folder is not None
     return folder / "package_data" / "plotly.min.js"
 
 
@@ -74,7 +76,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         )
     out = folder / "report" if out is None else out
     check_writable(out)
-    rows = report_rows(aggregate(frame), frame, folder)
+    rows = report_rows(aggregate(frame), frame)
     for part in ("assets", "data"):
         (out / part).mkdir(exist_ok=True)
     page = resources.files(__package__) / "page"
@@ -82,7 +84,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         write_text(out / "assets" / name, (page / name).read_text(encoding="utf-8"))
     shutil.copyfile(plotly, out / "assets" / "plotly.min.js")
     for row in rows:
-        _write(out / "data" / row.file, "report.row", row.file, row_data(row, folder))
+        _write(out / "data" / row.file, "report.row", row.file, row_data(row))
     _write(out / "data" / "board.js", "report.board", board_data(rows, frame, broken, folder))
     written = {row.file for row in rows}
     for path in (out / "data").iterdir():

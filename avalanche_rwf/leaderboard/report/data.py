@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import json
@@ -21,7 +20,8 @@ from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard import table as tables
-from avalanche_rwf.leaderboard.aggregate import _GROUP, BrokenRun, _mean_std
+from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row
+from avalanche_rwf.leaderboard.stats import mean_std
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
 
@@ -32,7 +32,7 @@ __all__ = [
     "board_data",
     "end_curve",
     "matrix",
-    "read_metrics",
+    "metrics_of",
     "report_rows",
     "row_data",
     "routing_curves",
@@ -76,27 +76,19 @@ class Metrics:
         return found
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read a run's metrics; a line that is none is passed over, a missing file is empty."""
+def metrics_of(frame: pd.DataFrame) -> Metrics:
+    """What the page needs of one seed of the frame of :func:`.plots.read_metrics`."""
     metrics = Metrics()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return metrics
-    for row in csv.DictReader(text.splitlines()):
-        try:
-            seen, value = int(row["samples_seen"]), float(row["value"])
-            name, where = row["metric"], row["experience"]
-            if not math.isfinite(value):
-                continue
-            if name == "accuracy_exposed":
-                metrics.exposed[seen] = value
-            elif name == "accuracy":
-                metrics.accuracy.setdefault(seen, {})[int(where)] = value
-            elif name.startswith(("routing_", "prompt_")):
-                metrics.routing.setdefault(name, {})[seen] = value
-        except (KeyError, TypeError, ValueError):
+    columns = ("samples_seen", "experience", "metric", "value")
+    for seen, where, name, value in zip(*(frame[column] for column in columns), strict=True):
+        if not math.isfinite(value):
             continue
+        if name == "accuracy_exposed":
+            metrics.exposed[int(seen)] = float(value)
+        elif name == "accuracy":
+            metrics.accuracy.setdefault(int(seen), {})[int(where)] = float(value)
+        elif name.startswith(("routing_", "prompt_")):
+            metrics.routing.setdefault(name, {})[int(seen)] = float(value)
     return metrics
 
 
@@ -107,7 +99,7 @@ def _points(places: Iterable[Iterable[tuple[int, float]]]) -> list[Point]:
         found = list(pairs)
         if found:
             seen, values = zip(*found, strict=True)
-            mean, deviation = _mean_std(np.asarray(values))
+            mean, deviation = mean_std(np.asarray(values))
             std = None if math.isnan(deviation) else round(deviation, _DIGITS)
             points.append([round(sum(seen) / len(seen)), round(mean, _DIGITS), std, len(found)])
     return points
@@ -173,7 +165,7 @@ def matrix(runs: Sequence[Metrics]) -> dict[str, list[list[float | None]]] | Non
         for t, seen in enumerate(run.ends()):
             for j, value in run.accuracy[seen].items():
                 values[s, t, j] = value
-    cells = [[_mean_std(values[:, t, j]) for j in range(n)] for t in range(n)]
+    cells = [[mean_std(values[:, t, j]) for j in range(n)] for t in range(n)]
 
     def part(index: int) -> list[list[float | None]]:
         return [
@@ -198,6 +190,7 @@ class Row:
     :param table: the table.
     :param values: of the board, by column.
     :param runs: rows of the frame of runs, by column, by seed.
+    :param metrics: of those that are done.
     """
 
     key: str
@@ -205,8 +198,8 @@ class Row:
     protocol: int
     place: int
     table: tables._Table
-    values: Mapping[str, Any]
-    runs: list[Mapping[str, Any]]
+    values: dict[str, Any]
+    runs: list[dict[Any, Any]]
     metrics: list[Metrics]
 
     @property
@@ -216,34 +209,36 @@ class Row:
         return self.table.cells[self.place][fields.index("label")]
 
 
-def _group(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in _GROUP)
-
-
-def report_rows(board: pd.DataFrame, frame: pd.DataFrame, folder: Path) -> list[Row]:
+def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
     """The board's rows in the order of its tables, each with the metrics of its runs.
 
     :param board: of `aggregate`.
     :param frame: the runs it was made of.
-    :param folder: that ``run_dir`` is relative to.
     """
-    runs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for run in frame.sort_values("seed").to_dict("records"):
-        named = {str(name): value for name, value in run.items()}
-        runs.setdefault(_group(named), []).append(named)
+    from avalanche_rwf.leaderboard.plots import read_metrics  # matplotlib is an extra
+
+    runs = runs_by_row(frame)
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for protocol, values in enumerate(tables._protocols(board) if len(board) else []):
+    for protocol, values in enumerate(tables._protocols(board)):
         table = tables._table(values, tables._offered(values))
         for place, row in enumerate(values):
-            mine = runs[_group(row)]
+            mine = runs[row_key(row)].sort_values("seed")
+            done = read_metrics(mine[mine["status"] == "done"])
             key = str(row["config_hash"])
             seen[key] = seen.get(key, 0) + 1
-            key = key if seen[key] == 1 else f"{key}-{seen[key]}"
-            done = [run for run in mine if run["status"] == "done"]
-            metrics = [read_metrics(folder / run["run_dir"] / "metrics.csv") for run in done]
-            file = f"row-{len(rows):05}.js"
-            rows.append(Row(key, file, protocol, place, table, row, mine, metrics))
+            rows.append(
+                Row(
+                    key=key if seen[key] == 1 else f"{key}-{seen[key]}",
+                    file=f"row-{len(rows):05}.js",
+                    protocol=protocol,
+                    place=place,
+                    table=table,
+                    values=row,
+                    runs=mine.to_dict("records"),
+                    metrics=[metrics_of(one) for _, one in done.groupby("seed")],
+                )
+            )
     return rows
 
 
@@ -251,10 +246,11 @@ def _sort_value(column: tables._Column, row: Row) -> Any:
     """What a column is sorted by."""
     if column.field == "rank":
         return row.place
-    if column.kind in ("text",) or column.field == "n":
-        value = tables._get(dict(row.values), column.field) if column.field != "label" else None
-        return row.label if column.field == "label" else value
-    return tables._get(dict(row.values), f"{column.field}_mean")
+    if column.field == "label":
+        return row.label
+    if column.kind == "text" or column.field == "n":
+        return tables._get(row.values, column.field)
+    return tables._get(row.values, f"{column.field}_mean")
 
 
 _HELP = {
@@ -278,7 +274,7 @@ def board_data(
     for index in dict.fromkeys(row.protocol for row in rows):
         mine = [row for row in rows if row.protocol == index]
         table = mine[0].table
-        every = tables._get(dict(mine[0].values), "eval_every_samples") or 0
+        every = tables._get(mine[0].values, "eval_every_samples") or 0
         protocols.append(
             {
                 "header": table.header,
@@ -294,7 +290,7 @@ def board_data(
                     for column in table.columns
                 ],
                 "rows": [_board_row(row, int(every)) for row in mine],
-                "data": _stream(mine, folder),
+                "data": _stream(mine),
             }
         )
     failed = frame[frame["status"] == "failed"]
@@ -323,7 +319,7 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
         "cells": [tables._one_space(cell) for cell in row.table.cells[row.place]],
         "values": [_sort_value(column, row) for column in columns],
         "best": [i for i, best in enumerate(row.table.best[row.place]) if best],
-        "setup": {name: tables._get(dict(row.values), name) for name in tables._SETUP},
+        "setup": {name: tables._get(row.values, name) for name in tables._SETUP},
         "failed": int(row.values["failed"] or 0),
         "seeds": str(row.values["seeds"]),
         "ends": end_curve(row.metrics),
@@ -332,21 +328,26 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
     }
 
 
-def _stream(rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:
+def _stream(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The stream's composition as the first run that says so has recorded it."""
     for row in rows:
         for run in row.runs:
-            data = (read_json(folder / run["run_dir"] / "config.json") or {}).get("data")
+            data = (read_json(_place(run) / "config.json") or {}).get("data")
             if isinstance(data, dict):
                 return data
     return None
 
 
-def row_data(row: Row, folder: Path) -> dict[str, Any]:
+def _place(run: Mapping[Any, Any]) -> Path:
+    """A run's directory; a submitted run has none, and its place holds no file."""
+    return Path(run["folder"]) / run["run_dir"]
+
+
+def row_data(row: Row) -> dict[str, Any]:
     """Details of a row: its command, its matrix, and configuration and log of each run."""
     runs = []
     for run in row.runs:
-        place = folder / run["run_dir"]
+        place = _place(run)
         summary = read_json(place / "summary.json") or {}
         try:
             log = (place / "log.txt").read_text(encoding="utf-8", errors="replace")
@@ -366,7 +367,7 @@ def row_data(row: Row, folder: Path) -> dict[str, Any]:
         "command": _command(first, [run["seed"] for run in runs]),
         "matrix": matrix(row.metrics),
         "runs": runs,
-        "options": json.loads(tables._get(dict(row.values), "options") or "{}"),
+        "options": json.loads(tables._get(row.values, "options") or "{}"),
     }
 
 

@@ -1,0 +1,632 @@
+"""Pictures of a leaderboard: one function each, from runs to a matplotlib figure.
+
+Every function takes the frame of `read_runs` (of one protocol: `aggregate.protocols` splits it) and
+returns a `matplotlib.figure.Figure`, made without pyplot: nothing is shown and nothing global is
+changed. All can be read in grey: methods differ by marker and line style, values by lightness.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.leaderboard.aggregate import aggregate, protocols, row_key, runs_by_row
+from avalanche_rwf.leaderboard.stats import interval
+from avalanche_rwf.leaderboard.table import protocol_header, row_labels
+
+__all__ = [
+    "PICTURES",
+    "Written",
+    "accuracy_against_cost",
+    "accuracy_matrices",
+    "anytime_accuracy",
+    "few_shot",
+    "forgetting_by_class",
+    "pareto_front",
+    "read_metrics",
+    "svg",
+    "write_plots",
+]
+
+# Of Okabe and Ito, told apart by the colour-blind; in grey the marker and the dashes tell.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vP<X>*ph8"
+_DASHES = ("-", "--", ":", "-.")
+_STYLE = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.0,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text in a paper
+    "svg.hashsalt": "avalanche-rwf",  # the same runs give the same file
+    "savefig.dpi": 200,
+}
+# Beyond this many methods lines in one frame hide each other: each gets a frame of its own.
+_IN_ONE_FRAME = 9
+# Of a sweep of hundreds of rows a picture shows the best.
+MOST = 30
+_NAME = 30
+
+
+class _Method(NamedTuple):
+    """One row of the leaderboard as it is drawn."""
+
+    label: str
+    runs: pd.DataFrame
+    row: dict[str, Any]
+
+
+def _text(label: str) -> str:
+    """Keep matplotlib from reading a name as mathematics, or as one not to be in the legend."""
+    short = label if len(label) <= _NAME else label[: _NAME - 1] + "…"
+    short = " ".join(short.split()).replace("$", r"\$")
+    return f" {short}" if short.startswith("_") else short
+
+
+def _methods(runs: pd.DataFrame, most: int | None = MOST) -> list[_Method]:
+    """Return the rows that have a result, best first.
+
+    Raises:
+        UsageError: if there are none, or if the runs are of several protocols.
+    """
+    done = runs[runs["status"] == "done"]
+    if done.empty:
+        raise UsageError("runs must hold a finished run to draw, got none.")
+    board = aggregate(done)
+    if len(protocols(board)) > 1:
+        raise UsageError(
+            f"runs must be of one protocol to be drawn together, got {len(protocols(board))}."
+        )
+    grouped = runs_by_row(done)
+    rows = board.to_dict("records")
+    return [
+        _Method(_text(label), grouped[row_key(row)], row)
+        for label, row in zip(row_labels(board), rows, strict=True)
+    ][:most]
+
+
+def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
+    """Read `metrics.csv` of every run of a frame, or the values that were submitted.
+
+    Args:
+        runs: the frame of `read_runs`, of finished runs.
+
+    Returns:
+        a tidy frame: `seed`, `samples_seen`, `experience` (NaN for values of the whole stream),
+        `metric`, `value`. Runs without a readable file give no rows.
+    """
+    frames = []
+    for folder, run_dir, seed, submitted in zip(
+        runs["folder"], runs["run_dir"], runs["seed"], runs["submitted"], strict=True
+    ):
+        if submitted:
+            from avalanche_rwf.leaderboard.submissions import entry_metrics
+
+            frame = entry_metrics(folder, int(seed))
+        else:
+            try:
+                frame = pd.read_csv(Path(folder) / run_dir / "metrics.csv")
+            except (OSError, ValueError):
+                continue
+            if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+                continue
+        frames.append(frame.assign(seed=int(seed)))
+    columns = ["seed", "samples_seen", "experience", "metric", "value"]
+    return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+# ---- what is drawn, as numbers
+
+
+def pareto_front(
+    cost: ArrayLike, score: ArrayLike, less_is_better: bool = True
+) -> NDArray[np.bool_]:
+    """Return which points no other point beats: none is as good in both and better in one.
+
+    Args:
+        cost: [n]; NaN is on no front.
+        score: [n], more is better.
+        less_is_better: of the cost; False for a speed.
+    """
+    x = np.asarray(cost, np.float64) * (1.0 if less_is_better else -1.0)
+    y = np.asarray(score, np.float64)
+    beaten = (
+        (x[None] <= x[:, None])
+        & (y[None] >= y[:, None])
+        & ((x[None] < x[:, None]) | (y[None] > y[:, None]))
+    ).any(axis=1)
+    return ~beaten & ~np.isnan(x) & ~np.isnan(y)
+
+
+def _curves(metrics: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return samples seen [m] and accuracy on the classes so far [seeds, m].
+
+    Seeds have experiences of other sizes, so each seed's line is read, between its own points, at
+    the places of all, from where every seed has begun to where the first one ends.
+    """
+    exposed = metrics[metrics["metric"] == "accuracy_exposed"]
+    places = np.unique(exposed["samples_seen"].to_numpy(np.float64))
+    lines = []
+    for _, one in exposed.groupby("seed"):
+        # An experience's end, written last, is what stands for its place in the stream.
+        line = one.groupby("samples_seen")["value"].last()
+        x, y = line.index.to_numpy(np.float64), line.to_numpy(np.float64)
+        lines.append(np.interp(places, x, y, left=math.nan, right=math.nan))
+    table = np.array(lines).reshape(len(lines), len(places))
+    common = ~np.isnan(table).any(axis=0)
+    return places[common], table[:, common]
+
+
+def _boundaries(metrics: pd.DataFrame) -> NDArray[Any]:
+    """Return where the experiences end, in samples seen, as the mean over seeds."""
+    ends = metrics[metrics["metric"] == "accuracy"][["seed", "samples_seen"]].drop_duplicates()
+    ends = ends.sort_values("samples_seen")
+    number = ends.groupby("seed").cumcount()
+    return ends.groupby(number)["samples_seen"].mean().to_numpy(np.float64)
+
+
+def _matrix(metrics: pd.DataFrame) -> NDArray[Any]:
+    """Return the accuracy matrix [T, T], the mean over seeds; NaN where no seed has a value."""
+    rows = metrics[metrics["metric"] == "accuracy"].copy()
+    if rows.empty:
+        return np.empty((0, 0))
+    places = rows.groupby("seed")["samples_seen"].rank(method="dense").astype(int) - 1
+    means = rows.groupby([places.rename("after"), rows["experience"].astype(int)])["value"].mean()
+    size = 1 + max(max(pair) for pair in means.index)
+    matrix = np.full((size, size), np.nan)
+    for (after, experience), value in means.items():
+        matrix[after, experience] = value
+    return matrix
+
+
+def _class_forgetting(metrics: pd.DataFrame) -> NDArray[Any]:
+    """Return best accuracy before the last experience minus the last, by class [C].
+
+    The mean over seeds; NaN for classes of the last experience. Source: as `forgetting_class`.
+    """
+    rows = metrics[metrics["metric"].str.startswith("accuracy_class_")]
+    if rows.empty:
+        return np.empty(0)
+    number = rows["metric"].str.removeprefix("accuracy_class_").astype(int).rename("number")
+    table = rows.set_index([rows["seed"], rows["samples_seen"], number])["value"].unstack()
+    losses = []
+    for _, one in table.groupby("seed"):
+        best = one.iloc[:-1].max() if len(one) > 1 else one.iloc[0] * math.nan
+        losses.append(best - one.iloc[-1])
+    means = pd.concat(losses, axis=1).mean(axis=1)
+    return means.reindex(range(1 + int(means.index.max()))).to_numpy(np.float64)
+
+
+# ---- the pictures
+
+
+def _styles(n: int) -> list[dict[str, Any]]:
+    """Return how `n` methods are drawn, no two alike even without colour."""
+    return [
+        {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _DASHES[(i + i // len(_MARKERS)) % len(_DASHES)],
+        }
+        for i in range(n)
+    ]
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put the legend outside, to the right of everything."""
+    figure.legend(handles, labels, loc="outside right upper", handlelength=3.2, labelspacing=0.45)
+
+
+def _grid(n: int, wide: float, high: float, columns: int = 5) -> tuple[Figure, list[Axes], int]:
+    """Return a figure of `n` small frames in rows, and how many there are in a row."""
+    across = min(columns, n) if n != 6 else 3
+    down = math.ceil(n / across)
+    figure = Figure(figsize=(wide * across + 0.8, high * down + 0.4), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    return figure, axes[:n], across
+
+
+def _draw(picture: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the house style and leave the user's as it is."""
+
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(_STYLE):
+            return picture(*args, **kwargs)
+
+    drawn.__doc__, drawn.__name__ = picture.__doc__, picture.__name__
+    return drawn
+
+
+@_draw
+def anytime_accuracy(runs: pd.DataFrame, most: int = MOST) -> Figure:
+    """Accuracy on the classes so far against samples seen, with bands and experience boundaries.
+
+    A line is the mean over seeds, its band one sample standard deviation to each side; dotted lines
+    are the ends of experiences (the mean over seeds, where seeds differ). More than nine methods
+    get a frame each, with the others in grey behind.
+
+    Args:
+        runs: the frame of `read_runs`, of one protocol.
+        most: the best so many rows are drawn.
+
+    Raises:
+        UsageError: if no run recorded a curve.
+    """
+    drawn, boundaries = [], np.empty(0)
+    for method in _methods(runs, most):
+        metrics = read_metrics(method.runs)
+        x, lines = _curves(metrics)
+        if len(x):
+            drawn.append((method, x, *_mean_band(lines)))
+            ends = _boundaries(metrics)
+            boundaries = ends if len(ends) > len(boundaries) else boundaries
+    if not drawn:
+        raise UsageError("runs must have recorded accuracy_exposed in metrics.csv, got none.")
+    one = len(drawn) <= _IN_ONE_FRAME
+    if one:
+        figure = Figure(figsize=(6.8, 3.4), layout="constrained")
+        axes = [figure.subplots()] * len(drawn)
+    else:
+        figure, axes, _ = _grid(len(drawn), 1.75, 1.25)
+        for axis in axes:
+            for _, x, mean, _, _ in drawn:
+                axis.plot(x, 100 * mean, color="0.82", linewidth=0.6, zorder=1)
+    for axis in dict.fromkeys(axes):
+        for end in boundaries[:-1]:
+            axis.axvline(end, color="0.6", linestyle=":", linewidth=0.7, zorder=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5 if one else 3, integer=True))
+    handles = []
+    styles = _styles(len(drawn)) if one else [{"color": "black", "marker": "o"}] * len(drawn)
+    for axis, style, (method, x, mean, low, high) in zip(axes, styles, drawn, strict=True):
+        axis.fill_between(x, 100 * low, 100 * high, color=style["color"], alpha=0.15, linewidth=0)
+        handles += axis.plot(x, 100 * mean, **style, markersize=4 if one else 2.5, zorder=3)
+        if not one:
+            axis.set_title(method.label, pad=3)
+    if one:
+        axes[0].set(xlabel="training samples seen", ylabel="accuracy on the classes so far (%)")
+        _legend(figure, handles, [method.label for method, *_ in drawn])
+    else:
+        figure.supxlabel("training samples seen", fontsize=8)
+        figure.supylabel("accuracy on the classes so far (%)", fontsize=8)
+    return figure
+
+
+def _mean_band(lines: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return mean and mean ± standard deviation of lines [seeds, m], over the seeds there are."""
+    frame = pd.DataFrame(lines)
+    mean = frame.mean().to_numpy(np.float64)
+    deviation = frame.std(ddof=1).fillna(0.0).to_numpy(np.float64)
+    return mean, mean - deviation, mean + deviation
+
+
+@_draw
+def accuracy_matrices(runs: pd.DataFrame, most: int = MOST) -> Figure:
+    """Accuracy on every experience after every experience, one heat map a method, side by side.
+
+    Darker is better; cells are means over seeds in per cent, blank where an experience had not been
+    met. Values are written in maps of up to ten experiences.
+
+    Args:
+        runs: the frame of `read_runs`, of one protocol.
+        most: the best so many rows are drawn.
+
+    Raises:
+        UsageError: if no run recorded a matrix.
+    """
+    found = [(m, 100 * _matrix(read_metrics(m.runs))) for m in _methods(runs, most)]
+    drawn = [(method, matrix) for method, matrix in found if matrix.size]
+    if not drawn:
+        raise UsageError("runs must have recorded accuracy by experience in metrics.csv, got none.")
+    size = max(len(matrix) for _, matrix in drawn)
+    side = 1.55 if size <= 5 else 2.0 if size <= 10 else 1.7
+    figure, axes, _ = _grid(len(drawn), side, side, 5 if size <= 5 else 4)
+    scale = Normalize(0, 100)
+    for axis, (method, matrix) in zip(axes, drawn, strict=True):
+        axis.imshow(matrix, cmap="Greys", norm=scale, aspect="equal")
+        axis.set_title(method.label, pad=3)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if size <= 10:
+            small = 6.5 if size <= 5 else 5.0
+            _write_values(axis, matrix, lambda value: value > 55, small)
+    figure.supxlabel("test experience", fontsize=8)
+    figure.supylabel("after training experience", fontsize=8)
+    figure.colorbar(
+        ScalarMappable(scale, "Greys"), ax=axes, label="accuracy (%)", shrink=0.8, pad=0.02
+    )
+    return figure
+
+
+def _write_values(
+    axis: Axes, values: NDArray[Any], dark: Callable[[float], bool], size: float
+) -> None:
+    """Write the numbers of a heat map [rows, columns] into its cells, white on dark ones."""
+    for i, j in product(*map(range, values.shape)):
+        value = float(values[i, j])
+        if not math.isnan(value):
+            text = f"{value:.0f}".replace("-0", "0") if abs(value) < 0.5 else f"{value:.0f}"
+            colour = "white" if dark(value) else "black"
+            axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+
+
+@_draw
+def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
+    """A_last against training speed and against trainable parameters, the Pareto front marked.
+
+    Points are means over seeds, bars one sample standard deviation. A filled point is on the front:
+    no other method is as good in both and better in one; hollow ones are behind it.
+
+    Args:
+        runs: the frame of `read_runs`, of one protocol.
+        most: the best so many rows are drawn.
+
+    Raises:
+        UsageError: if no run recorded a cost.
+    """
+    methods = _methods(runs, most)
+    score = np.array([100 * _number(m.row, "a_last_mean") for m in methods])
+    deviation = np.array([100 * _number(m.row, "a_last_std") for m in methods])
+    costs = (
+        ("train_samples_per_second", "training samples per second", False),
+        ("trainable_parameters", "trainable parameters", True),
+    )
+    values = {
+        field: np.array([_number(m.row, f"{field}_mean") for m in methods]) for field, *_ in costs
+    }
+    if all(np.isnan(cost).all() for cost in values.values()):
+        raise UsageError("runs must have recorded their speed or parameters, got none.")
+    high = max(3.2, 0.155 * len(methods) + 0.7)
+    figure = Figure(figsize=(8.6, high), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    styles = _styles(len(methods))
+    for axis, (field, title, less) in zip(axes, costs, strict=True):
+        cost = values[field]
+        front = pareto_front(cost, score, less)
+        for i, style in enumerate(styles):
+            shape = {**style, "linestyle": "none", "markersize": 6.5}
+            face = style["color"] if front[i] else "white"
+            axis.errorbar(
+                cost[i], score[i], yerr=np.nan_to_num(deviation[i]), **shape,
+                markerfacecolor=face, elinewidth=0.8, zorder=4 if front[i] else 3,
+            )  # fmt: skip
+        order = np.flatnonzero(front)[np.argsort(cost[front])]
+        # A method on the front is the best to be had from its cost on (or down to its speed).
+        where = "steps-post" if less else "steps-pre"
+        axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
+        there = cost[~np.isnan(cost)]
+        if len(there) and less and there.min() <= 0:
+            axis.set_xscale("symlog", linthresh=max(1.0, float(there[there > 0].min(initial=1e9))))
+        elif len(there):
+            axis.set_xscale("log")
+        axis.set_xlabel(title + (" (fewer is better)" if less else " (more is better)"))
+        axis.grid(color="0.9", linewidth=0.5)
+    axes[0].set_ylabel("accuracy after the stream (%)")
+    shapes: list[Any] = [
+        Line2D([], [], **{**style, "linestyle": "none"}, markersize=6.5) for style in styles
+    ]
+    keys = [
+        Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=5),
+        Line2D([], [], color="0.4", linestyle="none", marker="o", markerfacecolor="white"),
+    ]
+    labels = [method.label for method in methods]
+    _legend(figure, [*shapes, *keys], [*labels, "filled: Pareto front", "hollow: behind it"])
+    return figure
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    value = row.get(name)
+    return math.nan if value is None or value is pd.NA else float(value)
+
+
+@_draw
+def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
+    """What each method lost of each class since its best moment, methods down and classes across.
+
+    Classes are numbered in the order in which the stream brings them, so the oldest are on the
+    left. Means over seeds in per cent points, darker is more; a class that gained is hatched.
+
+    Args:
+        runs: the frame of `read_runs`, of one protocol.
+        most: the best so many rows are drawn.
+
+    Raises:
+        UsageError: if no run recorded accuracies of classes, or none had two experiences.
+    """
+    found = [(m, 100 * _class_forgetting(read_metrics(m.runs))) for m in _methods(runs, most)]
+    drawn = [(method, losses) for method, losses in found if not np.isnan(losses).all()]
+    if not drawn:
+        raise UsageError(
+            "runs must have recorded accuracy_class_* in metrics.csv and have two experiences or "
+            "more, got none."
+        )
+    classes = max(1 + int(np.flatnonzero(~np.isnan(losses))[-1]) for _, losses in drawn)
+    table = np.full((len(drawn), classes), np.nan)
+    for row, (_, losses) in zip(table, drawn, strict=True):
+        row[: min(len(losses), classes)] = losses[:classes]
+    written = classes <= 25
+    figure = Figure(
+        figsize=(2.4 + min(6.4, max(2.8, 0.36 * classes)), 0.9 + 0.22 * max(3, len(drawn))),
+        layout="constrained",
+    )
+    axis = figure.subplots()
+    most_lost = max(1.0, float(np.nanmax(table)))
+    image = axis.imshow(
+        table, cmap="Greys", norm=Normalize(0, most_lost), aspect="auto", interpolation="nearest"
+    )
+    for i, j in np.argwhere(table < -0.5):
+        axis.add_patch(
+            Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", lw=0)
+        )
+    if written:
+        _write_values(axis, table, lambda value: value > 0.55 * most_lost, 6.5)
+    axis.set_yticks(range(len(drawn)), [method.label for method, _ in drawn])
+    axis.xaxis.set_major_locator(MaxNLocator(min(classes, 12), integer=True))
+    axis.set_xlabel("class, in the order of the stream")
+    axis.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    figure.colorbar(image, ax=axis, label="forgetting (points)", pad=0.02)
+    return figure
+
+
+def _shots(settings: Any) -> float:
+    """Return the shots of a stream from the settings of its runs, NaN if they name none."""
+    value = json.loads(settings).get("shots") if isinstance(settings, str) else None
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+@_draw
+def few_shot(runs: pd.DataFrame, most: int = MOST) -> Figure:
+    """A_last against the number of training images per class, from runs at several of them.
+
+    Points are means over seeds, bars the 95 % interval (Student's t).
+
+    Args:
+        runs: the frame of `read_runs`, of protocols that differ in `shots` (and in what follows
+            from it) only.
+        most: the best so many methods are drawn.
+
+    Raises:
+        UsageError: if the runs are not of at least two numbers of shots.
+    """
+    done = runs[(runs["status"] == "done")]
+    done = done[done["settings"].map(_shots).notna()]
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    for table in protocols(aggregate(done)) if len(done) else []:
+        grouped = runs_by_row(done)
+        shots = _shots(table["settings"].iloc[0])
+        for label, row in zip(row_labels(table), table.to_dict("records"), strict=True):
+            values = grouped[row_key(row)]["a_last"].to_numpy(np.float64)
+            lines.setdefault(label, []).append((shots, float(values.mean()), *interval(values)))
+    if len({shots for line in lines.values() for shots, *_ in line}) < 2:
+        raise UsageError("runs must be of two numbers of shots or more to draw a few-shot curve.")
+    chosen = sorted(lines.items(), key=lambda item: -max(item[1])[1])[:most]
+    high = max(3.2, 0.155 * len(chosen) + 0.7)
+    figure = Figure(figsize=(6.8, high), layout="constrained")
+    axis = figure.subplots()
+    handles = []
+    for style, (_, line) in zip(_styles(len(chosen)), chosen, strict=True):
+        x, mean, low, ends = (100 * np.array(sorted(line))).T
+        bars = np.nan_to_num(np.stack([mean - low, ends - mean]))
+        handles.append(axis.errorbar(x / 100, mean, yerr=bars, **style, elinewidth=0.7, capsize=2))
+    ticks = sorted({shots for _, line in chosen for shots, *_ in line})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{shots:g}" for shots in ticks])
+    axis.minorticks_off()
+    axis.set(xlabel="training images per class", ylabel="accuracy after the stream (%)")
+    _legend(figure, handles, [_text(label) for label, _ in chosen])
+    return figure
+
+
+# ---- files
+
+# Of one protocol each; `few_shot` is of several.
+PICTURES: dict[str, Callable[..., Figure]] = {
+    "anytime-accuracy": anytime_accuracy,
+    "accuracy-matrices": accuracy_matrices,
+    "accuracy-against-cost": accuracy_against_cost,
+    "forgetting-by-class": forgetting_by_class,
+}
+_FORMATS = ("svg", "pdf", "png")
+
+
+class Written(NamedTuple):
+    """What `write_plots` wrote, and what it could not draw and why."""
+
+    paths: list[Path]
+    notes: list[str]
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text, with its letters drawn as shapes: no font and no markup in it.
+
+    The XML declaration is left out, so that it can stand in an HTML page.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "<svg" + text.getvalue().partition("<svg")[2]
+
+
+def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
+    """Write every picture that the runs allow, each as SVG, PDF and PNG.
+
+    One protocol's are ``<picture>.svg`` and so on; those of several are in a folder each, numbered
+    as the tables of the leaderboard are, with the protocol in the file's title.
+
+    Args:
+        runs: the frame of `read_runs`.
+        folder: made where it is missing.
+
+    Raises:
+        UsageError: if the folder cannot be written to.
+    """
+    out = Path(folder)
+    paths: list[Path] = []
+    notes: list[str] = []
+
+    def write(place: Path, name: str, title: str, draw: Callable[[], Figure]) -> None:
+        try:
+            figure = draw()
+        except UsageError as error:
+            notes.append(f"{place.name}/{name} not drawn: {error}")
+            return
+        for kind in _FORMATS:
+            path = place / f"{name}.{kind}"
+            with matplotlib.rc_context(_STYLE):
+                figure.savefig(path, format=kind, metadata=_metadata(kind, title))
+            paths.append(path)
+
+    tables = protocols(aggregate(runs))
+    grouped = runs_by_row(runs)
+    try:
+        for number, table in enumerate(tables, 1):
+            place = out if len(tables) == 1 else out / str(number)
+            place.mkdir(parents=True, exist_ok=True)
+            rows = table.to_dict("records")
+            own = pd.concat([grouped[row_key(row)] for row in rows])
+            for name, picture in PICTURES.items():
+                write(place, name, protocol_header(rows[0]), lambda p=picture: p(own))  # noqa: B023
+        if runs["settings"].map(_shots).nunique() > 1:
+            out.mkdir(parents=True, exist_ok=True)
+            write(out, "few-shot", "accuracy against shots", lambda: few_shot(runs))
+    except OSError as error:
+        raise UsageError(
+            f"--plots takes a folder that can be written to, and {str(out)!r} cannot "
+            f"({error.strerror})."
+        ) from error
+    return Written(paths, notes)
+
+
+def _metadata(kind: str, title: str) -> dict[str, Any]:
+    """Return what a file says of itself; no date, so that the same runs give the same file."""
+    return {"Title": title, **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}

@@ -1,0 +1,83 @@
+"""Statistics over seeds: pure functions on arrays, one value a seed; NaN is a seed without one."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+__all__ = ["Paired", "interval", "mean_std", "paired_difference"]
+
+
+class Paired(NamedTuple):
+    """A method's difference to a reference over the seeds that both have.
+
+    Attributes:
+        n: pairs.
+        difference: mean of method minus reference; NaN without a pair.
+        low: lower end of its 95 % interval; NaN with fewer than two pairs.
+        high: its upper end.
+        p: of the two-sided paired t-test; NaN with fewer than two pairs, or where all differences
+            are equal and the test is not defined.
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def _there(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array[~np.isnan(array)]
+
+
+def mean_std(values: ArrayLike) -> tuple[float, float]:
+    """Mean and sample standard deviation (ddof=1) of the values that are not NaN, [n]."""
+    there = _there(values)
+    mean = float(there.mean()) if len(there) else math.nan
+    return mean, float(there.std(ddof=1)) if len(there) > 1 else math.nan
+
+
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of the values that are not NaN, [n].
+
+    ``mean ± t(n - 1) · s / sqrt(n)`` with s the sample standard deviation. It is not cut at 0 and
+    1: with two or three seeds an interval of accuracies may well pass them, and says so how little
+    two or three seeds tell.
+
+    Returns:
+        its ends; NaN with fewer than two values.
+    """
+    mean, deviation = mean_std(values)
+    n = len(_there(values))
+    if n < 2:
+        return math.nan, math.nan
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2)) * deviation / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def paired_difference(values: ArrayLike, reference: ArrayLike) -> Paired:
+    """Compare a method with a reference seed by seed.
+
+    A seed fixes the stream, the order of samples and every initial value, so what two methods have
+    in common at a seed drops out of their difference.
+
+    Args:
+        values: of the method, [n], by seed.
+        reference: of the reference at the same seeds, [n]; pairs with a NaN do not count.
+    """
+    differences = _there(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
+    n = len(differences)
+    mean, deviation = mean_std(differences)
+    low, high = interval(differences)
+    # Equal differences leave nothing but rounding to divide by.
+    if n < 2 or deviation <= 1e-12 * max(1.0, abs(mean)):
+        return Paired(n, mean, low, high, math.nan)
+    from scipy import stats  # takes a second to import, and a plain ranking does not need it
+
+    return Paired(n, mean, low, high, float(stats.ttest_1samp(differences, 0.0).pvalue))
