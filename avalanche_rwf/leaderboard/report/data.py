@@ -34,8 +34,8 @@ __all__ = [
     "matrix",
     "metrics_of",
     "report_rows",
-    "row_data",
     "routing_curves",
+    "row_data",
 ]
 
 _LOG = 20_000  # characters of a log that are kept, from its end
@@ -345,7 +345,7 @@ def _place(run: Mapping[Any, Any]) -> Path:
 
 def row_data(row: Row) -> dict[str, Any]:
     """Details of a row: its command, its matrix, and configuration and log of each run."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     for run in row.runs:
         place = _place(run)
         summary = read_json(place / "summary.json") or {}
@@ -362,16 +362,15 @@ def row_data(row: Row) -> dict[str, Any]:
                 "log": log[-_LOG:],
             }
         )
-    first = runs[0]["config"]
     return {
-        "command": _command(first, [run["seed"] for run in runs]),
+        "command": _command(runs[0]["config"], [run["seed"] for run in runs]),
         "matrix": matrix(row.metrics),
         "runs": runs,
         "options": json.loads(tables._get(row.values, "options") or "{}"),
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _defaults(method: str) -> dict[str, Any] | None:
     """A method's own options, None where it is not known here: the command then gives all."""
     try:
