@@ -61,18 +61,18 @@ class Metrics:
         """Samples seen at each experience's end."""
         return sorted(self.accuracy)
 
-    def grid(self, every: int) -> dict[int, float]:
+    def grid(self, every: int) -> dict[int, int]:
         """The places that `a_auc` averages: the first at or after each multiple, and the end.
 
         By the multiple that was reached; the end, if it is none of them, by one more.
         """
-        found: dict[int, float] = {}
+        found: dict[int, int] = {}
         for seen in sorted(self.exposed):
             if every > 0 and seen // every > max(found, default=0):
                 found[seen // every] = seen
         last = max(self.exposed, default=0)
-        if found and last not in found.values():
-            found[max(found) + 1] = last
+        if every > 0 and last and last not in found.values():
+            found[max(found, default=0) + 1] = last
         return found
 
 
@@ -126,7 +126,7 @@ def anytime_curve(runs: Sequence[Metrics], every: int) -> list[Point]:
     """Accuracy on the classes so far at the places that A_auc averages, over seeds."""
     grids = [run.grid(every) for run in runs]
     return _points(
-        ((int(grid[k]), run.exposed[int(grid[k])]) for run, grid in zip(runs, grids, strict=True)
+        ((grid[k], run.exposed[grid[k]]) for run, grid in zip(runs, grids, strict=True)
          if k in grid)
         for k in sorted({k for grid in grids for k in grid})
     )  # fmt: skip
