@@ -82,9 +82,9 @@ def test_numbers_are_the_same_without_the_metrics(finished, configure, tmp_path,
 
 
 def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
-    with pytest.raises(UsageError, match="has no config.json"):
+    with pytest.raises(UsageError, match=r"has no config.json"):
         load_routed(tmp_path)
-    with pytest.raises(UsageError, match="ncm in .* has no weights.safetensors"):
+    with pytest.raises(UsageError, match=r"ncm in .* has no weights.safetensors"):
         load_routed(finished["ncm"][0])
 
     folder = finished["rwf"][0]
@@ -97,7 +97,7 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
 
     with pytest.raises(UsageError, match="does not describe one"):
         load(data=None)
-    with pytest.raises(UsageError, match="are .* here and were 0000"):
+    with pytest.raises(UsageError, match=r"are .* here and were 0000"):
         load(backbone={**content["backbone"], "sha256": "0000"})
     other = {**content["config"], "options": {**content["config"]["options"], "num_prompts": 2}}
     with pytest.raises(UsageError, match="does not fit rwf"):
