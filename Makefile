@@ -31,5 +31,8 @@ check: test lint types
 profile: $(BIN)/.installed  ## speed as ratios to one frozen forward
 	$(BIN)/python profiling/step_time.py
 
+gallery: $(BIN)/.installed  ## the pictures in docs/images, from a fresh comparison
+	$(BIN)/python examples/gallery.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

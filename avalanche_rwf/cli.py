@@ -200,6 +200,22 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--out", metavar="FILE", help="the entry to write")
     submit.add_argument("--schema", action="store_true", help="print the entry's JSON schema")
     submit.set_defaults(run=_submit)
+
+    report = verbs.add_parser("report", help="write the leaderboard as a page for a browser")
+    report.add_argument("dir", metavar="DIR", help="the --out of earlier comparisons")
+    report.add_argument("--out", metavar="FOLDER", help="where to write it (default: DIR/report)")
+    report.set_defaults(run=_report)
+
+    explain = verbs.add_parser(
+        "explain", help="draw where on an image each prompt was retrieved from"
+    )
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    explain.add_argument("--run", dest="run_dir", required=True, metavar="DIR",
+        help="a finished run of a method with routing layers: its seed<k> directory")
+    explain.add_argument("--out", default=".", metavar="FOLDER", help="where the figures go")
+    explain.add_argument("--format", default="png", choices=("png", "svg"))
+    _add_import(explain)
+    explain.set_defaults(run=_explain)
     return parser
 
 
@@ -535,6 +551,26 @@ def _submit(args: argparse.Namespace) -> int:
     _say(f"{args.out}: {args.method}, configuration {entry.config_hash}, seeds {seeds}.")
     if entry.config.benchmark.startswith("folder:"):
         _say(f"It names the folder of the images: {entry.config.benchmark}.")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from avalanche_rwf.leaderboard.report import write_report
+
+    page = write_report(Path(args.dir), Path(args.out) if args.out else None)
+    _say("Open it in a browser; the folder can be moved or published as it is.")
+    print(page)
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from avalanche_rwf.leaderboard.explain import explain
+    from avalanche_rwf.strategies.extensions import add_imports
+
+    add_imports(args.imports)
+    images = [Path(name) for name in args.images]
+    for path, _ in explain(images, Path(args.run_dir), Path(args.out), args.format):
+        print(path)
     return 0
 
 

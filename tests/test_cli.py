@@ -341,7 +341,8 @@ def test_a_run_directory_has_the_files_of_the_contract(compared, weights):
     assert set(found) == {(m, f"seed{s}") for m in METHODS for s in (0, 1)}
     for (method, seed), folder in found.items():
         names = {p.name for p in folder.iterdir()}
-        assert names == {"config.json", "metrics.csv", "summary.json", "log.txt"}
+        routed = {"weights.safetensors"} if method == "rwf" else set()
+        assert names == {"config.json", "metrics.csv", "summary.json", "log.txt", *routed}
 
         content = json.loads((folder / "config.json").read_text())
         config = RunConfig.from_dict(content["config"])

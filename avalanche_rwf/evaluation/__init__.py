@@ -25,12 +25,14 @@ from avalanche_rwf.evaluation.metrics import (
 if TYPE_CHECKING:
     from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
     from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+    from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images, routing_metrics
 
 __all__ = [
     "AnytimeEvaluation",
     "DataFrameLogger",
     "EvaluationPoint",
     "PredictionRecorder",
+    "RoutingProbe",
     "a_auc",
     "a_avg",
     "a_last",
@@ -39,6 +41,8 @@ __all__ = [
     "class_accuracy_matrix",
     "forgetting_class",
     "forgetting_experience",
+    "probe_images",
+    "routing_metrics",
     "summarise",
 ]
 
@@ -46,6 +50,9 @@ _LAZY = {
     "AnytimeEvaluation": "avalanche_rwf.evaluation.recorder",
     "PredictionRecorder": "avalanche_rwf.evaluation.recorder",
     "DataFrameLogger": "avalanche_rwf.evaluation.dataframe_logger",
+    "RoutingProbe": "avalanche_rwf.evaluation.routing",
+    "probe_images": "avalanche_rwf.evaluation.routing",
+    "routing_metrics": "avalanche_rwf.evaluation.routing",
 }
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from avalanche_rwf.evaluation.metrics import (
     summarise,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.loading import (
     NormaliseOnDevice,
@@ -45,28 +46,36 @@ from avalanche_rwf.experiments.store import (
     load_state,
     read_json,
     save_state,
+    save_tensors,
     source_sha256,
     write_json,
     write_text,
 )
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
+from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.registry import create_strategy, get_method
 
 __all__ = [
+    "WEIGHTS",
     "Progress",
+    "RoutingRecorder",
     "build_benchmark",
     "build_strategy",
+    "exposed_tests",
     "load_backbone",
     "reads_boundaries",
+    "routing_state",
     "run",
     "run_strategy",
-    "exposed_tests",
     "train_experience",
 ]
 
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
+
+WEIGHTS = "weights.safetensors"
+"""In the directory of a finished run of a routed method: :func:`routing_state`."""
 
 _FORMAT = 1
 
@@ -336,11 +345,61 @@ def _gradient_steps(strategy: Any, config: RunConfig) -> int:
     return steps if _trainable(strategy) else 0
 
 
-def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int) -> str:
+class RoutingRecorder:
+    """Routing metrics at experience ends, on test images of the first experience's classes.
+
+    The probe is read between training and evaluation; nothing is drawn, so the run's other numbers
+    are the same without it.
+
+    :param experience: the first test experience.
+    """
+
+    def __init__(self, experience: Any) -> None:
+        self.probe = RoutingProbe(probe_images(experience))
+        self.rows: list[tuple[int, str, float]] = []  # samples seen, metric, value
+
+    def record(self, model: Any, samples_seen: int) -> None:
+        """Read the probe."""
+        values = self.probe.measure(model)
+        self.rows += [(samples_seen, name, value) for name, value in values.items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything so far, for a checkpoint."""
+        return {"probe": self.probe.state_dict(), "rows": [list(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.probe.load_state_dict(state["probe"])
+        self.rows = [(int(seen), str(name), float(value)) for seen, name, value in state["rows"]]
+
+
+def routing_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training left of a routed model: parameters outside the backbone, the layers' buffers.
+
+    Statistics of closed-form heads are left out: they can be a hundred times as large (a covariance
+    of all features), and routing does not read them. Empty for a model without routing layers.
+    """
+    if not isinstance(model, RoutedViT) or not model.routed_blocks():
+        return {}
+    parameters = dict(model.named_parameters())
+    return {
+        name: tensor
+        for name, tensor in model.state_without_backbone().items()
+        if name in parameters or name.startswith("layers.") or name == "waits"
+    }
+
+
+def _metrics_csv(
+    points: list[Any],
+    summary: dict[str, Any],
+    n_experiences: int,
+    routing: Sequence[tuple[int, str, float]] = (),
+) -> str:
     """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
 
     ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
-    of a class, whose number is in the metric's name: ``accuracy_class_<c>``.
+    of a class, whose number is in the metric's name: ``accuracy_class_<c>``. Routing metrics are
+    those of test images of experience 0, as its ``accuracy`` is.
     """
     rows = ["samples_seen,experience,metric,value"]
     for point in points:
@@ -354,6 +413,7 @@ def _metrics_csv(points: list[Any], summary: dict[str, Any], n_experiences: int)
             for c, value in enumerate(by_class.tolist()):
                 if value == value:
                     rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
+    rows += [f"{seen},0,{name},{value!r}" for seen, name, value in routing]
     last = points[-1].samples_seen if points else 0
     for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
         if summary[name] is not None:
@@ -371,6 +431,7 @@ def run_strategy(
     anytime: AnytimeEvaluation | None = None,
     boundary_free: bool = False,
     workers: int = 0,
+    routing: RoutingRecorder | None = None,
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
@@ -395,6 +456,8 @@ def run_strategy(
             recorder.load_state_dict(state["recorder"])
             if anytime is not None:
                 anytime.load_state_dict(state["anytime"])
+            if routing is not None:
+                routing.load_state_dict(state["routing"])
             _set_rng_state(state["rng"])
             first, train_seconds = int(state["next"]), float(state["train_seconds"])
             meter.eval_seconds = float(state["eval_seconds"])
@@ -411,6 +474,8 @@ def run_strategy(
         with meter.counting(strategy):
             train_experience(strategy, experience, boundary_free, workers)
         train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
+        if routing is not None:
+            routing.record(strategy.model, recorder.samples_seen)
         tests = exposed_tests(benchmark, index + 1)
         if tests:  # none where a stream begins with experiences without samples
             recorder.begin(index)
@@ -430,6 +495,7 @@ def run_strategy(
                     "strategy": _strategy_state(strategy),
                     "recorder": recorder.state_dict(),
                     "anytime": anytime.state_dict() if anytime is not None else {},
+                    "routing": routing.state_dict() if routing is not None else {},
                     "rng": _rng_state(),
                 },
             )
@@ -571,6 +637,8 @@ def _run(
         **environment(device),
     )
     trainable = _trainable(strategy)
+    routed = bool(routing_state(strategy.model))
+    routing = RoutingRecorder(benchmark.test_stream[0]) if routed else None
     checkpoint = folder / "checkpoint.pt"
     try:
         seconds = run_strategy(
@@ -583,6 +651,7 @@ def _run(
             anytime,
             config.boundary_free,
             workers,
+            routing,
         )
     except _StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.
@@ -605,5 +674,10 @@ def _run(
         samples_seen=samples,
         status="done",
     )
-    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n))
+    rows = routing.rows if routing is not None else ()
+    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, rows))
+    if routed:
+        # For `explain`: what is drawn is what this run has learned.
+        about = {"config_hash": config.config_hash(), "backbone_sha256": info.sha256}
+        save_tensors(folder / WEIGHTS, routing_state(strategy.model), about)
     return summary

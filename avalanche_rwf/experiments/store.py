@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from avalanche_rwf.errors import UsageError
@@ -24,8 +25,10 @@ __all__ = [
     "check_writable",
     "environment",
     "load_state",
+    "plain_json",
     "read_json",
     "save_state",
+    "save_tensors",
     "source_sha256",
     "write_json",
     "write_text",
@@ -34,11 +37,15 @@ __all__ = [
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
+    _write_whole(path, text.encode("utf-8"))
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that nobody else can read; results are as readable as any other file.
@@ -55,20 +62,20 @@ def _umask() -> int:
     return mask
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """NaN and infinities have no JSON: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain_json(v) for v in value]
     return value
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write strict JSON, whole or not at all."""
-    write_text(path, json.dumps(_plain(values), indent=1, allow_nan=False, default=str) + "\n")
+    write_text(path, json.dumps(plain_json(values), indent=1, allow_nan=False, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -85,6 +92,16 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     torch.save(dict(state), temporary)
     temporary.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    :param about: text that the file's header holds.
+    """
+    # The format takes no views and nothing of another device.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _write_whole(path, safetensors.torch.save(plain, metadata=dict(about)))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,85 @@
+"""The command that makes a run, from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.models.backbone import PACKAGED
+
+__all__ = ["command_line", "command_words"]
+
+# Fields with a rule of their own below, or that the command computes again: the weights' hash, the
+# hash of a method's file and the record of the tuning.
+_OWN = (
+    *("benchmark", "method", "options", "seed", "backbone", "backbone_args", "skip_corrupt"),
+    *("eval_every_samples", "precision", "weights_sha256", "code", "tuning"),
+)
+
+
+def command_words(
+    config: RunConfig,
+    seeds: Sequence[int] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> list[str]:
+    """The arguments of ``avalanche-rwf`` that make this run: parsed, they give the same hash.
+
+    With ``budget="tuned"`` the command tunes again rather than being told the outcome; it comes to
+    the same choice if the first of `seeds` is that of the comparison.
+
+    :param config: of the run.
+    :param seeds: of the row; by default the run's own.
+    :param defaults: the method's own options: those that equal them are left out.
+    :param imports: modules or files that register the method.
+    """
+    words = ["compare", "--benchmark", config.benchmark, "--methods", config.method]
+    words += [word for name in imports for word in ("--import", name)]
+    words += ["--seeds", ",".join(map(str, [config.seed] if seeds is None else seeds))]
+    if config.backbone != PACKAGED:
+        words += ["--backbone", config.backbone]
+    for key, value in config.backbone_args.items():
+        words += ["--backbone-arg", f"{key}={_literal(value)}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _OWN and value != field.default and value is not None:
+            words += ["--" + field.name.replace("_", "-"), _text(value)]
+    if config.skip_corrupt:
+        words.append("--skip-corrupt")
+    words += ["--eval-every-samples", str(config.eval_every_samples)]
+    words += ["--precision", config.precision]
+    found_again = config.tuning.get("chosen", {}) if config.budget == "tuned" else {}
+    for key, value in config.options.items():
+        same = defaults is not None and key in defaults and _same(defaults[key], value)
+        if not same and key not in found_again:
+            words += ["--set", f"{config.method}.{key}={_text(value)}"]
+    return words
+
+
+def command_line(config: RunConfig, **how: Any) -> str:
+    """:func:`command_words` as a line for a POSIX shell."""
+    return shlex.join(["avalanche-rwf", *command_words(config, **how)])
+
+
+def _text(value: Any) -> str:
+    """A value as ``--set`` reads it, which knows each option's type."""
+    return _literal(value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _literal(value: Any) -> str:
+    """A value as ``--backbone-arg`` reads it: as in Python, but a plain word needs no quotes."""
+    if isinstance(value, (list, tuple)):
+        return repr(tuple(value))
+    plain = isinstance(value, str) and re.fullmatch(r"[a-z_][a-z0-9_]*", value)
+    return value if plain and value not in ("true", "false") else repr(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal and of one type: 1, 1.0 and True have different hashes in a configuration."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return list(a) == list(b)
+    return type(a) is type(b) and bool(a == b)

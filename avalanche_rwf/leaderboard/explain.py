@@ -1,0 +1,198 @@
+"""Where on an image each prompt was retrieved from, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import UnidentifiedImageError
+from torch import Tensor
+
+from avalanche_rwf.benchmarks.images import Geometry, read_image
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entropy_of
+from avalanche_rwf.experiments.store import check_writable, write_text
+from avalanche_rwf.experiments.trained import load_routed
+from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
+from avalanche_rwf.routing.model import RoutedViT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "draw_routes", "explain", "read_pixels", "route_rows"]
+
+FORMATS = ("png", "svg")
+_CELL = 1.05  # inches
+_MOST_PROMPTS = 32
+
+
+def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
+    """An image file as the backbone sees it, before normalisation: uint8 [3, S, S].
+
+    :raises UsageError: if it cannot be read.
+    """
+    geometry = Geometry(info.image_size, info.crop_pct, info.interpolation)
+    try:
+        return read_image(path, geometry)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image that can be read"
+        raise UsageError(
+            f"explain takes image files, and {str(path)!r} is none ({reason})."
+        ) from None
+
+
+def _normalised(pixels: np.ndarray, info: BackboneInfo) -> Tensor:
+    """uint8 [3, S, S] -> float32 [1, 3, S, S]."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (info.mean, info.std))
+    return (torch.from_numpy(pixels)[None].float() / 255 - mean) / std
+
+
+def route_rows(routes: dict[int, Routes], prefix: int) -> list[dict[str, Any]]:
+    """One row per block, prompt and head of the first image: what the map shows, as numbers.
+
+    :param prefix: number of tokens before the patches; their share is ``class_token`` (with any
+        register tokens).
+    """
+    rows = []
+    for block, found in sorted(routes.items()):
+        assert found.diagnostics is not None
+        relative = relative_entropy_of(found.diagnostics)[0]
+        heads, slots = relative.shape
+        for slot in range(slots):
+            for head in range(heads):
+                p = found.diagnostics.association[0, head, slot]
+                rows.append(
+                    {
+                        "block": block,
+                        "prompt": slot,
+                        "head": head,
+                        "relative_entropy": float(relative[head, slot]),
+                        "entropy": float(found.diagnostics.entropy[0, head, slot]),
+                        "free_energy": float(found.diagnostics.free_energy[0, head, slot]),
+                        "class_token": float(p[:prefix].sum()),
+                        "best_patch": int(p[prefix:].argmax()),
+                        "best_patch_share": float(p[prefix:].max()),
+                    }
+                )
+    return rows
+
+
+def draw_routes(
+    pixels: np.ndarray, routes: dict[int, Routes], model: RoutedViT, title: str
+) -> Figure:
+    """One row of maps per routed block, one column per prompt: association over the patches.
+
+    Heads are averaged. The colours of a map run from 0 to its largest value, which differs from
+    map to map: the entropy above it says how much is behind them.
+
+    :param pixels: the image, uint8 [3, S, S].
+    :param routes: of that image alone, as :func:`read_routes` gives them.
+    """
+    from matplotlib.figure import Figure
+
+    prefix = model.num_prefix_tokens
+    rows, columns = model.backbone.patch_embed.grid_size
+    image = pixels.transpose(1, 2, 0)
+    side = image.shape[0]
+    grey = image.mean(-1)
+    slots = max(found.prompts.shape[1] for found in routes.values())
+    figure = Figure(
+        figsize=(_CELL * (slots + 1) + 0.5, (_CELL + 0.38) * len(routes) + 0.75),
+        layout="constrained",
+    )
+    axes = figure.subplots(len(routes), slots + 1, squeeze=False)
+    for line, (block, found) in enumerate(sorted(routes.items())):
+        assert found.diagnostics is not None
+        p = found.diagnostics.association[0].mean(0)  # [L, N]
+        entropy = relative_entropy_of(found.diagnostics)[0].mean(0)
+        energy = found.diagnostics.free_energy[0].mean(0)
+        axes[line, 0].imshow(image, interpolation="nearest")
+        axes[line, 0].set_ylabel(f"block {block}", fontsize=9)
+        for slot in range(slots):
+            axis = axes[line, slot + 1]
+            weights = p[slot, prefix:].reshape(rows, columns).numpy()
+            axis.imshow(grey, cmap="gray", interpolation="nearest", vmin=0, vmax=255)
+            axis.imshow(
+                weights,
+                cmap="inferno",
+                alpha=0.72,
+                interpolation="nearest",
+                extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+                vmin=0,
+            )
+            axis.set_title(f"H {entropy[slot]:.2f}\nF {energy[slot]:.1f}", fontsize=7, pad=2)
+            if line == len(routes) - 1:
+                axis.set_xlabel(f"prompt {slot}", fontsize=8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    figure.suptitle(
+        f"{title}\nBright: where the prompt was retrieved from (each map from 0 to its own largest "
+        "share).\nH: entropy, 1 is uniform; F: free energy at the minimum.",
+        fontsize=8, x=0.01, ha="left",
+    )  # fmt: skip
+    return figure
+
+
+def explain(
+    images: Sequence[Path], run: Path, out: Path, fmt: str = "png"
+) -> list[tuple[Path, list[dict[str, Any]]]]:
+    """Draw the routes of images by a finished run's model, a figure and a CSV file each.
+
+    :param images: image files; everything is checked before anything is drawn.
+    :param run: a run directory.
+    :param out: folder for ``<image>-routes.png`` and ``<image>-routes.csv``.
+    :param fmt: one of :data:`FORMATS`.
+    :returns: each figure's path with the rows of its table, see :func:`route_rows`.
+    :raises UsageError: for a run without routing, an image that cannot be read, a folder that
+        cannot be written to, or without matplotlib.
+    """
+    try:
+        import matplotlib  # noqa: F401  (an extra, and slow to import)
+    except ImportError:
+        raise UsageError(
+            "explain draws with matplotlib, which is not installed: "
+            "pip install avalanche-rwf[report]."
+        ) from None
+    config, model = load_routed(run)
+    info = backbone_info(model.backbone)
+    layers = [model.layer(block) for block in model.routed_blocks()]
+    if any(layer.source != "tokens" for layer in layers):
+        raise UsageError(
+            f"explain takes a run whose prompts are retrieved from the image, and {config.method} "
+            f"is a control that retrieves nothing ({str(run)!r})."
+        )
+    if layers[0].num_prompts > _MOST_PROMPTS:
+        raise UsageError(
+            f"explain draws at most {_MOST_PROMPTS} prompts per block, and the run {str(run)!r} "
+            f"has {layers[0].num_prompts}."
+        )
+    read = [(path, read_pixels(path, info)) for path in images]
+    check_writable(out)
+    written = []
+    names: dict[str, int] = {}
+    for path, pixels in read:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem) or "image"
+        names[stem] = names.get(stem, 0) + 1
+        stem = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
+        routes = read_routes(model, _normalised(pixels, info))
+        title = f"{path.name}: {config.method} on {config.benchmark}, seed {config.seed}"
+        figure = draw_routes(pixels, routes, model, title.replace("$", r"\$"))
+        target = out / f"{stem}-routes.{fmt}"
+        figure.savefig(target, dpi=110, format=fmt)
+        rows = route_rows(routes, model.num_prefix_tokens)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(target.with_suffix(".csv"), table.getvalue())
+        written.append((target, rows))
+    return written

@@ -1,0 +1,107 @@
+"""A finished run leaves its routing, and gives it back to the bit; measuring changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.routing import ROUTING_METRICS
+from avalanche_rwf.experiments import run as module
+from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, routing_state, run
+from avalanche_rwf.experiments.trained import load_routed
+
+ROUTED = ("rwf", "rwf-lda", "rwf-lda-held", "rwf-static")
+
+
+@pytest.fixture(scope="module")
+def finished(configure, tmp_path_factory):
+    """Run directories and models of three routed methods and one without, by method."""
+    out, built = tmp_path_factory.mktemp("out"), {}
+
+    def keep(config, *args, **kwargs):
+        built[config.method] = build_strategy(config, *args, **kwargs)
+        return built[config.method]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "build_strategy", keep)
+        configs = [configure(name) for name in (*ROUTED, "ncm")]
+        for config in configs:
+            assert run(config, out)["status"] == "done"
+    return {c.method: (run_directory(out, c), built[c.method].model, c) for c in configs}
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_routing_comes_back_to_the_bit(method, finished):
+    folder, trained, config = finished[method]
+    loaded_config, model = load_routed(folder)
+    assert loaded_config.config_hash() == config.config_hash()
+    expected, found = routing_state(trained), routing_state(model)
+    assert list(expected) == list(found) and len(found) > 1
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not any(name.startswith("backbone.") for name in found)
+    assert not model.training
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        assert file.metadata()["config_hash"] == config.config_hash()
+
+
+def test_metrics_of_the_first_classes_at_each_experience_end(finished):
+    with (finished["rwf"][0] / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] in ROUTING_METRICS]
+    assert len(rows) == 3 * len(ROUTING_METRICS)
+    assert {row["experience"] for row in rows} == {"0"}
+    assert [int(row["samples_seen"]) for row in rows[:: len(ROUTING_METRICS)]] == [8, 16, 24]
+    drift = [float(row["value"]) for row in rows if row["metric"] == "prompt_drift"]
+    assert abs(drift[0]) < 1e-9 < drift[-1]
+    plain = (finished["ncm"][0] / "metrics.csv").read_text()
+    assert not any(name in plain for name in ROUTING_METRICS)
+    assert not (finished["ncm"][0] / WEIGHTS).exists()
+
+
+def test_numbers_are_the_same_without_the_metrics(finished, configure, tmp_path, monkeypatch):
+    folder, model, config = finished["rwf"]
+    built = []
+
+    def keep(*args, **kwargs):
+        built.append(build_strategy(*args, **kwargs))
+        return built[-1]
+
+    monkeypatch.setattr(module, "build_strategy", keep)
+    monkeypatch.setattr(module.RoutingRecorder, "record", lambda *args: None)
+    run(config, tmp_path)
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    kept = [line for line in lines if not any(f",{name}," in line for name in ROUTING_METRICS)]
+    assert (run_directory(tmp_path, config) / "metrics.csv").read_text().splitlines() == kept
+    state, other = model.state_dict(), built[0].model.state_dict()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
+    with pytest.raises(UsageError, match=r"has no config.json"):
+        load_routed(tmp_path)
+    with pytest.raises(UsageError, match=r"ncm in .* has no weights.safetensors"):
+        load_routed(finished["ncm"][0])
+
+    folder = finished["rwf"][0]
+    content = json.loads((folder / "config.json").read_text())
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+
+    def load(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
+        load_routed(tmp_path)
+
+    with pytest.raises(UsageError, match="does not describe one"):
+        load(data=None)
+    with pytest.raises(UsageError, match=r"are .* here and were 0000"):
+        load(backbone={**content["backbone"], "sha256": "0000"})
+    other = {**content["config"], "options": {**content["config"]["options"], "num_prompts": 2}}
+    with pytest.raises(UsageError, match="does not fit rwf"):
+        load(config=other)
+    (tmp_path / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(UsageError, match="does not fit rwf"):
+        load()

@@ -1,0 +1,195 @@
+"""The page's data and files, without a browser."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+
+import pytest
+
+from avalanche_rwf.cli import main
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.leaderboard import aggregate, read_runs
+from avalanche_rwf.leaderboard.report import script, write_report
+from avalanche_rwf.leaderboard.report.data import (
+    Metrics,
+    anytime_curve,
+    end_curve,
+    matrix,
+    report_rows,
+    routing_curves,
+)
+
+EVIL = "<script>alert(1)</script>"
+
+
+def values_of(path):
+    """The values that a data script passes on."""
+    text = path.read_text()
+    found = re.fullmatch(r"report\.\w+\((.*)\);\n", text, re.S)
+    return json.loads(f"[{found.group(1)}]")
+
+
+def test_a_script_ends_no_script_and_has_no_nan():
+    text = script("f", {"a": "</script><!-- & \u2028", "b": math.nan})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text[2:-3]) == {"a": "</script><!-- & \u2028", "b": None}
+
+
+def test_curves_put_the_same_places_of_seeds_together():
+    one = Metrics(exposed={80: 0.5, 100: 0.8, 160: 0.6, 200: 0.7}, accuracy={100: {}, 200: {}})
+    two = Metrics(exposed={82: 0.7, 104: 0.6, 162: 0.8, 200: 0.5}, accuracy={104: {}, 200: {}})
+    std = round(math.sqrt(0.02), 5)
+    assert end_curve([one, two]) == [[102, 0.7, std, 2], [200, 0.6, std, 2]]
+    # The first place at or after each multiple of 80, and the end.
+    assert anytime_curve([one, two], 80) == [
+        [81, 0.6, std, 2], [161, 0.7, std, 2], [200, 0.6, std, 2]
+    ]
+    assert anytime_curve([one], 100) == [[100, 0.8, None, 1], [200, 0.7, None, 1]]
+    assert anytime_curve([one], 0) == [] == end_curve([])
+
+
+def test_the_anytime_points_are_those_that_a_auc_averages():
+    import numpy as np
+
+    from avalanche_rwf.evaluation.metrics import EvaluationPoint, a_auc
+
+    rng = np.random.default_rng(0)
+    for every in (1, 7, 30, 200):
+        places = sorted(rng.choice(100, 12, replace=False) + 1)
+        points = [
+            EvaluationPoint(int(p), None, np.zeros(9, int), rng.integers(0, 2, 9), (0,),
+                            np.zeros(9, int))
+            for p in places
+        ]  # fmt: skip
+        run = Metrics(exposed={p.samples_seen: float(p.correct.mean()) for p in points})
+        curve = anytime_curve([run], every)
+        mean = sum(value for _, value, _, _ in curve) / len(curve)
+        assert mean == pytest.approx(a_auc(points, every), abs=1e-4), every
+
+
+def test_a_matrix_has_nothing_above_its_diagonal():
+    one = Metrics(accuracy={100: {0: 1.0}, 200: {0: 0.5, 1: 0.75}})
+    two = Metrics(accuracy={110: {0: 0.5}, 200: {0: 0.5, 1: 0.25}})
+    found = matrix([one, two])
+    assert found["mean"] == [[0.75, None], [0.5, 0.5]]
+    assert found["std"] == [[round(math.sqrt(0.125), 5), None], [0.0, round(math.sqrt(0.125), 5)]]
+    assert matrix([Metrics()]) is None
+
+
+def test_routing_stands_beside_the_accuracy_on_the_same_classes():
+    run = Metrics(
+        accuracy={100: {0: 0.9}, 200: {0: 0.8, 1: 1.0}},
+        routing={"prompt_drift": {100: 0.0, 200: 0.2}},
+    )
+    assert routing_curves([run]) == {
+        "prompt_drift": [[100, 0.0, None, 1], [200, 0.2, None, 1]],
+        "accuracy_first": [[100, 0.9, None, 1], [200, 0.8, None, 1]],
+    }
+    assert routing_curves([Metrics(accuracy={100: {0: 0.9}})]) == {}
+
+
+@pytest.fixture
+def results(tmp_path, runs):
+    for seed in (0, 1):
+        runs(tmp_path, "rwf", seed, "aaaa", 0.9 + 0.02 * seed)
+        runs(tmp_path, EVIL, seed, "bbbb", 0.8, log=EVIL)
+    runs(tmp_path, "rwf", 2, "aaaa", status="failed")
+    runs(tmp_path, "other", 0, "cccc", batch_size=4)
+    (tmp_path / "runs" / "split-digits" / "m" / "dddd" / "seed0").mkdir(parents=True)
+    return tmp_path
+
+
+def test_rows_are_the_tables_own(results):
+    frame = read_runs(results).frame
+    rows = report_rows(aggregate(frame), frame)
+    by_method = {row.values["method"]: row for row in rows}
+    assert {row.protocol for row in rows} == {0, 1}
+    assert by_method["other"].protocol != by_method["rwf"].protocol == by_method[EVIL].protocol
+    assert by_method["rwf"].label == "rwf"
+    assert [run["seed"] for run in by_method["rwf"].runs] == [0, 1, 2]
+    assert len(by_method["rwf"].metrics) == 2  # the failed one has none
+
+
+def test_the_page_and_its_data(results, capsys):
+    assert main(["report", str(results)]) == 0
+    page = results / "report" / "index.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    files = {p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*") if p.is_file()}
+    assert files == {
+        "index.html", "assets/report.css", "assets/report.js", "assets/plotly.min.js",
+        "data/board.js", "data/row-00000.js", "data/row-00001.js", "data/row-00002.js",
+    }  # fmt: skip
+
+    (board,) = values_of(page.parent / "data" / "board.js")
+    assert board["runs"] == 5
+    assert [len(p["rows"]) for p in board["protocols"]] in ([2, 1], [1, 2])
+    both = next(p for p in board["protocols"] if len(p["rows"]) == 2)
+    best, evil = both["rows"]
+    fields = [column["field"] for column in both["columns"]]
+    a_last = fields.index("a_last")
+    assert best["cells"][a_last] == "91.0 ± 1.4"
+    assert best["values"][a_last] == pytest.approx(0.91)
+    assert a_last in best["best"] and a_last not in evil["best"]
+    assert (best["failed"], best["seeds"]) == (1, "0,1")
+    assert [point[0] for point in best["ends"]] == [100, 200, 300]  # 100 and 101, 200 and 201
+    assert [point[1] for point in best["routing"]["prompt_drift"]] == [0.0, 0.1, 0.2]
+    assert evil["method"] == EVIL and evil["routing"] == {}
+    assert both["data"]["classes_per_experience"] == [[0, 1], [2, 3], [4, 5]]
+    reasons = {one["path"]: one["reason"] for one in board["missing"]}
+    assert reasons["runs/split-digits/m/aaaa/seed2"] == "failed: no luck"
+    assert "unfinished" in reasons["runs/split-digits/m/dddd/seed0"]
+
+    file, details = values_of(page.parent / "data" / best["file"])
+    assert file == best["file"]
+    assert details["command"].startswith("avalanche-rwf compare --benchmark split-digits")
+    assert "--methods rwf --seeds 0,1,2" in details["command"]
+    assert details["matrix"]["mean"][2] == pytest.approx([0.89, 0.9, 0.91])
+    assert [run["config"]["config"]["seed"] for run in details["runs"]] == [0, 1, 2]
+    _, details = values_of(page.parent / "data" / evil["file"])
+    assert details["runs"][0]["log"] == EVIL + "\n"
+    # Nothing of a run can become markup: there is none in the data, and the page has no data.
+    for name in files - {"assets/plotly.min.js"}:
+        assert "alert(1)</script>" not in (page.parent / name).read_text()
+
+
+def test_a_report_that_is_there_is_replaced(results, runs, tmp_path):
+    out = tmp_path / "elsewhere"
+    write_report(results, out)
+    (out / "data" / "row-00099.js").write_text("old")
+    (out / "data" / "mine.txt").write_text("kept")
+    write_report(results, out)
+    assert sorted(p.name for p in (out / "data").iterdir()) == [
+        "board.js", "mine.txt", "row-00000.js", "row-00001.js", "row-00002.js"
+    ]
+
+
+def test_nothing_but_broken_runs_is_a_page_too(tmp_path, runs):
+    runs(tmp_path, "rwf", 0, "aaaa").joinpath("summary.json").unlink()
+    page = write_report(tmp_path)
+    (board,) = values_of(page.parent / "data" / "board.js")
+    assert (board["protocols"], len(board["missing"])) == ([], 1)
+
+
+def test_the_page_forbids_the_network_and_names_no_address(results):
+    text = write_report(results).read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1)
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy and "connect-src" not in policy
+    for name in ("index.html", "assets/report.js", "assets/report.css"):
+        assert not re.search(r"https?://|//[a-z]", (results / "report" / name).read_text()), name
+    script = (results / "report" / "assets" / "report.js").read_text()
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(", script)
+
+
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "takes a folder of results" in said[0] and "holds no run" in said[1]
+    module = importlib.import_module("avalanche_rwf.leaderboard.report")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install avalanche-rwf\[report\]"):
+        write_report(tmp_path)
