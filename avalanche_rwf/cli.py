@@ -405,7 +405,8 @@ def _inspect(args: argparse.Namespace) -> int:
     for note in plan.notes:
         _say(note)
     said = ", ".join(f"{key}={value}" for key, value in plan.options.items())
-    title = f"{args.benchmark}, stream {args.stream}{f' ({said})' if said else ''}, seed {args.seed}"
+    stream = f"{args.stream} ({said})" if said else args.stream
+    title = f"{args.benchmark}, stream {stream}, seed {args.seed}"
     if args.json:
         values = {"benchmark": args.benchmark, "stream": args.stream, "seed": int(args.seed)}
         print(json.dumps({**values, **describe(plan)}))

@@ -26,6 +26,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from avalanche_rwf.benchmarks import Benchmark, create_benchmark
+from avalanche_rwf.benchmarks.images import Normalisation
 from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
@@ -351,11 +352,13 @@ class RoutingRecorder:
     The probe is read between training and evaluation; nothing is drawn, so the run's other numbers
     are the same without it.
 
-    :param experience: the first test experience.
+    :param experience: the first test experience with samples.
+    :param normalise: what is done to its images if they are uint8.
     """
 
-    def __init__(self, experience: Any) -> None:
-        self.probe = RoutingProbe(probe_images(experience))
+    def __init__(self, experience: Any, normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        images = probe_images(experience)
+        self.probe = RoutingProbe(normalise(images) if images.dtype == torch.uint8 else images)
         self.rows: list[tuple[int, str, float]] = []  # samples seen, metric, value
 
     def record(self, model: Any, samples_seen: int) -> None:
@@ -638,7 +641,10 @@ def _run(
     )
     trainable = _trainable(strategy)
     routed = bool(routing_state(strategy.model))
-    routing = RoutingRecorder(benchmark.test_stream[0]) if routed else None
+    routing = None
+    if routed:
+        first = exposed_tests(benchmark, len(benchmark.class_counts))[0]
+        routing = RoutingRecorder(first, Normalisation(info.mean, info.std))
     checkpoint = folder / "checkpoint.pt"
     try:
         seconds = run_strategy(

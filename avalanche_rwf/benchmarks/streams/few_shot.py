@@ -127,7 +127,9 @@ def fscil_sizes(
             base = num_classes if experiences == 1 else min(base, num_classes - experiences + 1)
     later = num_classes - base
     if later < 0:
-        raise UsageError(f"--base is at most the {num_classes} classes of the benchmark, not {base}.")
+        raise UsageError(
+            f"--base is at most the {num_classes} classes of the benchmark, not {base}."
+        )
     if experiences is None:
         way = way or max(1, round(0.05 * num_classes))
         sessions = math.ceil(later / way)

@@ -33,5 +33,5 @@ def test_numbers_that_do_not_fit(experiences, sizes, message):
 def test_positions_by_class():
     parts = positions_by_class(LABELS)
     assert [part.tolist() for part in parts] == [
-        np.flatnonzero(LABELS == label).tolist() for label in range(7)
+        np.flatnonzero(np.equal(LABELS, label)).tolist() for label in range(7)
     ]
