@@ -15,18 +15,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SECONDS, MEGABYTES = 2.0, 15.0
 # After `load`, when two frames with the table in them have been drawn.
 _OPENED = """
 const done = arguments[0];
-const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now())));
+const frame = requestAnimationFrame;
+const drawn = () => frame(() => frame(() => done(performance.now())));
 const wait = () => document.querySelector('#rows tr') ? drawn() : setTimeout(wait, 5);
 wait();
 """
 
 
-def fake_run():
+def fake_run() -> Any:
     """The tests' maker of run directories."""
     path = Path(__file__).parents[1] / "tests" / "leaderboard" / "report" / "conftest.py"
     spec = importlib.util.spec_from_file_location("report_conftest", path)

@@ -387,8 +387,9 @@ def _scenario(
 
     `nc_benchmark` sorts the samples of an experience by class and puts three layers of
     transformations around each; its datasets are replaced by plain ones in the order of the parts.
-    So it is given one sample of each class only: sorting all takes it seconds. It has every class in one experience, the first that brings it; an experience's own classes
-    Avalanche reads off its samples.
+    So it is given one sample of each class only: sorting all takes it seconds. It has every class
+    in one experience, the first that brings it; an experience's own classes Avalanche reads off its
+    samples.
 
     :param sizes: how many classes each experience is the first to bring.
     :param label_of: label of each original class.

@@ -2,7 +2,8 @@ r"""How routing and its prompts change over a stream, on a few images that stay 
 
 For a probe image x, a routed block b and the t-th experience end, let :math:`p^t_{b,h,l}(x)` be the
 association over the N tokens and :math:`P^t_{b,l}(x)` the prompt that slot l retrieves; t = 1 is
-the first time the probe is read. Each metric is a mean over blocks, (heads,) slots and probe images of
+the first time the probe is read. Each metric is a mean over blocks, (heads,) slots and probe images
+of
 
 .. math::
 

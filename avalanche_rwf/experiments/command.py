@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from avalanche_rwf.benchmarks.stream_registry import OPTIONS, resolve_stream_options
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.models.backbone import PACKAGED
 
@@ -18,6 +19,7 @@ __all__ = ["command_line", "command_words"]
 _OWN = (
     *("benchmark", "method", "options", "seed", "backbone", "backbone_args", "skip_corrupt"),
     *("eval_every_samples", "precision", "weights_sha256", "code", "tuning"),
+    *("stream_options", "boundary_free"),
 )
 
 
@@ -48,8 +50,10 @@ def command_words(
         value = getattr(config, field.name)
         if field.name not in _OWN and value != field.default and value is not None:
             words += ["--" + field.name.replace("_", "-"), _text(value)]
-    if config.skip_corrupt:
-        words.append("--skip-corrupt")
+    words += _stream_words(config)
+    for name in ("boundary_free", "skip_corrupt"):
+        if getattr(config, name):
+            words.append("--" + name.replace("_", "-"))
     words += ["--eval-every-samples", str(config.eval_every_samples)]
     words += ["--precision", config.precision]
     found_again = config.tuning.get("chosen", {}) if config.budget == "tuned" else {}
@@ -63,6 +67,17 @@ def command_words(
 def command_line(config: RunConfig, **how: Any) -> str:
     """:func:`command_words` as a line for a POSIX shell."""
     return shlex.join(["avalanche-rwf", *command_words(config, **how)])
+
+
+def _stream_words(config: RunConfig) -> list[str]:
+    """The options of the stream that differ from what its kind and the benchmark stand for."""
+    usual = resolve_stream_options(config.stream, {}, config.benchmark)
+    words = []
+    for name, value in config.stream_options.items():
+        if name not in usual or not _same(usual[name], value):
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words += [OPTIONS[name].flag, text]
+    return words
 
 
 def _text(value: Any) -> str:

@@ -358,14 +358,12 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a configuration holds besides the columns: the options of a stream, flat."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if name in _NOT_SETTINGS or value is None or value == {} or value == []:
-            continue
-        flat = name == "stream_options" and isinstance(value, dict)
-        found.update(value if flat else {name: value})
-    return found
+    """Return what a configuration holds besides the columns."""
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in _NOT_SETTINGS and value is not None and value != {} and value != []
+    }
 
 
 def _failure(path: Path) -> str:

@@ -528,9 +528,9 @@ def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
     return figure
 
 
-def _shots(settings: Any) -> float:
-    """Return the shots of a stream from the settings of its runs, NaN if they name none."""
-    value = json.loads(settings).get("shots") if isinstance(settings, str) else None
+def _shots(options: Any) -> float:
+    """Return the shots of a stream from the options of its runs, NaN if they name none."""
+    value = json.loads(options).get("shots") if isinstance(options, str) and options else None
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
@@ -549,11 +549,11 @@ def few_shot(runs: pd.DataFrame, most: int = MOST) -> Figure:
         UsageError: if the runs are not of at least two numbers of shots.
     """
     done = runs[(runs["status"] == "done")]
-    done = done[done["settings"].map(_shots).notna()]
+    done = done[done["stream_options"].map(_shots).notna()]
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
     for table in protocols(aggregate(done)) if len(done) else []:
         grouped = runs_by_row(done)
-        shots = _shots(table["settings"].iloc[0])
+        shots = _shots(table["stream_options"].iloc[0])
         for label, row in zip(row_labels(table), records(table), strict=True):
             values = grouped[row_key(row)]["a_last"].to_numpy(np.float64)
             lines.setdefault(label, []).append((shots, float(values.mean()), *interval(values)))
@@ -653,7 +653,7 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
             own = pd.concat([grouped[row_key(row)] for row in rows])
             for name, picture in PICTURES.items():
                 write(place, name, protocol_header(rows[0]), functools.partial(picture, own))
-        if runs["settings"].map(_shots).nunique() > 1:
+        if runs["stream_options"].map(_shots).nunique() > 1:
             out.mkdir(parents=True, exist_ok=True)
             write(out, "few-shot", "accuracy against shots", lambda: few_shot(runs))
     except OSError as error:

@@ -71,6 +71,13 @@ Values = Annotated[
     dict[Name, Value | Annotated[list[Value], Field(max_length=100)]], Field(max_length=200)
 ]
 
+# The order of a thousand classes, by name or by number, is one of these.
+Order = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(_plain)]
+StreamValues = Annotated[
+    dict[Name, Value | Order | Annotated[list[Value], Field(max_length=10_000)]],
+    Field(max_length=200),
+]
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -83,6 +90,8 @@ class Configuration(_Record):
     method: Name
     options: Values = {}
     stream: Name = "split"
+    stream_options: StreamValues = {}
+    boundary_free: bool = False
     experiences: Size | None = None
     backbone: Name
     backbone_args: Values = {}
@@ -93,11 +102,12 @@ class Configuration(_Record):
     precision: Literal["fp32", "bf16"] = "fp32"
     augment: Name = "none"
     eval_every_samples: Count = 0
+    eval_subset: Count = 0
     holdout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     skip_corrupt: bool = False
     budget: Literal["default", "tuned"] = "default"
     code: Hash | Literal[""] = ""
-    settings: Values = Field({}, description="further fields, such as the options of a stream")
+    settings: Values = Field({}, description="further fields of RunConfig")
 
 
 class Backbone(_Record):

@@ -89,5 +89,6 @@ def test_a_plan_is_the_stream_that_is_made():
     }  # fmt: skip
     for i, experience in enumerate(made.train_stream):
         assert len(experience.dataset) == len(plan.train[i])
-        counts = dict(zip(*np.unique(list(experience.dataset.targets), return_counts=True), strict=True))
+        found = np.unique(list(experience.dataset.targets), return_counts=True)
+        counts = dict(zip(*found, strict=True))
         assert counts == plan.class_counts[i]

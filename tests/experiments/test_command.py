@@ -46,6 +46,15 @@ CASES = {
     ),
     "none in place of a number": ("rwf-lda", {"centre": None}, {"holdout": 0.25}),
     "whole numbers with a point": ("rwf-lda", {"beta": 1.0, "centre": 2.0}, {"skip_corrupt": True}),
+    "a stream's options": (
+        "ncm", {}, {"stream": "si-blurry", "stream_options": {
+            "disjoint": 50, "blurry": 30, "remainder": "drop"}},
+    ),
+    "classes in order": (
+        "ncm", {}, {"stream_options": {"class_order": "sorted", "classes_per_experience": [2, 4]},
+                    "experiences": 2, "boundary_free": True},
+    ),
+    "evaluation on a part": ("ncm", {}, {"eval_every_samples": 4, "eval_subset": 6}),
 }
 
 
@@ -82,11 +91,13 @@ def test_what_the_tuning_chose_is_found_again_and_not_told(configure):
 
 def test_every_field_that_decides_a_number_is_in_the_command():
     changed = {
-        "benchmark": "folder:x y", "method": "m", "options": {"k": 2}, "seed": 4, "stream": "other",
+        "benchmark": "folder:x y", "method": "m", "options": {"k": 2}, "seed": 4,
+        "stream": "k-shot",
         "experiences": 3, "backbone": "b", "backbone_args": {"depth": 2, "act": "True"},
         "weights": "a'b.pth", "image_size": 48, "batch_size": 2, "gradient_steps": 3,
         "precision": "bf16", "augment": "flip", "eval_every_samples": 9, "holdout": 0.5,
-        "skip_corrupt": True, "budget": "tuned",
+        "skip_corrupt": True, "budget": "tuned", "boundary_free": True, "eval_subset": 7,
+        "stream_options": {"shots": 2, "classes_per_experience": [3, 1]},
     }  # fmt: skip
     found_again = {"weights_sha256", "tuning", "code"}
     assert {f.name for f in dataclasses.fields(RunConfig)} == {*changed, *found_again}
@@ -94,8 +105,9 @@ def test_every_field_that_decides_a_number_is_in_the_command():
     assert words == [
         "compare", "--benchmark", "folder:x y", "--methods", "m", "--import", "my.py",
         "--seeds", "4", "--backbone", "b", "--backbone-arg", "depth=2",
-        "--backbone-arg", "act='True'", "--stream", "other", "--experiences", "3",
+        "--backbone-arg", "act='True'", "--stream", "k-shot", "--experiences", "3",
         "--weights", "a'b.pth", "--image-size", "48", "--batch-size", "2", "--gradient-steps", "3",
-        "--augment", "flip", "--holdout", "0.5", "--budget", "tuned", "--skip-corrupt",
+        "--augment", "flip", "--holdout", "0.5", "--budget", "tuned", "--eval-subset", "7",
+        "--shots", "2", "--classes-per-experience", "3,1", "--boundary-free", "--skip-corrupt",
         "--eval-every-samples", "9", "--precision", "bf16", "--set", "m.k=2",
     ]  # fmt: skip
