@@ -284,7 +284,8 @@ def test_cuda_without_a_gpu_is_refused(capsys, tmp_path, monkeypatch):
 METHODS = ("ncm", "rwf", "linear-probe")
 SUMMARY = {
     "a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class", "train_seconds",
-    "eval_seconds", "eval_share", "train_samples_per_second", "trainable_parameters", "peak_memory_bytes",
+    "eval_seconds", "eval_share", "train_samples_per_second", "trainable_parameters",
+    "peak_memory_bytes",
     "gradient_steps", "samples_seen", "forward_passes_per_image", "status",
 }  # fmt: skip
 
