@@ -33,7 +33,6 @@ __all__ = [
     "experience_sizes",
     "make_benchmark",
     "plan_stream",
-    "split_by_class",
     "stratified_part",
 ]
 
@@ -343,10 +342,6 @@ def make_benchmark(name: str, source: ImageSource, options: StreamOptions) -> Be
         stream_options=plan.options,
         notes=plan.notes,
     )
-
-
-split_by_class = make_benchmark
-"""The name of :func:`make_benchmark` from when classes were always split."""
 
 
 @dataclass

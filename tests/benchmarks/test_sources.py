@@ -20,7 +20,7 @@ from avalanche_rwf.benchmarks.sources import (
     hashed_rows,
     hashed_test_part,
 )
-from avalanche_rwf.benchmarks.splits import split_by_class
+from avalanche_rwf.benchmarks.splits import make_benchmark
 from avalanche_rwf.errors import UsageError
 
 OPTIONS = StreamOptions(
@@ -95,7 +95,7 @@ def files_of(part):
 def test_a_stream_of_it(toy):
     source = file_source(toy(), OPTIONS, experiences=2)
     assert not source.in_memory and source.class_names == ["ant", "bee"]
-    benchmark = split_by_class("toy", source, OPTIONS)
+    benchmark = make_benchmark("toy", source, OPTIONS)
     assert (benchmark.train_size, benchmark.test_size) == (8, 2)
     x, y, t = benchmark.train_stream[0].dataset[0]
     assert x.dtype == torch.float32 and (y, t) == (0, 0)
