@@ -381,7 +381,7 @@ def test_a_auc_of_a_scripted_classifier_by_hand(nc):
         assert [(p.samples_seen, p.experience) for p in recorder.points] == [
             *((24, None), (40, 0), (48, None), (72, None), (80, 1), (96, None), (120, 2)),
         ]
-        # The stream sorts an experience by class. Exposed at 24 samples are 0 and 1, and 0 is right.
+        # The stream sorts an experience by class. Exposed at 24 are 0 and 1, and 0 is right.
         # At 48, class 2 as well: 0 and 1 of three are right; at 72, class 3: 0, 1 and 2 of four; at
         # 96, class 4: only 0 and 1 of five; at the end all six. Each class has as many samples as
         # another, in the subset too.
