@@ -23,7 +23,7 @@ def registry(monkeypatch):
 
 def run(code, capsys) -> str:
     capsys.readouterr()
-    exec(compile(code, "docs/streams.md", "exec"), {"__name__": "user"})
+    exec(compile(code, "<docs/streams.md>", "exec"), {"__name__": "user"})
     return capsys.readouterr().out
 
 
