@@ -148,8 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")
-    add("--data-root", metavar="DIR",
-        help="where data sets are and go (default: $AVALANCHE_RWF_DATA or ~/.avalanche/data)")
+    _add_data_root(compare)
     add("--out", default="results", metavar="DIR", help="where run directories go")
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
     add("--quiet", action="store_true", help="no progress bar")
@@ -162,12 +161,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = inspect.add_argument
-    add("--benchmark", default="split-digits", help="split-digits or folder:PATH")
+    add("--benchmark", default="split-digits",
+        help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
     add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
     _add_stream(inspect)
     add("--seed", default="0", metavar="N", help="of the stream")
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="as compare takes it")
     add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
+    _add_data_root(inspect)
     add("--json", action="store_true", help="print JSON instead of the table")
     add("--plot", metavar="FILE", help="also draw it: a .png, .svg or .pdf")
     inspect.set_defaults(run=_inspect)
@@ -249,12 +250,23 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_data_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-root", metavar="DIR",
+        help="where data sets are and go (default: $AVALANCHE_RWF_DATA or ~/.avalanche/data)",
+    )  # fmt: skip
+
+
 def _set_loading(args: argparse.Namespace) -> None:
     """Put what changes no number into the environment: this process's and its workers'."""
     if args.workers is not None:
         if args.workers < 0:
             raise UsageError(f"--workers takes a whole number of at least 0, not {args.workers}.")
         os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
+    _set_data_root(args)
+
+
+def _set_data_root(args: argparse.Namespace) -> None:
     if args.data_root is not None:
         folder = Path(args.data_root).expanduser()
         if not args.data_root or (folder.exists() and not folder.is_dir()):
@@ -383,6 +395,7 @@ def _inspect(args: argparse.Namespace) -> int:
     stream_options = _stream_options(args)
     if not args.seed.isdecimal():
         raise UsageError(f"--seed takes a whole number from 0, not {args.seed!r}.")
+    _set_data_root(args)
 
     from avalanche_rwf.benchmarks.inspection import (
         check_plot,

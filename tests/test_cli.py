@@ -180,6 +180,36 @@ BAD = {
     "one image to hold out": (
         ["--benchmark", "folder:{tmp}/single", "--holdout", "0.5"], ["held out"]
     ),
+    # streams
+    "stream": (["--stream", "siblurry"], ["--stream", "'siblurry'", "'si-blurry'"]),
+    "option of another stream": (["--shots", "4"], ["--shots", "fscil and k-shot", "'split'"]),
+    "option of another stream too": (
+        ["--stream", "k-shot", "--blurry", "5"], ["--blurry", "i-blurry and si-blurry", "'k-shot'"]
+    ),
+    "shots 0": (["--stream", "k-shot", "--shots", "0"], ["--shots", "at least 1", "'0'"]),
+    "disjoint 101": (["--stream", "si-blurry", "--disjoint", "101"], ["--disjoint", "'101'"]),
+    "repeat nan": (["--stream", "repetition", "--repeat", "nan"], ["--repeat", "'nan'"]),
+    "base above the classes": (["--stream", "fscil", "--base", "11"], ["--base", "10", "11"]),
+    "preset of other classes": (
+        ["--stream", "fscil", "--preset", "cub200"], ["--preset cub200", "200", "10"]
+    ),
+    "class order of some": (["--class-order", "0,1,2"], ["--class-order", "each of the 10", "3"]),
+    "class order with another": (
+        ["--class-order", "0,1,2,3,4,5,6,7,8,x"], ["--class-order", "'x'"]
+    ),
+    "classes per experience": (["--classes-per-experience", "3,3"], ["10 classes", "6"]),
+    "stream without a class left": (
+        ["--stream", "i-blurry", "--experiences", "11", "--remainder", "drop"],
+        ["keeps 0 of the 10"],
+    ),
+    "boundaries": (
+        ["--boundary-free", "--methods", "avalanche-l2p-as-shipped"], ["--boundary-free"]
+    ),
+    "subset -1": (["--eval-subset", "-1"], ["--eval-subset", "-1"]),
+    "subset below the classes": (["--eval-subset", "9"], ["--eval-subset", "10 classes", "9"]),
+    "subset for nothing": (
+        ["--eval-subset", "20", "--eval-every-samples", "0"], ["--eval-subset", "mid-stream"]
+    ),
     # output
     "out is a file": (["--out", "{tmp}/text.txt"], ["--out", "text.txt"]),
     "out under a file": (["--out", "{tmp}/text.txt/results"], ["--out", "results"]),
@@ -197,6 +227,23 @@ BAD_VERBS = {
     "list methods": (["list", "methods", "zz*"], ["methods", "'zz*'"]),
     "list benchmarks": (["list", "benchmarks", "zz*"], ["benchmarks", "'zz*'"]),
     "list backbones": (["list", "backbones", "zz*"], ["backbones", "'zz*'"]),
+    "list streams": (["list", "streams", "zz*"], ["streams", "'zz*'"]),
+    "inspect benchmark": (["inspect", "--benchmark", "split-digit"], ["'split-digits'"]),
+    "inspect folder": (["inspect", "--benchmark", "folder:{tmp}/nil"], ["nil", "not exist"]),
+    "inspect stream": (["inspect", "--stream", "kshot"], ["'kshot'", "'k-shot'"]),
+    "inspect option of another stream": (
+        ["inspect", "--stream", "fscil", "--repeat", "1"], ["--repeat", "repetition", "'fscil'"]
+    ),
+    "inspect base 0": (["inspect", "--stream", "fscil", "--base", "0"], ["--base", "'0'"]),
+    "inspect class order": (["inspect", "--class-order", "0,1,1"], ["--class-order", "10"]),
+    "inspect experiences": (["inspect", "--experiences", "11"], ["experiences", "10", "11"]),
+    "inspect experiences 0": (["inspect", "--experiences", "0"], ["experiences", "0"]),
+    "inspect seed": (["inspect", "--seed", "-1"], ["--seed", "'-1'"]),
+    "inspect seed too large": (["inspect", "--seed", "5000000000"], ["seed", "5000000000"]),
+    "inspect holdout": (["inspect", "--holdout", "1"], ["holdout", "1.0"]),
+    "inspect data root": (["inspect", "--data-root", ""], ["--data-root", "''"]),
+    "inspect plot": (["inspect", "--plot", "{tmp}/x.gif"], ["--plot", ".png", "x.gif"]),
+    "inspect plot nowhere": (["inspect", "--plot", "{tmp}/nil/x.png"], ["--plot", "nil"]),
     "leaderboard": (["leaderboard"], ["DIR"]),
     "leaderboard missing": (["leaderboard", "{tmp}/nil"], ["nil"]),
     "leaderboard of a file": (["leaderboard", "{tmp}/text.txt"], ["text.txt"]),
@@ -590,6 +637,92 @@ def test_a_terminal_without_the_signs_gets_question_marks(compared, monkeypatch)
     assert cli.main(["leaderboard", str(compared[0])]) == 0
     terminal.seek(0)
     assert " ? " in terminal.read()
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize(
+    ("stream", "says"),
+    [
+        (["split"], "split, seed 3"),
+        (["si-blurry", "--blurry", "30"], "si-blurry (disjoint=50, blurry=30, remainder=keep)"),
+        (["i-blurry", "--remainder", "drop"], "i-blurry (disjoint=50, blurry=10, remainder=drop)"),
+        (["k-shot"], "k-shot (shots=4)"),
+        (["fscil", "--base", "4", "--way", "3"], "fscil (base=4, way=3, shots=5)"),
+        (["repetition", "--repeat", "1"], "repetition (repeat=1.0)"),
+    ],
+)
+def test_inspect(stream, says, capsys, tmp_path):
+    """Table, JSON and picture of one stream agree."""
+    line = ["inspect", "--stream", *stream, "--seed", 3, "--plot", tmp_path / "stream.png"]
+    status, out, err = call(capsys, *line)
+    assert status == 0, err
+    title, header, *rows, total = out.splitlines()
+    assert title.startswith("split-digits, stream ") and says in title
+    assert header.split()[:4] == ["exp", "samples", "test", "classes"]
+    assert Image.open(tmp_path / "stream.png").convert("L").getextrema() == (0, 255)
+
+    status, out, _ = call(capsys, *line, "--json")
+    values = json.loads(out)  # nothing else on stdout
+    assert status == 0
+    assert set(values) == {
+        "benchmark", "stream", "seed", "num_classes", "class_names", "options", "experiences",
+    }  # fmt: skip
+    assert (values["benchmark"], values["stream"], values["seed"]) == ("split-digits", stream[0], 3)
+    assert len(values["experiences"]) == len(rows)
+    seen: list[str] = []
+    for row, e in zip(rows, values["experiences"], strict=True):
+        assert set(e) == {"size", "classes", "class_counts", "labels", "first_seen", "test_size"}
+        assert [int(cell) for cell in row.split()[1:5]] == [
+            e["size"], e["test_size"], len(e["classes"]), len(e["first_seen"]),
+        ]  # fmt: skip
+        assert e["size"] == sum(e["class_counts"].values())
+        assert list(e["class_counts"]) == e["classes"]
+        assert e["classes"] == [values["class_names"][label] for label in e["labels"]]
+        assert e["first_seen"] == [name for name in e["classes"] if name not in seen]
+        seen += e["first_seen"]
+    assert seen == values["class_names"] and len(seen) == values["num_classes"] == 10
+    assert total.split()[:4] == [
+        "all", *(str(sum(e[key] for e in values["experiences"])) for key in ("size", "test_size")),
+        "10",
+    ]  # fmt: skip
+
+
+def test_inspect_of_a_folder_reads_no_image(images, capsys, monkeypatch):
+    def read(*args, **kwargs):
+        pytest.fail("an image was opened")
+
+    from avalanche_rwf.benchmarks.datasets import folder
+
+    folder._memory.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", read)
+        status, out, _ = call(
+            capsys, "inspect", "--benchmark", f"folder:{images}", "--class-order", "d,c,b,a",
+            "--classes-per-experience", "3,1", "--json",
+        )  # fmt: skip
+    assert status == 0
+    assert [e["class_counts"] for e in json.loads(out)["experiences"]] == [
+        {"d": 5, "c": 5, "b": 5}, {"a": 5},
+    ]  # fmt: skip
+
+
+def test_inspect_leaves_out_what_compare_would(spoilt, capsys):
+    status, out, _ = call(
+        capsys, "inspect", "--benchmark", f"folder:{spoilt}/corrupt", "--skip-corrupt", "--json"
+    )
+    assert status == 0
+    assert sorted(e["size"] for e in json.loads(out)["experiences"]) == [1, 2]
+
+
+def test_list_streams(capsys):
+    status, out, err = call(capsys, "list", "streams")
+    assert (status, err) == (0, "")
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["split", "fscil", "i-blurry", "k-shot", "repetition", "si-blurry"]
+    assert all(len(line.split()) > 3 for line in out.splitlines())
+    assert call(capsys, "list", "streams", "*blurry")[1].count("\n") == 2
 
 
 def test_lists(capsys):

@@ -39,7 +39,11 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 @dataclass(frozen=True)
 class StreamOptions:
     """What a stream is made with; checked by `create_benchmark`, see there for the meaning of each
-    field."""
+    field.
+
+    :param decode: False where nobody will look at pixels (`plan_benchmark`): a source then reads no
+        image, unless it is to find out which ones to leave out.
+    """
 
     seed: int
     experiences: int | None
@@ -54,6 +58,7 @@ class StreamOptions:
     stream: str = "split"
     stream_options: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True
+    decode: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,9 @@ def plan_benchmark(
 ) -> StreamPlan:
     """Which samples `create_benchmark` would bring when; needs no backbone and no Avalanche.
 
+    No image is decoded, so that a broken one is not noticed, unless `skip_corrupt` is to leave such
+    images out.
+
     :raises UsageError: as there.
     """
     options = _check_options(
@@ -212,6 +220,7 @@ def plan_benchmark(
             holdout=holdout,
             stream=stream,
             stream_options=dict(stream_options or {}),
+            decode=skip_corrupt,
         )
     )
     from avalanche_rwf.benchmarks import splits

@@ -344,7 +344,7 @@ def array_source(
     from avalanche_rwf.benchmarks.splits import ImageSource
 
     geometry = Geometry(options.image_size, 1.0, options.interpolation)
-    parts, names = _arrays(kind, data_root(), geometry)
+    parts, names = _arrays(kind, data_root(), geometry, options.decode)
     images = {
         train: FileImages(pixels, targets, options.mean, options.std, options.normalised)
         for train, (pixels, targets) in parts.items()
@@ -366,17 +366,19 @@ _Arrays = tuple[dict[bool, "tuple[ArrayPixels, list[int]]"], list[str]]
 _memory: dict[object, _Arrays] = {}
 
 
-def _arrays(kind: type[ArrayDataset], root: Path, geometry: Geometry) -> _Arrays:
+def _arrays(
+    kind: type[ArrayDataset], root: Path, geometry: Geometry, resize: bool = True
+) -> _Arrays:
     """Pixels and labels by part, and class names; runs of one comparison share them."""
     from avalanche_rwf.benchmarks.datasets.folder import CACHE_BYTES
     from avalanche_rwf.benchmarks.images import ArrayPixels
 
-    key = (kind.__qualname__, root, geometry)
+    key = (kind.__qualname__, root, geometry, resize)
     if key in _memory:
         return _memory[key]
     _memory.clear()
     parts: dict[bool, tuple[ArrayPixels, list[int]]] = {}
-    budget = CACHE_BYTES
+    budget = CACHE_BYTES if resize else 0
     for train in (False, True):  # test images are asked for again and again: they come first
         part = kind(root, train=train)
         pixels = ArrayPixels(part.data, geometry, budget)

@@ -33,7 +33,6 @@ __all__ = [
     "experience_sizes",
     "make_benchmark",
     "plan_stream",
-    "split_by_class",
     "stratified_part",
 ]
 
@@ -141,8 +140,15 @@ class Benchmark:
 
     @property
     def train_stream(self) -> Any:
-        """The training experiences, in order."""
-        return self.scenario.train_stream
+        """The training experiences with samples, in order; their `current_experience` is their
+        number.
+
+        Some kinds of streams have experiences without samples, on which Avalanche's strategies
+        fail; `scenario.train_stream` has these too.
+        """
+        stream = self.scenario.train_stream
+        full = [number for number, counts in enumerate(self.class_counts) if counts]
+        return stream if len(full) == len(self.class_counts) else stream[full]
 
     @property
     def test_stream(self) -> Any:
@@ -343,10 +349,6 @@ def make_benchmark(name: str, source: ImageSource, options: StreamOptions) -> Be
         stream_options=plan.options,
         notes=plan.notes,
     )
-
-
-split_by_class = make_benchmark
-"""The name of :func:`make_benchmark` from when classes were always split."""
 
 
 @dataclass

@@ -23,14 +23,21 @@ from avalanche_rwf.evaluation.metrics import (
 )
 
 if TYPE_CHECKING:
+    from avalanche_rwf.evaluation.anytime import (
+        AnytimeAUC,
+        ExposedAccuracy,
+        anytime_metrics,
+    )
     from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
     from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
     from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images, routing_metrics
 
 __all__ = [
+    "AnytimeAUC",
     "AnytimeEvaluation",
     "DataFrameLogger",
     "EvaluationPoint",
+    "ExposedAccuracy",
     "PredictionRecorder",
     "RoutingProbe",
     "a_auc",
@@ -38,6 +45,7 @@ __all__ = [
     "a_last",
     "accuracy_exposed",
     "accuracy_matrix",
+    "anytime_metrics",
     "class_accuracy_matrix",
     "forgetting_class",
     "forgetting_experience",
@@ -47,6 +55,9 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AnytimeAUC": "avalanche_rwf.evaluation.anytime",
+    "ExposedAccuracy": "avalanche_rwf.evaluation.anytime",
+    "anytime_metrics": "avalanche_rwf.evaluation.anytime",
     "AnytimeEvaluation": "avalanche_rwf.evaluation.recorder",
     "PredictionRecorder": "avalanche_rwf.evaluation.recorder",
     "DataFrameLogger": "avalanche_rwf.evaluation.dataframe_logger",

@@ -468,9 +468,10 @@ def run_strategy(
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise _StaleCheckpointError(f"{type(error).__name__}: {error}") from error
         if meter.progress is not None:
-            meter.progress(sum(len(e.dataset) for e in list(benchmark.train_stream)[:first]))
+            meter.progress(sum(sum(counts.values()) for counts in benchmark.class_counts[:first]))
         log(f"resumed after experience {first - 1}")
-    for index, experience in enumerate(benchmark.train_stream):
+    # The scenario has experiences without samples too, so that numbers are those of the stream.
+    for index, experience in enumerate(benchmark.scenario.train_stream):
         if index < first:
             continue
         inside, start = meter.eval_seconds, time.perf_counter()

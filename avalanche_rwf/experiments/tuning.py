@@ -144,7 +144,7 @@ def held_out_accuracy(
     plugins = [NormaliseOnDevice(info.mean, info.std), recorder]
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     workers = loader_workers(benchmark)
-    stream = list(benchmark.train_stream)[:experiences]
+    stream = list(benchmark.scenario.train_stream)[:experiences]
     for experience in stream:
         train_experience(strategy, experience, config.boundary_free, workers)
         if progress is not None:
@@ -253,7 +253,7 @@ def tune(
     place: dict[str, tuple[str, int]] = {}
     benchmark = build_benchmark(next(iter(own.values())))
     k = _experiences(benchmark.first_seen)
-    samples = sum(len(e.dataset) for e in list(benchmark.train_stream)[:k])
+    samples = sum(sum(counts.values()) for counts in benchmark.class_counts[:k])
     for name, config in own.items():
         changes = [
             {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]

@@ -20,7 +20,8 @@ from avalanche_rwf.benchmarks.sources import (
     hashed_rows,
     hashed_test_part,
 )
-from avalanche_rwf.benchmarks.splits import split_by_class
+from avalanche_rwf.benchmarks.splits import make_benchmark
+from avalanche_rwf.benchmarks.stream_registry import list_streams
 from avalanche_rwf.errors import UsageError
 
 OPTIONS = StreamOptions(
@@ -95,13 +96,25 @@ def files_of(part):
 def test_a_stream_of_it(toy):
     source = file_source(toy(), OPTIONS, experiences=2)
     assert not source.in_memory and source.class_names == ["ant", "bee"]
-    benchmark = split_by_class("toy", source, OPTIONS)
+    benchmark = make_benchmark("toy", source, OPTIONS)
     assert (benchmark.train_size, benchmark.test_size) == (8, 2)
     x, y, t = benchmark.train_stream[0].dataset[0]
     assert x.dtype == torch.float32 and (y, t) == (0, 0)
     path = source.train.pixels.paths[3]
     raw = torch.from_numpy(read_image(path, Geometry(8, 1.0, "bilinear")))
     torch.testing.assert_close(source.train[3][0], raw / 127.5 - 1.0, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stream", list_streams())
+def test_no_file_is_opened_to_build_a_stream(toy, monkeypatch, stream):
+    kind = toy()
+    kind()  # prepared, which decodes everything once
+    opened, really = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or really(path))
+    options = StreamOptions(**{**vars(OPTIONS), "stream": stream})
+    benchmark = make_benchmark("toy", file_source(kind, options, experiences=2), options)
+    assert not opened
+    assert len(benchmark.train_stream[0].dataset[0]) == 3 and len(opened) == 1
 
 
 def test_corrupt_images_are_found_when_prepared_and_named_when_used(toy):

@@ -23,7 +23,7 @@ from avalanche_rwf.benchmarks.splits import (
     ImageSource,
     class_order,
     experience_sizes,
-    split_by_class,
+    make_benchmark,
     stratified_part,
 )
 from avalanche_rwf.errors import UsageError
@@ -59,7 +59,7 @@ def source(**kwargs):
 def split(seed=0, experiences=None, data=None, **kwargs):
     numbers = (0.5, 0.5, 0.5)
     options = StreamOptions(seed, experiences, 2, numbers, numbers, "bilinear", **kwargs)
-    return split_by_class("unit-test", data or source(), options)
+    return make_benchmark("unit-test", data or source(), options)
 
 
 def samples(stream):

@@ -66,6 +66,38 @@ def test_no_sample_is_lost_or_comes_twice(name):
 
 
 @pytest.mark.parametrize("name", list_streams())
+def test_no_sample_is_lost_or_comes_twice_on_random_labels(name):
+    """As above, with everything drawn: labels, seed, number of experiences and options."""
+    spec = get_stream(name)
+    rng = np.random.RandomState(7)
+    for _ in range(60):
+        classes = rng.randint(1, 14)
+        most = rng.choice([1, 4, 40])
+        labels = rng.permutation(np.repeat(np.arange(classes), rng.randint(1, most + 1, classes)))
+        experiences, seed = rng.randint(1, 18), rng.randint(2**31)
+        if spec.new_classes or spec.counts_itself:
+            experiences = min(experiences, classes)
+        drawn = {
+            "disjoint": int(rng.randint(101)), "blurry": int(rng.randint(101)),
+            "shots": int(rng.randint(1, 9)), "repeat": float(rng.rand()),
+            "class_order": rng.permutation(classes).tolist(),
+        }  # fmt: skip
+        options = {key: value for key, value in drawn.items() if key in spec.options}
+        dealt = spec.deal(labels, seed, experiences, **options)
+        assert len(dealt) == experiences
+        every = np.sort(np.concatenate(dealt))
+        if spec.whole:
+            assert every.tolist() == list(range(len(labels)))
+            continue
+        assert len(set(every.tolist())) == len(every)
+        counts = np.bincount(labels)
+        few = np.minimum(counts, options["shots"])
+        base = set(labels[dealt[0]].tolist()) if name == "fscil" else set()
+        expected = [n if c in base else few[c] for c, n in enumerate(counts)]
+        assert np.bincount(labels[every], minlength=classes).tolist() == expected
+
+
+@pytest.mark.parametrize("name", list_streams())
 def test_the_seed_decides_and_no_generator_of_the_process(name):
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import avalanche.benchmarks  # noqa: F401  # once, with its warnings, before they are errors
 import numpy as np
 import pytest
 import torch
@@ -21,22 +22,25 @@ NAMES = [f"name{c}" for c in range(CLASSES)]
 class Counted(Dataset):
     """Images whose pixels say where they come from; `looked_at` counts them."""
 
-    def __init__(self, targets):
-        self.targets, self.looked_at = targets, 0
+    def __init__(self, targets, side=2):
+        self.targets, self.side, self.looked_at = targets, side, 0
 
     def __len__(self):
         return len(self.targets)
 
     def __getitem__(self, index):
         self.looked_at += 1
-        return torch.full((3, 2, 2), float(index)), self.targets[index]
+        return torch.full((3, self.side, self.side), float(index)), self.targets[index]
 
 
-def make(stream="split", seed=0, experiences=None, holdout=0.0, classes=CLASSES, **options):
-    train = [c for _ in range(TRAIN) for c in range(classes)]
+def make(
+    stream="split", seed=0, experiences=None, holdout=0.0, classes=CLASSES, images=TRAIN, side=2,
+    **options,
+):  # fmt: skip
+    train = [c for _ in range(images) for c in range(classes)]
     test = [c for _ in range(TEST) for c in range(classes)]
     names = [f"name{c}" for c in range(classes)]
-    source = ImageSource(Counted(train), train, Counted(test), test, names, 3)
+    source = ImageSource(Counted(train, side), train, Counted(test, side), test, names, 3)
     half = (0.5, 0.5, 0.5)
     chosen = StreamOptions(
         seed, experiences, 2, half, half, "bilinear",
@@ -96,10 +100,16 @@ def test_classes_that_the_remainder_drops_are_not_tested():
 
 def test_experiences_may_be_empty():
     benchmark, _ = make("si-blurry", experiences=12, seed=1)
-    sizes = [len(e.dataset) for e in benchmark.train_stream]
+    sizes = [len(e.dataset) for e in benchmark.scenario.train_stream]
     assert 0 in sizes and sum(sizes) == CLASSES * TRAIN
-    empty = benchmark.train_stream[sizes.index(0)]
+    empty = benchmark.scenario.train_stream[sizes.index(0)]
     assert empty.classes_in_this_experience == []
+    # Avalanche's loaders fail on them, so the stream to train on is without, under its numbers.
+    numbers = [e.current_experience for e in benchmark.train_stream]
+    assert numbers == [number for number, size in enumerate(sizes) if size]
+    assert [len(e.dataset) for e in benchmark.train_stream] == [size for size in sizes if size]
+    whole, _ = make("split")
+    assert whole.train_stream is whole.scenario.train_stream
 
 
 def test_class_order_by_name_number_and_as_they_are():
@@ -137,21 +147,21 @@ def test_a_class_with_too_few_images_is_noted():
     assert make("k-shot", shots=12)[0].notes == ()
 
 
-@pytest.mark.parametrize("stream", list_streams())
-@pytest.mark.parametrize("name", ["Naive", "Replay", "StreamingLDA"])
-def test_avalanches_strategies_train_and_evaluate(stream, name):
+def build(name, plugins=(), batch=8):
+    """A strategy of Avalanche's on a linear model that is always the same."""
     from avalanche.training import supervised
     from avalanche.training.plugins import EvaluationPlugin
 
-    benchmark, _ = make(stream, seed=2, experiences=4)
+    torch.manual_seed(0)
     flat, head = torch.nn.Flatten(), torch.nn.Linear(12, CLASSES)
     model = torch.nn.Sequential(flat, head)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = {
             "criterion": torch.nn.CrossEntropyLoss(),
-            "train_mb_size": 8,
+            "train_mb_size": batch,
             "evaluator": EvaluationPlugin(),
+            "plugins": list(plugins),
         }
         if name == "StreamingLDA":
             arguments.update(
@@ -159,19 +169,91 @@ def test_avalanches_strategies_train_and_evaluate(stream, name):
             )
         else:
             arguments.update(model=model, optimizer=torch.optim.SGD(model.parameters(), 1e-4))
-        strategy = getattr(supervised, name)(**arguments)
+        return getattr(supervised, name)(**arguments)
+
+
+def train(strategy, benchmark, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for experience in benchmark.train_stream:
-            strategy.train(experience, shuffle=False)
-        strategy.eval(benchmark.test_stream)
+            strategy.train(experience, **kwargs)
+
+
+# Of the second one, the blurry streams have experiences without samples.
+@pytest.mark.parametrize(("seed", "experiences"), [(2, 4), (1, 7)])
+@pytest.mark.parametrize("stream", list_streams())
+@pytest.mark.parametrize("name", ["Naive", "Replay", "StreamingLDA"])
+def test_avalanches_strategies_train_and_evaluate(stream, name, seed, experiences):
+    benchmark, _ = make(stream, seed=seed, experiences=experiences)
+    strategy = build(name)
+    train(strategy, benchmark)
+    values = strategy.eval(benchmark.test_stream)
     batches = [-(-len(e.dataset) // 8) for e in benchmark.train_stream]
     assert strategy.clock.train_iterations == sum(batches)
+    assert strategy.clock.train_exp_counter == sum(map(bool, benchmark.class_counts))
+    assert isinstance(values, dict)
 
 
-def test_a_thousand_classes_are_dealt_without_looking_at_an_image():
-    for stream in list_streams():
-        benchmark, source = make(stream, classes=1000)
-        assert source.train.looked_at == 0
-        assert benchmark.num_classes == 1000
+@pytest.mark.parametrize("stream", list_streams())
+def test_avalanches_l2p_trains_and_evaluates(stream, tools):
+    """Avalanche's own class, which reads each experience's classes and the task labels."""
+    from avalanche.training.supervised.l2p import LearningToPrompt
+
+    from avalanche_rwf.evaluation.recorder import PredictionRecorder
+    from avalanche_rwf.strategies.registry import create_strategy
+
+    benchmark, _ = make(stream, seed=1, experiences=4, side=16)
+    recorder = PredictionRecorder()
+    strategy = create_strategy(
+        "avalanche-l2p-as-shipped",
+        backbone=tools.vit(img_size=16, depth=1, embed_dim=16, num_heads=2),
+        num_classes=CLASSES,
+        pool_size=4,
+        prompt_length=1,
+        top_k=2,
+        loop={"train_mb_size": 8, "evaluator": tools.silent(), "plugins": [recorder]},
+    )
+    assert isinstance(strategy, LearningToPrompt)
+    prompts = strategy.model.prompt.prompt.clone()
+    train(strategy, benchmark)
+    strategy.eval(benchmark.test_stream)
+    assert len(recorder.points[-1].targets) == benchmark.test_size
+    assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
+    assert not torch.equal(strategy.model.prompt.prompt, prompts)
+
+
+@pytest.mark.parametrize("stream", list_streams())
+def test_anytime_evaluation_changes_no_weight_on_any_stream(stream):
+    from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+
+    def weights(plugins):
+        benchmark, _ = make(stream, seed=1, experiences=4)
+        strategy = build("Naive", plugins(benchmark.test_stream), batch=2)
+        torch.manual_seed(3)
+        train(strategy, benchmark)  # shuffled: a draw too many would change the order
+        return list(strategy.model.parameters()), strategy.plugins
+
+    plain, _ = weights(lambda tests: [])
+    for subset in (None, CLASSES):
+        watched, plugins = weights(
+            lambda tests, subset=subset: [
+                PredictionRecorder(),
+                AnytimeEvaluation(tests, 3, subset=subset),
+            ]
+        )
+        assert len(plugins[0].points) > 2
+        assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+
+
+@pytest.mark.parametrize("stream", list_streams())
+def test_a_thousand_classes_and_50000_images_are_dealt_without_looking_at_one(stream):
+    benchmark, source = make(stream, classes=1000, images=50)
+    assert len(source.train_targets) == 50_000
+    assert source.train.looked_at == source.test.looked_at == 0
+    assert benchmark.num_classes == 1000
+    first = benchmark.train_stream[0].dataset
+    assert first[0][1] in benchmark.classes_per_experience[0]
+    assert source.train.looked_at == 1
 
 
 def test_the_order_of_a_blurry_stream_is_that_of_the_dealing():

@@ -15,7 +15,7 @@ from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 
-from avalanche_rwf.evaluation.metrics import accuracy_matrix, summarise
+from avalanche_rwf.evaluation.metrics import a_auc, accuracy_matrix, summarise
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import StreamPosition, experience_index
 
@@ -338,3 +338,76 @@ def test_anytime_evaluation_refuses_bad_arguments(nc, make_naive):
     strategy = make_naive([AnytimeEvaluation(nc.test_stream, 5), PredictionRecorder()])
     with pytest.raises(ValueError, match="plugins must list PredictionRecorder before"):
         strategy.train(nc.train_stream[0])
+
+
+class Scripted(torch.nn.Module):
+    """Knows, after so many training steps, the classes below `known[steps]`, and says 0 for others.
+
+    The blobs' largest coordinate is their class.
+    """
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.steps = known, 0
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += self.training
+        truth = x.argmax(dim=1)
+        said = torch.where(truth < self.known[self.steps], truth, torch.zeros_like(truth))
+        return torch.nn.functional.one_hot(said, 6) + self.weight
+
+
+def test_a_auc_of_a_scripted_classifier_by_hand(nc):
+    """15 steps of 8 samples; 36 test samples, 6 of each class, in 3 experiences."""
+    from avalanche.training.supervised import Naive
+
+    for experience in nc.test_stream:
+        assert all(int(x.argmax()) == int(y) for x, y, _ in experience.dataset)
+    known = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 2, 6, 6, 6]
+    for subset in (None, 18):
+        model = Scripted(known)
+        recorder = PredictionRecorder()
+        strategy = Naive(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), 0.0),
+            train_mb_size=8,
+            plugins=[recorder, AnytimeEvaluation(nc.test_stream, every=24, subset=subset)],
+            evaluator=EvaluationPlugin(),
+        )
+        for experience in nc.train_stream:
+            strategy.train(experience, shuffle=False)
+            strategy.eval(nc.test_stream)
+        assert [(p.samples_seen, p.experience) for p in recorder.points] == [
+            *((24, None), (40, 0), (48, None), (72, None), (80, 1), (96, None), (120, 2)),
+        ]
+        # The stream sorts an experience by class. Exposed at 24 are 0 and 1, and 0 is right.
+        # At 48, class 2 as well: 0 and 1 of three are right; at 72, class 3: 0, 1 and 2 of four; at
+        # 96, class 4: only 0 and 1 of five; at the end all six. Each class has as many samples as
+        # another, in the subset too.
+        exposed = [len(p.exposed) for p in recorder.points]
+        assert exposed == [2, 2, 3, 4, 4, 5, 6]
+        expected = (1 / 2 + 2 / 3 + 3 / 4 + 2 / 5 + 1) / 5
+        assert a_auc(recorder.points, every=24) == pytest.approx(expected)
+        # All places: the ends at 40 (0 and 1 of two) and 80 (three of four) count too.
+        expected = (1 / 2 + 2 / 2 + 2 / 3 + 3 / 4 + 3 / 4 + 2 / 5 + 1) / 7
+        assert a_auc(recorder.points) == pytest.approx(expected)
+        assert summarise(recorder.points, 3, 24)["a_last"] == 1.0
+
+
+def test_a_subset_is_for_points_in_mid_stream_and_always_the_same(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder, AnytimeEvaluation(nc.test_stream, every=8, subset=12)])
+    for experience in nc.train_stream:
+        strategy.train(experience, shuffle=False)
+        strategy.eval(nc.test_stream)
+    sizes = {p.samples_seen: len(p.targets) for p in recorder.points}
+    ends = {40, 80, 120}
+    assert {sizes[seen] for seen in ends} == {36}
+    # Of the test experiences with a class met so far: 4 samples each, two of either class.
+    assert [sizes[seen] for seen in range(8, 121, 8) if seen not in ends] == [*[4] * 4, *[8] * 4,
+                                                                            *[12] * 4]  # fmt: skip
+    last = [p for p in recorder.points if 80 < p.samples_seen < 120]
+    assert all(np.array_equal(p.targets, last[0].targets) for p in last)
+    with pytest.raises(ValueError, match="at least one of each of the 6 classes, not 5"):
+        AnytimeEvaluation(nc.test_stream, every=8, subset=5)

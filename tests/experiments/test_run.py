@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avalanche_rwf.benchmarks.stream_registry import list_streams, resolve_stream_options
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
@@ -111,6 +112,45 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert not (folder / "checkpoint.pt").exists()
     uninterrupted, _, resumed = final
     assert_equal(module._strategy_state(uninterrupted), module._strategy_state(resumed))
+
+
+def on(stream: str, **options) -> dict:
+    """That kind of stream, as changes of a configuration."""
+    return {"stream": stream, "stream_options": resolve_stream_options(stream, options)}
+
+
+@pytest.mark.parametrize("boundary_free", [False, True])
+@pytest.mark.parametrize("stream", list_streams())
+def test_a_resumed_run_is_the_uninterrupted_one_on_every_stream(
+    stream, boundary_free, configure, final, tmp_path, monkeypatch
+):
+    # At seed 3 the first experience of si-blurry has no sample and the second a single one.
+    config = configure(
+        "rwf", seed=3, experiences=4, boundary_free=boundary_free, eval_subset=6, **on(stream)
+    )
+    whole = run(config, tmp_path / "whole")
+    assert whole["status"] == "done", whole
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        with pytest.raises(Killed):
+            run(config, tmp_path / "cut")
+    assert without_times(run(config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut", config) == metrics(tmp_path / "whole", config)
+    uninterrupted, _, resumed = final
+    assert_equal(module._strategy_state(uninterrupted), module._strategy_state(resumed))
+
+
+@pytest.mark.parametrize("stream", list_streams())
+def test_a_method_without_boundaries_has_the_same_numbers_when_they_are_hidden(
+    stream, configure, tmp_path
+):
+    told = configure("rwf", experiences=3, **on(stream))
+    hidden = replace(told, boundary_free=True)
+    assert told.config_hash() != hidden.config_hash()
+    first, second = run(told, tmp_path), run(hidden, tmp_path)
+    assert first["status"] == second["status"] == "done"
+    assert without_times(first) == without_times(second)
+    assert metrics(tmp_path, told) == metrics(tmp_path, hidden)
 
 
 def test_a_run_cut_after_its_last_experience_only_writes_its_summary(
@@ -244,6 +284,43 @@ def test_a_auc_is_evaluated_on_its_grid(every, configure, tmp_path):
     assert summary["a_auc"] == pytest.approx(sum(curve[s] for s in averaged) / len(averaged))
     assert summary["a_avg"] == pytest.approx(sum(curve[s] for s in ends) / 3)
     assert summary["a_last"] == curve[24]
+
+
+def test_sub_experiences_of_a_boundary_free_run_tell_nothing(configure, tmp_path, monkeypatch):
+    seen = []
+
+    def note(self, strategy, **kwargs):
+        seen.append(strategy.experience)
+
+    monkeypatch.setattr(module._Meter, "before_training_exp", note, raising=False)
+    run(configure("ncm", boundary_free=True, **on("si-blurry")), tmp_path)
+    assert [len(part.dataset) for part in seen].count(3) > 4
+    for part in seen:
+        for name in ("origin_experience", "is_first_subexp", "is_last_subexp"):
+            with pytest.raises(ValueError, match="not available"):
+                getattr(part.train(), name)
+        assert not hasattr(part, "classes_in_this_experience")
+
+
+def test_a_part_of_the_test_images_is_for_mid_stream_alone(configure, tmp_path):
+    whole = configure("ncm")
+    part = replace(whole, eval_subset=6)
+    summary, other = run(whole, tmp_path), run(part, tmp_path)
+    for name in ("a_last", "a_avg", "forgetting_class", "gradient_steps"):
+        assert summary[name] == other[name]
+
+    def curve(config):
+        rows = [line.split(",") for line in metrics(tmp_path, config).decode().splitlines()]
+        return {row[0]: row[3] for row in rows if row[2] == "accuracy_exposed"}
+
+    all_, few = curve(whole), curve(part)
+    assert list(all_) == list(few)
+    assert {seen: few[seen] for seen in ("8", "16", "24")} == {
+        seen: all_[seen] for seen in ("8", "16", "24")
+    }
+    assert 0 < summary["eval_share"] < 1
+    seconds = summary["eval_seconds"] + summary["train_seconds"]
+    assert summary["eval_share"] == pytest.approx(summary["eval_seconds"] / seconds)
 
 
 def test_mid_stream_evaluation_does_not_change_the_training(configure, tmp_path):

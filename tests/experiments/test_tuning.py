@@ -120,13 +120,13 @@ def test_no_test_image_is_touched(configure, tmp_path, monkeypatch):
         def __getattribute__(self, name):
             pytest.fail(f"{name} of the test images was asked for")
 
-    split = splits.split_by_class
+    split = splits.make_benchmark
 
     def without_test_images(name, source, options):
         # Labels that fit no class, too.
         return split(name, replace(source, test=Untouchable(), test_targets=[99]), options)
 
-    monkeypatch.setattr(splits, "split_by_class", without_test_images)
+    monkeypatch.setattr(splits, "make_benchmark", without_test_images)
     after = tune([config], {}, tmp_path / "b", jobs=1, quiet=True)["linear-probe"]
     assert after.options == before.options
     assert [s["score"] for s in after.content["settings"]] == [

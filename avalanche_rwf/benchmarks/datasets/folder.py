@@ -58,7 +58,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     from avalanche_rwf.benchmarks.splits import ImageSource
 
     geometry = Geometry(options.image_size, options.crop_pct, options.interpolation)
-    folder = _load(Path(path).expanduser(), geometry)
+    folder = (_load if options.decode else _list)(Path(path).expanduser(), geometry)
     if folder.corrupt and not options.skip_corrupt:
         more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
         raise UsageError(
@@ -121,6 +121,24 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
         folder.targets[split] = [label for i, (_, label) in enumerate(pairs) if i not in lost]
         folder.corrupt.extend(pairs[i][0] for i in bad)
     _memory[key] = folder
+    return folder
+
+
+def _list(root: Path, geometry: Geometry) -> _Folder:
+    """Scan the folder and read no image."""
+    import numpy as np
+
+    from avalanche_rwf.benchmarks.images import Pixels
+
+    nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
+    files = _scan(root)
+    folder = _Folder(class_names=sorted(files["train"]), pixels={}, targets={}, corrupt=[])
+    for split, classes in files.items():
+        paths = [path for name in folder.class_names for path in classes[name]]
+        folder.pixels[split] = Pixels(paths, geometry, nothing)
+        folder.targets[split] = [
+            label for label, name in enumerate(folder.class_names) for _ in classes[name]
+        ]
     return folder
 
 

@@ -67,6 +67,41 @@ def test_cifar(small_cifar):
     assert np.array_equal(np.asarray(image), pixels)
 
 
+def test_a_cifar_archive_that_is_cut_interrupted_or_truncated(
+    small_cifar, server, tmp_path, monkeypatch, capsys
+):
+    _, facts = small_cifar
+    archive, root = facts.archives[0].name, tmp_path / "root"
+    server.cuts = [900, 800]
+    with monkeypatch.context() as patch:
+        patch.setattr(CIFAR100, "_check", lambda self, folder: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            CIFAR100()
+    assert server.ranges == [None, "bytes=900-", "bytes=1700-"]
+    assert not (root / "cifar-100").exists()
+    assert len(CIFAR100()) == 200 and len(server.ranges) == 3
+    place = root / "downloads" / "again"
+    place.mkdir(parents=True)
+    (place / archive).write_bytes(server.files[archive][:-1000])
+    assert len(CIFAR100(facts=replace(facts, name="again"))) == 200
+    assert f"{archive} is bad" in capsys.readouterr().err
+
+
+def test_a_cifar_archive_with_another_hash_or_a_member_outside(small_cifar, server, make, tmp_path):
+    contents, facts = small_cifar
+    (archive,) = facts.archives
+    wrong = replace(archive, digest="md5:" + "0" * 32)
+    with pytest.raises(UsageError, match=r"its md5 is [0-9a-f]{32} instead of 0{32}"):
+        CIFAR100(facts=replace(facts, archives=(wrong,)))
+    files = {f"cifar-100-python/{k}": pickle.dumps(v) for k, v in contents.items()}
+    data = make.tar({**files, "../evil": b"evil"}, "w:gz")
+    evil = make.facts(server, {archive.name: data}, 300, 100, 100, unpacked=10**7)
+    with pytest.raises(UsageError, match=r"evil"):
+        CIFAR100(facts=evil)
+    assert [path.name for path in (tmp_path / "root").iterdir() if path.is_dir()] == ["downloads"]
+    assert not list(tmp_path.rglob("evil"))
+
+
 @pytest.mark.parametrize("budget", [10**9, 0])
 def test_a_stream_of_cifar_at_its_own_size_and_another(small_cifar, monkeypatch, budget):
     monkeypatch.setattr(folder, "CACHE_BYTES", budget)
@@ -142,6 +177,23 @@ def test_mnist_from_the_server(small_mnist, tmp_path, server):
     assert [len(c) for c in benchmark.classes_per_experience] == [2] * 5
     x, _, _ = benchmark.test_stream[0].dataset[0]
     assert x.shape == (3, 32, 32) and torch.equal(x[0], x[2]) and x.std() > 0.1
+
+
+def test_mnist_files_that_are_cut_truncated_or_others(small_mnist, tmp_path, server, capsys):
+    facts = small_mnist.FACTS
+    server.cuts = [300]
+    place = tmp_path / "root" / "downloads" / facts.name
+    place.mkdir(parents=True)
+    last = facts.archives[-1].name
+    (place / last).write_bytes(server.files[last][:-5])
+    assert len(small_mnist()) == 40
+    assert server.ranges == [None, "bytes=300-", None, None, None]
+    assert f"{last} is bad" in capsys.readouterr().err
+    bad = replace(facts.archives[1], digest="md5:" + "0" * 32)
+    others = replace(facts, name="others", archives=(facts.archives[0], bad, *facts.archives[2:]))
+    with pytest.raises(UsageError, match=f"{bad.name}.* its md5 is [0-9a-f]{{32}} instead of 0"):
+        small_mnist(facts=others)
+    assert not (tmp_path / "root" / "others").exists()
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])

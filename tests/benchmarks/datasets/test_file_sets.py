@@ -129,6 +129,66 @@ def test_literatures_number_of_experiences(name, kind):
         create_benchmark(name, **SHAPES)
 
 
+def test_a_connection_that_is_cut_is_resumed(name, kind, server):
+    server.cuts = [500, 700]
+    assert len(kind()) + len(kind(train=False)) == kind.FACTS.images
+    assert server.ranges == [None, "bytes=500-", "bytes=1200-"]
+
+
+def test_an_interrupted_preparation_is_taken_up(name, kind, server, tmp_path, monkeypatch):
+    def interrupted(self, folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_check", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kind()
+    assert not (tmp_path / kind.FACTS.name).exists()
+    assert len(kind()) + len(kind(train=False)) == kind.FACTS.images
+    assert server.ranges == [None]  # what was fetched was whole and is used
+
+
+def test_a_truncated_archive_is_fetched_again(name, kind, server, tmp_path, capsys):
+    archive = kind.FACTS.archives[0].name
+    place = tmp_path / "downloads" / kind.FACTS.name
+    place.mkdir(parents=True)
+    (place / archive).write_bytes(server.files[archive][:-400])
+    assert len(kind()) + len(kind(train=False)) == kind.FACTS.images
+    assert f"{archive} is bad" in capsys.readouterr().err
+
+
+def test_an_archive_with_another_hash_is_refused(name, kind, server, tmp_path):
+    archive = kind.FACTS.archives[0].name
+    data = bytearray(server.files[archive])
+    data[len(data) // 2] ^= 1
+    server.files[archive] = bytes(data)
+    with pytest.raises(UsageError, match=f"{archive}.* its sha256 is [0-9a-f]{{64}} instead of"):
+        kind()
+    assert not (tmp_path / kind.FACTS.name).exists()
+
+
+@pytest.mark.parametrize("member", ["../evil.jpg", "/evil.jpg"])
+def test_a_member_outside_the_target_is_refused(name, kind, server, make, tmp_path, member):
+    archive = kind.FACTS.archives[0].name
+
+    class Evil:
+        picture = staticmethod(make.picture)
+
+        @staticmethod
+        def tar(files, *args):
+            return make.tar({**files, member: b"evil"}, *args)
+
+        @staticmethod
+        def zipped(files):
+            return make.zipped({**files, member: b"evil"})
+
+    _, data, images, test = SETS[name][1](Evil)
+    facts = make.facts(server, {archive: data}, images, test, 3, name="evil")
+    with pytest.raises(UsageError, match=r"evil\.jpg"):
+        kind(facts=facts)
+    assert not list(tmp_path.parent.rglob("evil.jpg")) and not (tmp_path / "evil").exists()
+
+
 def test_an_image_that_is_missing(name, kind, server, make):
     archive = kind.FACTS.archives[0].name
     layout = SETS[name][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from avalanche_rwf.benchmarks.streams.si_blurry import si_blurry
 
@@ -62,3 +63,44 @@ def test_the_remainder_is_kept_unless_it_is_to_be_dropped():
     # 95 disjoint classes, 101 blurry: one is left out, with all of its samples.
     assert len(dropped) == len(labels) - 40
     assert len(set(labels[dropped].tolist())) == 195
+
+
+def reference(labels, seed, sessions, n, m):
+    """The sampler as it is described, sample by sample; classes that do not divide are kept."""
+    g = torch.Generator().manual_seed(seed)
+
+    def cut(length):
+        if not length:
+            return [0] * sessions
+        inner = sorted(torch.randint(0, length, (sessions - 1,), generator=g).tolist())
+        return [b - a for a, b in zip([0, *inner], [*inner, length], strict=True)]
+
+    def deal(things, sizes):
+        things = iter(things)
+        return [[next(things) for _ in range(size)] for size in sizes]
+
+    classes = max(labels) + 1
+    disjoint = classes * n // 100 // sessions * sessions
+    order = torch.randperm(classes, generator=g).tolist()
+    own = deal(order[:disjoint], cut(disjoint))
+    shared = deal(order[disjoint:], cut(classes - disjoint))
+    stay = [[i for i, label in enumerate(labels) if label in part] for part in own]
+    wander = [[i for i, label in enumerate(labels) if label in part] for part in shared]
+    quotas = cut(sum(map(len, wander)) * m // 100)
+    pool = [i for part, quota in zip(wander, quotas, strict=True) for i in part[:quota]]
+    pool = [pool[i] for i in torch.randperm(len(pool), generator=g)]
+    dealt = []
+    for first, part, quota in zip(stay, wander, quotas, strict=True):
+        back, pool = pool[:quota], pool[quota:]
+        session = first + part[quota:] + back
+        dealt.append([session[i] for i in torch.randperm(len(session), generator=g)])
+    return dealt
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_lists_of_samples_are_those_of_the_description(seed):
+    rng = np.random.RandomState(seed)
+    labels = rng.permutation(np.repeat(np.arange(15), rng.randint(1, 20, 15)))
+    for sessions, n, m in ((5, 50, 10), (4, 30, 60), (7, 100, 50), (3, 0, 100)):
+        dealt = si_blurry(labels, seed, sessions, n, m)
+        assert [part.tolist() for part in dealt] == reference(labels.tolist(), seed, sessions, n, m)

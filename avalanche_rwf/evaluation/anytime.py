@@ -1,0 +1,108 @@
+"""Accuracy on the classes met so far and its mean over the stream, as metrics for Avalanche's
+loggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
+
+from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
+from avalanche_rwf.evaluation.recorder import PredictionRecorder
+
+__all__ = ["AnytimeAUC", "ExposedAccuracy", "anytime_metrics"]
+
+
+class _RecordedMetric(PluginMetric[float]):
+    """A value of the points of a `PredictionRecorder`, emitted after each evaluation it records."""
+
+    name = ""
+
+    def __init__(self, recorder: PredictionRecorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self._value: float | None = None
+        self._points = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def result(self) -> float | None:
+        """The value after the last recorded evaluation; None before."""
+        return self._value
+
+    def reset(self) -> None:
+        """Forget the last value; the recorder keeps its points."""
+        self._value = None
+
+    def measure(self) -> float:
+        """The value of all points so far."""
+        raise NotImplementedError
+
+    def before_training(self, strategy: Any) -> None:
+        """Check that there will be something to emit.
+
+        :raises ValueError: if the recorder is no plugin of the strategy.
+        """
+        if not any(plugin is self.recorder for plugin in strategy.plugins):
+            raise ValueError(
+                f"the recorder of {self.name} must be among the strategy's plugins, which are "
+                f"{', '.join(type(plugin).__name__ for plugin in strategy.plugins)}."
+            )
+
+    def before_eval(self, strategy: Any) -> None:
+        """Note how many points there are."""
+        self._points = len(self.recorder.points)
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Emit the value, unless the evaluation was of another stream than the recorder's."""
+        if len(self.recorder.points) == self._points:
+            return []
+        self._value = self.measure()
+        name = get_metric_name(self, strategy, add_experience=False, add_task=False)
+        return [MetricValue(self, name, self._value, strategy.clock.train_iterations)]
+
+
+class ExposedAccuracy(_RecordedMetric):
+    """Accuracy over the test samples of the classes met so far; see `metrics.accuracy_exposed`."""
+
+    name = "Top1_Acc_Exposed"
+
+    def measure(self) -> float:
+        """That of the last evaluation."""
+        return accuracy_exposed(self.recorder.points[-1])
+
+
+class AnytimeAUC(_RecordedMetric):
+    """Anytime accuracy over the stream so far; see `metrics.a_auc`.
+
+    :param every: as `metrics.a_auc` takes it.
+    """
+
+    name = "A_auc"
+
+    def __init__(self, recorder: PredictionRecorder, every: int | None = None) -> None:
+        super().__init__(recorder)
+        self.every = every
+
+    def measure(self) -> float:
+        """The mean up to here; after the last evaluation it is the run's."""
+        return a_auc(self.recorder.points, self.every)
+
+
+def anytime_metrics(
+    recorder: PredictionRecorder, every: int | None = None
+) -> list[PluginMetric[float]]:
+    """Both metrics, for an ``EvaluationPlugin``::
+
+        recorder = PredictionRecorder()
+        anytime = AnytimeEvaluation(benchmark.test_stream, every=1000)
+        evaluator = EvaluationPlugin(*anytime_metrics(recorder, 1000), loggers=[TextLogger()])
+        strategy = Naive(..., plugins=[recorder, anytime], evaluator=evaluator)
+
+    :param recorder: a plugin of the same strategy; its points are what is measured.
+    :param every: of the anytime evaluation, for an even grid; None averages over all evaluations.
+    """
+    return [ExposedAccuracy(recorder), AnytimeAUC(recorder, every)]
