@@ -86,7 +86,15 @@ class BrokenRun(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return printable(f"{self.path}: {self.reason}")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without what a terminal would obey: its files may be anybody's."""
+    joined = " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
+    return joined if joined.isprintable() else "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
+    )  # fmt: skip
 
 
 class Runs(NamedTuple):

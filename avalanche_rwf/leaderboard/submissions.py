@@ -39,7 +39,15 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.version import __version__
 
-__all__ = ["Entry", "build_entry", "entry_metrics", "read_entries", "read_entry", "schema"]
+__all__ = [
+    "Entry",
+    "build_entry",
+    "entry_content",
+    "entry_metrics",
+    "read_entries",
+    "read_entry",
+    "schema",
+]
 
 MAX_BYTES = 5_000_000
 _MAX_RUNS = 1000
@@ -47,13 +55,17 @@ _MAX_EXPERIENCES = 1000
 # Sums of floats in another order differ by less.
 _ROUNDING = 1e-9
 _MARKUP = frozenset("<>&\"'`\\")
+# A cell of the CSV that begins with one of these is computed by the program that opens it.
+_FORMULA = frozenset("=+-@")
 
 
 def _plain(text: str) -> str:
-    """Refuse what could be markup, a control or a change of the writing direction."""
+    """Refuse what could be markup, a control, a change of the writing direction or a formula."""
     wrong = sorted({c for c in text if c in _MARKUP or not c.isprintable()})
     if wrong:
         raise ValueError(f"must be plain text without {' '.join(ascii(c) for c in wrong)}")
+    if text[0] in _FORMULA:
+        raise ValueError(f"must not begin with {text[0]}, as a formula in a spreadsheet does")
     return text
 
 
@@ -175,7 +187,8 @@ class Seed(_Record):
         size = len(self.accuracy_matrix)
         if any(len(line) != size for line in self.accuracy_matrix):
             raise ValueError(f"accuracy_matrix must be square, got {size} rows of other lengths")
-        if len(self.experience_ends) != size or sorted(set(self.experience_ends)) != list(
+        # Twice the same: an experience without samples, as Si-Blurry streams have.
+        if len(self.experience_ends) != size or sorted(self.experience_ends) != list(
             self.experience_ends
         ):
             raise ValueError(f"experience_ends must be {size} ascending numbers, one a row")
@@ -400,14 +413,30 @@ def entry_metrics(path: str | os.PathLike[str], seed: int) -> pd.DataFrame:
     for run in _cached_entry(os.fspath(path)).runs:
         if run.seed != seed:
             continue
-        rows += [(place, math.nan, "accuracy_exposed", value) for place, value in run.curve]
-        for place, line in zip(run.experience_ends, run.accuracy_matrix, strict=True):
+        curve = dict(run.curve)
+        ends = [*zip(run.experience_ends, run.accuracy_matrix, strict=True)]
+        between: list[tuple[int, list[float | None]]] = [
+            (place, []) for place in curve if place not in run.experience_ends
+        ]
+        for place, line in sorted([*between, *ends], key=lambda point: point[0]):
+            if place in curve:
+                rows.append((place, math.nan, "accuracy_exposed", curve[place]))
             rows += [
                 (place, float(e), "accuracy", value)
                 for e, value in enumerate(line)
                 if value is not None
             ]
     return pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value"])
+
+
+def entry_content(path: str | os.PathLike[str], seed: int) -> dict[str, Any]:
+    """Return what the `config.json` of a submitted run would hold.
+
+    Raises:
+        UsageError: if the file is no sound entry (any more).
+    """
+    entry = _cached_entry(os.fspath(path))
+    return next(_content(entry, run) for run in entry.runs if run.seed == seed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -490,21 +519,26 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
     try:
         text = (folder / "metrics.csv").read_bytes()
         rows = list(csv.DictReader(text.decode().splitlines()))
-        matrix: dict[int, dict[int, float]] = {}
+        # By the order of the rows: an experience without samples ends where the one before did.
+        points: list[tuple[int, dict[int, float]]] = []
+        curve: dict[int, float] = {}
         for row in rows:
-            if row["metric"] == "accuracy":
-                after = matrix.setdefault(int(row["samples_seen"]), {})
-                after[int(row["experience"])] = float(row["value"])
-        curve = {int(row["samples_seen"]): float(row["value"]) for row in rows
-                 if row["metric"] == "accuracy_exposed"}  # fmt: skip
+            seen, value = int(row["samples_seen"]), float(row["value"])
+            if row["metric"] == "accuracy_exposed":
+                curve[seen] = value
+                points.append((seen, {}))
+            elif row["metric"] == "accuracy":
+                if not points or points[-1][0] != seen:
+                    points.append((seen, {}))
+                points[-1][1][int(row["experience"])] = value
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
-    ends = sorted(matrix)
+    ends = [point for point in points if point[1]]
     return {
         "seed": seed,
         "summary": {name: summary.get(name) for name in Summary.model_fields},
-        "accuracy_matrix": [[matrix[end].get(e) for e in range(len(ends))] for end in ends],
-        "experience_ends": ends,
+        "accuracy_matrix": [[line.get(e) for e in range(len(ends))] for _, line in ends],
+        "experience_ends": [seen for seen, _ in ends],
         "curve": sorted(curve.items()),
         "metrics_sha256": hashlib.sha256(text).hexdigest(),
         "environment": {name: content.get(name) for name in Environment.model_fields},
