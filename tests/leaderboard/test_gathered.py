@@ -186,3 +186,19 @@ def test_a_method_named_as_a_script_is_text(three):
 def test_concatenated_frames_aggregate(three):
     halves = [three[three["seed"] == 0], three[three["seed"] > 0]]
     pd.testing.assert_frame_equal(aggregate(pd.concat(halves)), aggregate(three))
+
+
+def test_names_from_elsewhere_cannot_talk_to_the_terminal(make_run, tmp_path):
+    path = make_run(options={"head": "\x1b[31mred", "x": 1})
+    make_run(config_hash="bbbb", options={"head": "a\nb", "x": "\x1b]0;title\x07"})
+    edit(path, git="\x9b2J")
+    broken = make_run(seed=3, config_hash="cccc")
+    edit(broken, config_hash="\x1b[2J")
+    runs, listed = read_runs(tmp_path)
+    for fmt in ("text", "md", "html", "latex"):
+        text = render(aggregate(runs), fmt)
+        assert all(sign.isprintable() or sign == "\n" for sign in text)
+    lines = render_text(aggregate(runs), 200).splitlines()
+    assert sum(line.startswith(("1  rwf", "2  rwf")) for line in lines) == 2  # a row is a line
+    assert str(listed[0]).isprintable()
+    assert "\N{REPLACEMENT CHARACTER}[2J" in str(listed[0])
