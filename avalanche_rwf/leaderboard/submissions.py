@@ -291,24 +291,41 @@ def schema() -> dict[str, Any]:
 # ---- reading
 
 
-def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
-    """Say the first thing that is wrong with an entry, and how many more there are."""
-    first = error.errors(include_url=False)[0]
+# How pydantic names the branches of a union, which are no fields.
+_BRANCH = ("bool", "int", "float", "str", "tuple")
+_BRANCHES = ("constrained", "literal", "function", "list[")
+
+
+def _field(path: tuple[int | str, ...]) -> str:
+    """Name a field as one would write it: ``runs[0].summary.a_last``."""
     field = ""
-    for part in first["loc"]:
-        # A branch of a union is no field.
+    for part in path:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part.isidentifier() and part not in ("bool", "int", "float", "str", "tuple"):
+        elif part in _BRANCH or part.startswith(_BRANCHES):
+            continue
+        elif part.isidentifier():
             field += f".{part}" if field else part
-        elif not part.startswith(("constrained", "literal", "function", "list[")):
+        else:
             field += f"[{_shown(part)}]"
+    return field
+
+
+def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
+    """Say the first thing that is wrong with an entry, and how many more there are."""
+    errors = error.errors(include_url=False)
+    fields = [_field(one["loc"]) for one in errors]
+    # Of what may be of several types every branch complains: text says what is wrong with it.
+    same = [one for one, field in zip(errors, fields, strict=True) if field == fields[0]]
+    first = next((one for one in same if one["type"] == "value_error"), same[0])
     said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if first["type"] == "json_invalid":
         return f"{os.fspath(path)!r} is not an entry: {said}."
+    field = f"{fields[0]}: " if fields[0] else ""
     got = "" if first["type"] in ("value_error", "missing") else f", got {_shown(first['input'])}"
-    more = f" ({error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-    return f"{os.fspath(path)!r} is not an entry: {field or 'it'}: {said}{got}{more}."
+    others = len(set(fields)) - 1
+    more = f" ({others} more fault{'s' if others > 1 else ''})" if others else ""
+    return f"{os.fspath(path)!r} is not an entry: {field}{said}{got}{more}."
 
 
 def _shown(value: Any) -> str:

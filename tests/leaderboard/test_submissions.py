@@ -114,7 +114,10 @@ HOSTILE = {
     "curve of another a_last": (change((*RUN, "curve", 1), [20, 0.65]), "summary.a_last"),
     "curve of another a_avg": (change((*RUN, "curve", 0), [10, 0.5]), "summary.a_a"),
     "markup": (change(("config", "method"), "<script>alert(1)</script>"), "config.method"),
-    "markup in an option": (change(("config", "options", "head"), "<b>"), "config.options"),
+    "markup in an option": (
+        change(("config", "options", "head"), "<b>"),
+        "config.options.head: must be plain text without '<' '>'.",
+    ),
     "markup in a key": (change(("config", "options", "<b>"), 1), "config.options"),
     "a formula": (change(("config", "method"), "=1+1"), "config.method"),
     "ends that go back": (change((*RUN, "experience_ends"), [20, 10]), "experience_ends"),
