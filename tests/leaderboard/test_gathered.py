@@ -12,7 +12,7 @@ import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard import add_reference, aggregate, read_runs, render
+from avalanche_rwf.leaderboard import add_reference, aggregate, read_runs, render, report
 from avalanche_rwf.leaderboard.table import render_text
 
 SCRIPT = "<script>alert(1)</script>"
@@ -202,3 +202,30 @@ def test_names_from_elsewhere_cannot_talk_to_the_terminal(make_run, tmp_path):
     assert sum(line.startswith(("1  rwf", "2  rwf")) for line in lines) == 2  # a row is a line
     assert str(listed[0]).isprintable()
     assert "\N{REPLACEMENT CHARACTER}[2J" in str(listed[0])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("benchmark", "method", "stream", "experiences", "batch_size", "gradient_steps"),
+        *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
+        *("skip_corrupt", "weights", "options", "budget", "tuning", "stream_options"),
+        *("boundary_free", "eval_subset", "code", "unheard_of"),
+    ],
+)
+def test_an_odd_file_does_not_stop_the_others(make_run, tmp_path, field):
+    """Whatever a field of a foreign configuration holds, the others are ranked."""
+    make_run("ncm")
+    odd = make_run("rwf")
+    content = json.loads((odd / "config.json").read_text())
+    for value in ([1], {"a": 1}, {"chosen": 1}, "x", "", [], {}, True, 1.5, 10**30, math.inf, -1):
+        content["config"][field] = value
+        (odd / "config.json").write_text(json.dumps(content))
+        runs, broken = read_runs(tmp_path)
+        assert len(runs) + len(broken) == 2, value
+        assert all(field in item.reason for item in broken)
+        board = add_reference(aggregate(runs), runs, "ncm")
+        for fmt in ("text", "md", "csv", "latex", "html"):
+            assert "ncm" in render(board, fmt, wide=True)
+        if value in ("x", {"a": 1}):
+            report.write_report(tmp_path)

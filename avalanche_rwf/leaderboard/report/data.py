@@ -351,7 +351,10 @@ def _stream(rows: Sequence[Row]) -> dict[str, Any] | None:
     for row in rows:
         for run in row.runs:
             data = (read_json(_place(run) / "config.json") or {}).get("data")
-            if isinstance(data, dict):
+            if not isinstance(data, dict):
+                continue
+            classes = data.get("classes_per_experience")
+            if isinstance(classes, list) and all(isinstance(one, list) for one in classes):
                 return {**data, "seed": int(run["seed"])}
     return None
 
@@ -426,5 +429,5 @@ def _command(content: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
         return command_line(
             config, seeds=seeds, defaults=_defaults(config.method), imports=imports
         )
-    except (AssertionError, TypeError, AttributeError):
-        return None
+    except (AssertionError, TypeError, AttributeError, KeyError, ValueError, UsageError):
+        return None  # of another version, or with a stream or an option that is not known here
