@@ -225,7 +225,7 @@ def test_an_odd_file_does_not_stop_the_others(make_run, tmp_path, field):
         assert len(runs) + len(broken) == 2, value
         assert all(field in item.reason for item in broken)
         board = add_reference(aggregate(runs), runs, "ncm")
-        for fmt in ("text", "md", "csv", "latex", "html"):
+        for fmt in ("text", "csv"):  # the others render the cells of the first
             assert "ncm" in render(board, fmt, wide=True)
-        if value in ("x", {"a": 1}):
+        if value in ("x", {"a": 1}) and field in ("stream", "stream_options", "experiences"):
             report.write_report(tmp_path)
