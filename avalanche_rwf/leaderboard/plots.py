@@ -359,7 +359,10 @@ def anytime_accuracy(runs: pd.DataFrame, most: int = MOST) -> Figure:
             said.append("end of an experience")
         _legend(figure, [*handles, *keys], [*(method.label for method, *_ in drawn), *said])
     else:
-        figure.supxlabel("training samples seen", fontsize=8)
+        figure.supxlabel(
+            "training samples seen (band: ± 1 st. dev. over seeds; grey: the other methods)",
+            fontsize=8,
+        )
         figure.supylabel("accuracy on the classes so far (%)", fontsize=8)
     return figure
 
