@@ -203,8 +203,12 @@ def _parser() -> argparse.ArgumentParser:
     submit.set_defaults(run=_submit)
 
     report = verbs.add_parser("report", help="write the leaderboard as a page for a browser")
-    report.add_argument("dir", metavar="DIR", help="the --out of earlier comparisons")
-    report.add_argument("--out", metavar="FOLDER", help="where to write it (default: DIR/report)")
+    report.add_argument("dirs", metavar="DIR", nargs="+",
+        help="the --out of earlier comparisons; several, as from other machines, are put together")
+    report.add_argument("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
+        help="entries of others, made by `submit`: rows of their own, marked as submitted")
+    report.add_argument("--out", metavar="FOLDER",
+        help="where to write it (default: report in the first DIR)")
     report.set_defaults(run=_report)
 
     explain = verbs.add_parser(
@@ -529,7 +533,7 @@ def _leaderboard(args: argparse.Namespace) -> int:
         else:
             print("\n".join(f"# ---- {name}\n{text}" for name, text in files.items()))
         return 0
-    print(render(board, args.format, wide=args.wide))
+    print(render(board, args.format, wide=args.wide), end="")
     return 0
 
 
@@ -571,7 +575,10 @@ def _submit(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.report import write_report
 
-    page = write_report(Path(args.dir), Path(args.out) if args.out else None)
+    folder, *more = map(Path, args.dirs)
+    entries = [Path(name) for name in args.add]
+    out = Path(args.out) if args.out else None
+    page = write_report(folder, out, more=more, entries=entries)
     _say("Open it in a browser; the folder can be moved or published as it is.")
     print(page)
     return 0

@@ -39,7 +39,8 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
     known = {field.name for field in dataclasses.fields(RunConfig)}
     try:
         config = RunConfig.from_dict({k: v for k, v in values.items() if k in known})
-        num_classes = sum(map(len, content["data"]["classes_per_experience"]))
+        # A class may be in several experiences.
+        num_classes = len(set().union(*content["data"]["classes_per_experience"]))
     except (TypeError, KeyError):
         raise UsageError(
             f"--run takes the directory of a finished run, and config.json in {str(folder)!r} "

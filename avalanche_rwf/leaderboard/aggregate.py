@@ -56,9 +56,14 @@ _INTEGERS = (
 _NOTED = ("git", "torch", "hardware")
 _RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED)
 _TAKEN = frozenset((*_IDENTITY, *_RUN))
+# What two runs must share to be seeds of one row. The hash says it all, if it is sound: should two
+# configurations bear one hash, as when a file was changed by hand, their rows are two all the same.
 _GROUP = (
     *("benchmark", "stream", "backbone", "backbone_sha256", "method", "config_hash"),
     *("version", "source", "submitted"),
+    *("options", "batch_size", "gradient_steps", "precision", "image_size", "augment"),
+    *("eval_every_samples", "eval_subset", "holdout", "backbone_args", "skip_corrupt"),
+    *("settings", "budget", "stream_options", "boundary_free"),
 )
 _CODE = slice(6, 8)  # of _GROUP: version and source
 # Rows that differ in any of these are in different tables and are never ranked against each other.
@@ -86,7 +91,15 @@ class BrokenRun(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return printable(f"{self.path}: {self.reason}")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without what a terminal would obey: its files may be anybody's."""
+    joined = " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
+    return joined if joined.isprintable() else "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
+    )  # fmt: skip
 
 
 class Runs(NamedTuple):
@@ -291,9 +304,7 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
         raise _UnusableError(f"{error}{_failure(path / 'summary.json')}") from None
     config = _part(content, "config", "config.json")
     backbone = _part(content, "backbone", "config.json")
-    options = config.get("options") or {}
-    if not isinstance(options, dict):
-        raise _UnusableError("config.json has options that are not an object")
+    _check_types(config)
     missing = [key for key in ("benchmark", "method", "seed") if config.get(key) is None]
     missing += [key for key in ("config_hash",) if not content.get(key)]
     missing += [f"backbone.{key}" for key in ("name", "sha256") if not backbone.get(key)]
@@ -310,6 +321,39 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     row["run_dir"] = "/".join(parts)
     row.update(_read_summary(path / "summary.json"))
     return row
+
+
+# Fields of a configuration by what they hold, if anything; others are shown as they are.
+_KINDS: tuple[tuple[tuple[type, ...], str, tuple[str, ...]], ...] = (
+    ((dict,), "an object", ("options", "stream_options", "backbone_args", "tuning")),
+    ((str,), "a text", ("benchmark", "method", "stream", "precision", "augment", "budget",
+                        "weights")),
+    ((int,), "a whole number", (*_INTEGERS, "seed")),
+    ((int, float), "a number", ("holdout",)),
+)  # fmt: skip
+
+
+def _check_types(config: dict[str, Any]) -> None:
+    """Check what is counted with, compared or parsed: one odd file must not stop a leaderboard.
+
+    Raises:
+        _UnusableError: naming the field.
+    """
+    for types, said, names in _KINDS:
+        for name in names:
+            value = config.get(name)
+            if value is None or (value == [] and dict in types):
+                continue
+            if not isinstance(value, types) or isinstance(value, bool):  # a bool is an int
+                raise _UnusableError(
+                    f"config.json has {name} of type {type(value).__name__}, not {said}"
+                )
+    for name in _INTEGERS:
+        if not -(2**62) < (config.get(name) or 0) < 2**62:
+            raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
+    tuning = config.get("tuning")
+    if tuning and not (isinstance(tuning.get("chosen"), dict) and "settings" in tuning):
+        raise _UnusableError("config.json has tuning that does not say chosen and settings")
 
 
 def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
@@ -395,8 +439,11 @@ def _read_summary(path: Path) -> dict[str, Any]:
             continue
         if value is None or isinstance(value, (int, float)):
             row[summary_column(field)] = math.nan if value is None else float(value)
-    if status == "done" and not math.isfinite(row.get("a_last", math.nan)):
+    a_last = row.get("a_last", math.nan)
+    if status == "done" and not math.isfinite(a_last):
         raise _UnusableError("summary.json is of a run that is done but has no a_last")
+    if status == "done" and not 0 <= a_last <= 1:
+        raise _UnusableError(f"summary.json has a_last {a_last:g}, which is no share of 1")
     return row
 
 

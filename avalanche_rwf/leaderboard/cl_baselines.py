@@ -23,7 +23,7 @@ __all__ = ["contribution", "write_contribution"]
 
 _EXPERIMENT = '''\
 #!/usr/bin/env python3
-"""Made by `avalanche-rwf leaderboard --format cl-baselines`; needs `pip install avalanche-rwf`."""
+"""{mark}; needs `pip install avalanche-rwf`."""
 from types import SimpleNamespace
 
 import torch
@@ -32,29 +32,39 @@ from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy
+from avalanche_rwf.experiments.run import (
+    build_benchmark,
+    build_strategy,
+    exposed_tests,
+    load_backbone,
+    train_experience,
+)
+from avalanche_rwf.models.backbone import backbone_info
 
-# SHA-256 of the backbone's weights that gave the target result.
-WEIGHTS_SHA256 = {sha256!r}
 DEFAULTS = {defaults}
 
 
 def {function}(override_args=None):
-    """One pass over the stream; overrides are fields of RunConfig, and cuda (-1: CPU)."""
+    """One pass over the stream; overrides are fields of RunConfig, and cuda (-1: CPU).
+
+    Other weights than those of the target: override weights, and weights_sha256 with "".
+    """
     args = SimpleNamespace(**{{**DEFAULTS, **(override_args or {{}})}})
     values = dict(vars(args))
     cuda = values.pop("cuda")
     device = f"cuda:{{cuda}}" if cuda >= 0 and torch.cuda.is_available() else "cpu"
     config = RunConfig(**values).validate()
+    found = backbone_info(load_backbone(config)).sha256
+    if config.weights_sha256 not in ("", found):
+        raise RuntimeError(f"weights have the SHA-256 {{found}}, not {{config.weights_sha256}}.")
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True), loggers=[InteractiveLogger()]
     )
     benchmark = build_benchmark(config)
     strategy = build_strategy(config, benchmark.num_classes, device, evaluator=evaluator)
     for experience in benchmark.train_stream:
-        # The benchmark fixed the order of samples.
-        strategy.train(experience, eval_streams=[], shuffle=False)
-    return strategy.eval(benchmark.test_stream)
+        train_experience(strategy, experience, config.boundary_free)
+    return strategy.eval(exposed_tests(benchmark, len(benchmark.train_stream)))
 
 
 if __name__ == "__main__":
@@ -62,21 +72,28 @@ if __name__ == "__main__":
 '''
 
 _TEST = '''\
+"""{mark}."""
 import unittest
 
-from experiments.{benchmark} import {function}
+{imports}
 from tests.utils import get_average_metric, get_target_result
 
 
 class {name}(unittest.TestCase):
-    """{n} seed(s) gave the target: mean accuracy after the stream."""
+    """Accuracy over all classes after the stream; targets are means over seeds."""
+'''
 
+_CASE = '''
     def test_{benchmark}(self):
+        """{n} seed(s) gave the target."""
         result = get_average_metric({function}())
         target = float(get_target_result({strategy!r}, {benchmark!r}))
         if target > result:
             self.assertAlmostEqual(target, result, delta=0.03)
 '''
+
+_MARK = "Made by `avalanche-rwf leaderboard --format cl-baselines`"
+_TARGETS = "tests/target_results.csv"
 
 
 def _identifier(text: str) -> str:
@@ -107,7 +124,9 @@ def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str
     """
     files: dict[str, str] = {}
     notes: list[str] = []
-    targets, inits = ["strategy,benchmark,result"], dict[str, list[str]]()
+    targets = ["strategy,benchmark,result"]
+    inits: dict[str, list[str]] = {}
+    tests: dict[str, list[tuple[str, str, int]]] = {}  # by strategy: benchmark, function, seeds
     grouped = runs_by_row(runs)
     for row in records(board):
         method = str(row["method"])
@@ -120,39 +139,59 @@ def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str
         first = own[own["status"] == "done"].sort_values("seed").iloc[0]
         path = Path(first["folder"]) / first["run_dir"] / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        benchmark, strategy = _identifier(str(row["benchmark"])), _identifier(method)
+        stream = "" if row["stream"] in (None, "split") else f"_{row['stream']}"
+        benchmark, strategy = _identifier(f"{row['benchmark']}{stream}"), _identifier(method)
         if f"experiments/{benchmark}/{strategy}.py" in files:
-            strategy = f"{strategy}_{_identifier(str(row['config_hash']))}"
+            strategy = _identifier(f"{method} {row['config_hash']}")
         function = f"{strategy}_{benchmark}"
         lines = ",\n".join(f"    {name!r}: {value!r}" for name, value in
                            _defaults(config, str(row["backbone_sha256"])).items())  # fmt: skip
         files[f"experiments/{benchmark}/{strategy}.py"] = _EXPERIMENT.format(
-            sha256=str(row["backbone_sha256"]), defaults="{\n" + lines + ",\n}", function=function
+            mark=_MARK, defaults="{\n" + lines + ",\n}", function=function
         )
-        name = "".join(part.title() for part in strategy.split("_"))
-        files[f"tests/{strategy}/experiment.py"] = _TEST.format(
-            benchmark=benchmark, strategy=strategy, function=function, name=name, n=int(row["n"])
-        )
-        files[f"tests/{strategy}/__init__.py"] = f"from .experiment import {name}\n"
+        tests.setdefault(strategy, []).append((benchmark, function, int(row["n"])))
         inits.setdefault(benchmark, []).append(f"from .{strategy} import {function}")
         targets.append(f"{strategy},{benchmark},{row['a_last_mean']:.4f}")
     if not files:
         raise UsageError("--format cl-baselines takes rows with finished runs made here, got none.")
     for benchmark, lines_of in inits.items():
         files[f"experiments/{benchmark}/__init__.py"] = "\n".join(lines_of) + "\n"
-    files["tests/target_results.csv"] = "\n".join(targets) + "\n"
+    for strategy, cases in tests.items():
+        name = "".join(part.title() for part in strategy.split("_"))
+        imports = "\n".join(f"from experiments.{b} import {function}" for b, function, _ in cases)
+        files[f"tests/{strategy}/experiment.py"] = _TEST.format(
+            mark=_MARK, imports=imports, name=name
+        ) + "".join(
+            _CASE.format(benchmark=benchmark, function=function, strategy=strategy, n=n)
+            for benchmark, function, n in cases
+        )
+        files[f"tests/{strategy}/__init__.py"] = f"from .experiment import {name}\n"
+    files[_TARGETS] = "\n".join(targets) + "\n"
     return files, notes
 
 
 def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the files of `contribution` under a folder, to be copied into that repository.
+    """Write the files of `contribution` under a folder, such as a checkout of that repository.
+
+    Lines are added to the lists that the folder has already, `__init__.py` and the targets (where
+    a target of the same strategy and benchmark is replaced); a script made earlier is replaced.
 
     Raises:
-        UsageError: if the folder cannot be written to.
+        UsageError: if the folder cannot be written to, or has a script of the same name that was
+            not made here.
     """
-    paths = []
+    merged = {}
     for name, text in files.items():
         path = Path(folder) / name
+        try:
+            there = path.read_text(encoding="utf-8") if path.is_file() else ""
+        except (OSError, UnicodeDecodeError):
+            there = "?"
+        listing = path.name == "__init__.py" or name == _TARGETS
+        if there and not listing and _MARK not in there:
+            raise UsageError(f"--out takes a folder without another {name}, and {str(path)!r} is.")
+        merged[path] = _merged(there, text, name == _TARGETS) if listing else text
+    for path, text in merged.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -161,5 +200,13 @@ def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) ->
                 f"--out takes a folder that can be written to, not {os.fspath(folder)!r} "
                 f"({error.strerror})."
             ) from None
-        paths.append(path)
-    return paths
+    return list(merged)
+
+
+def _merged(there: str, ours: str, targets: bool) -> str:
+    """Return the lines that are there and those of ours that are not."""
+    lines = there.splitlines()
+    if targets:
+        keys = {line.rpartition(",")[0] for line in ours.splitlines()[1:]}
+        lines = [line for line in lines if line.rpartition(",")[0] not in keys]
+    return "\n".join([*lines, *(line for line in ours.splitlines() if line not in lines)]) + "\n"

@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -31,7 +31,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import aggregate, protocols, records, row_key, runs_by_row
+from avalanche_rwf.leaderboard.aggregate import (
+    PROTOCOL,
+    aggregate,
+    protocols,
+    records,
+    row_key,
+    runs_by_row,
+)
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import protocol_header, row_labels
 
@@ -42,6 +49,7 @@ __all__ = [
     "accuracy_matrices",
     "anytime_accuracy",
     "few_shot",
+    "few_shot_series",
     "forgetting_by_class",
     "pareto_front",
     "read_metrics",
@@ -74,6 +82,10 @@ _STYLE: Any = {  # of which matplotlib knows every key by name
 }
 # Beyond this many methods lines in one frame hide each other: each gets a frame of its own.
 _IN_ONE_FRAME = 9
+# From a grey that can be told from the white of a cell without a value.
+_FROM_GREY = LinearSegmentedColormap.from_list("from-grey", ["0.9", "0"])
+# Forgetting of less than this many points is not drawn black, be it the most there is.
+_MUCH = 20.0
 # Of a sweep of hundreds of rows a picture shows the best.
 MOST = 30
 _NAME = 30
@@ -124,7 +136,8 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a tidy frame: `seed`, `samples_seen`, `experience` (NaN for values of the whole stream),
-        `metric`, `value`. Runs without a readable file give no rows.
+        `metric`, `value`, and `end`, the number of the training experience at whose end a value was
+        measured, from 0 (NaN in mid-stream). Runs without a readable file give no rows.
     """
     frames = []
     for folder, run_dir, seed, submitted in zip(
@@ -141,9 +154,23 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
                 continue
             if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
                 continue
-        frames.append(frame.assign(seed=int(seed)))
-    columns = ["seed", "samples_seen", "experience", "metric", "value"]
+        frames.append(frame.assign(seed=int(seed), end=_ends(frame)))
+    columns = ["seed", "samples_seen", "experience", "metric", "value", "end"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _ends(frame: pd.DataFrame) -> NDArray[Any]:
+    """Return for each row of a `metrics.csv` at which experience's end it was measured, [rows].
+
+    By the order of the rows: an evaluation begins with ``accuracy_exposed``, and those at ends of
+    experiences have the accuracies of experiences too. The number of samples seen would not do: an
+    experience without samples, as Si-Blurry streams have, ends where the one before it did.
+    """
+    first = (frame["metric"] == "accuracy_exposed") | frame["samples_seen"].diff().ne(0)
+    evaluation = first.cumsum()
+    at_end = evaluation[frame["metric"] == "accuracy"].unique()
+    numbers = dict(zip(at_end, range(len(at_end)), strict=True))
+    return evaluation.map(numbers).to_numpy(np.float64)
 
 
 # ---- what is drawn, as numbers
@@ -196,19 +223,18 @@ def _curves(metrics: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _boundaries(metrics: pd.DataFrame) -> NDArray[Any]:
     """Return where the experiences end, in samples seen, as the mean over seeds."""
-    ends = metrics[metrics["metric"] == "accuracy"][["seed", "samples_seen"]].drop_duplicates()
-    ends = ends.sort_values("samples_seen")
-    number = ends.groupby("seed").cumcount()
-    return ends.groupby(number)["samples_seen"].mean().to_numpy(np.float64)
+    ends = metrics[metrics["metric"] == "accuracy"]
+    ends = ends[["seed", "end", "samples_seen"]].drop_duplicates()
+    return ends.groupby("end")["samples_seen"].mean().to_numpy(np.float64)
 
 
 def _matrix(metrics: pd.DataFrame) -> NDArray[Any]:
     """Return the accuracy matrix [T, T], the mean over seeds; NaN where no seed has a value."""
-    rows = metrics[metrics["metric"] == "accuracy"].copy()
+    rows = metrics[metrics["metric"] == "accuracy"]
     if rows.empty:
         return np.empty((0, 0))
-    places = rows.groupby("seed")["samples_seen"].rank(method="dense").astype(int) - 1
-    means = rows.groupby([places.rename("after"), rows["experience"].astype(int)])["value"].mean()
+    after, test = rows["end"].astype(int), rows["experience"].astype(int)
+    means = rows.groupby([after, test])["value"].mean()
     size = 1 + max(max(pair) for pair in means.index)
     matrix = np.full((size, size), np.nan)
     for (after, experience), value in means.items():
@@ -225,7 +251,7 @@ def _class_forgetting(metrics: pd.DataFrame) -> NDArray[Any]:
     if rows.empty:
         return np.empty(0)
     number = rows["metric"].str.removeprefix("accuracy_class_").astype(int).rename("number")
-    table = rows.set_index([rows["seed"], rows["samples_seen"], number])["value"].unstack()
+    table = rows.set_index([rows["seed"], rows["end"], number])["value"].unstack()
     losses = []
     for _, one in table.groupby("seed"):
         best = one.iloc[:-1].max() if len(one) > 1 else one.iloc[0] * math.nan
@@ -326,9 +352,17 @@ def anytime_accuracy(runs: pd.DataFrame, most: int = MOST) -> Figure:
             axis.set_title(method.label, pad=3)
     if one:
         axes[0].set(xlabel="training samples seen", ylabel="accuracy on the classes so far (%)")
-        _legend(figure, handles, [method.label for method, *_ in drawn])
+        keys: list[Any] = [Rectangle((0, 0), 1, 1, color="0.5", alpha=0.25, linewidth=0)]
+        said = ["± 1 st. dev. over seeds"]
+        if len(boundaries) > 1:
+            keys.append(Line2D([], [], color="0.6", linewidth=0.7, linestyle=":"))
+            said.append("end of an experience")
+        _legend(figure, [*handles, *keys], [*(method.label for method, *_ in drawn), *said])
     else:
-        figure.supxlabel("training samples seen", fontsize=8)
+        figure.supxlabel(
+            "training samples seen (band: ± 1 st. dev. over seeds; grey: the other methods)",
+            fontsize=8,
+        )
         figure.supylabel("accuracy on the classes so far (%)", fontsize=8)
     return figure
 
@@ -345,8 +379,8 @@ def _mean_band(lines: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray
 def accuracy_matrices(runs: pd.DataFrame, most: int = MOST) -> Figure:
     """Accuracy on every experience after every experience, one heat map a method, side by side.
 
-    Darker is better; cells are means over seeds in per cent, blank where an experience had not been
-    met. Values are written in maps of up to ten experiences.
+    Darker is better; cells are means over seeds in per cent, white where an experience had not been
+    met. Experiences are numbered from 1, as on the page. Values are written in maps of up to ten.
 
     Args:
         runs: the frame of `read_runs`, of one protocol.
@@ -364,17 +398,20 @@ def accuracy_matrices(runs: pd.DataFrame, most: int = MOST) -> Figure:
     figure, axes = _grid(len(drawn), side, side, 4 if 5 < size <= 10 else 5)
     scale = Normalize(0, 100)
     for axis, (method, matrix) in zip(axes, drawn, strict=True):
-        axis.imshow(matrix, cmap="Greys", norm=scale, aspect="equal")
+        axis.imshow(matrix, cmap=_FROM_GREY, norm=scale, aspect="equal")
         axis.set_title(method.label, pad=3)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        step = math.ceil(size / 6) if size > 10 else 1
+        numbers = range(step, size + 1, step)
+        axis.set_xticks([number - 1 for number in numbers], list(map(str, numbers)))
+        axis.set_yticks([number - 1 for number in numbers], list(map(str, numbers)))
+        axis.tick_params(labelsize=7.5 if size <= 5 else 6)
         if size <= 10:
             small = 6.5 if size <= 5 else 5.0
             _write_values(axis, matrix, lambda value: value > 55, small)
     figure.supxlabel("test experience", fontsize=8)
     figure.supylabel("after training experience", fontsize=8)
     figure.colorbar(
-        ScalarMappable(scale, "Greys"), ax=axes, label="accuracy (%)", pad=0.02, aspect=40
+        ScalarMappable(scale, _FROM_GREY), ax=axes, label="accuracy (%)", pad=0.02, aspect=40
     )
     return figure
 
@@ -388,7 +425,11 @@ def _write_values(
         if not math.isnan(value):
             text = f"{value:.0f}".replace("-0", "0") if abs(value) < 0.5 else f"{value:.0f}"
             colour = "white" if dark(value) else "black"
-            axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+            written = axis.text(
+                j, i, text, ha="center", va="center", fontsize=size, color=colour
+            )
+            if value < 0:  # a number on hatching is read on a spot of white
+                written.set_bbox({"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none"})
 
 
 @_draw
@@ -445,30 +486,56 @@ def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
     keys = [
         Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=5),
         Line2D([], [], color="0.4", linestyle="none", marker="o", markerfacecolor="white"),
+        Line2D([], [], color="0.4", linestyle="none", marker="|", markersize=9),
     ]
-    labels = [method.label for method in methods]
-    _legend(figure, [*shapes, *keys], [*labels, "filled: Pareto front", "hollow: behind it"])
+    said = ["filled: Pareto front", "hollow: behind it", "bar: ± 1 st. dev. over seeds"]
+    _legend(figure, [*shapes, *keys], [*(method.label for method in methods), *said])
     return figure
 
 
 def _log_scale(axis: Axes, values: NDArray[Any]) -> None:
-    """Set a logarithmic x axis with a place for 0, and ticks such as 50, 200 and 10k."""
+    """Set a logarithmic x axis with a place for 0, and a few plain ticks such as 50, 200 and 10k.
+
+    Args:
+        axis: to be set.
+        values: what is drawn on it, 0 or more.
+    """
     positive = values[values > 0]
     if not len(positive):
+        axis.set_xlim(-1, 1)
+        axis.set_xticks([0], ["0"])
         return
     low, high = float(positive.min()), float(positive.max())
-    digits = (1, 2, 5) if high / low < 200 else (1,)
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
-    if len(positive) < len(values):
-        axis.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(low)))
-        ticks = [0.0, *(tick for tick in ticks if tick >= 10.0 ** math.floor(math.log10(low)))]
+    # Half of the narrowest axis that there may be is a factor of 1.6 to each side.
+    low, high = min(low, high / 1.6) / 1.25, max(high, low * 1.6) * 1.25
+    zero = len(positive) < len(values)
+    digits, every = _tick_digits(low, high)
+    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
+    ticks = [d * 10.0**e for e in range(first, last + 1) for d in digits if e % every == 0]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    if zero:
+        # As wide below the smallest value, down to 0, as a decade is above it.
+        axis.set_xscale("symlog", linthresh=low, linscale=0.6)
+        axis.set_xlim(-0.25 * low, high)
+        ticks = [0.0, *ticks]
     else:
         axis.set_xscale("log")
-        ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+        axis.set_xlim(low, high)
     axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.minorticks_off()
+
+
+def _tick_digits(low: float, high: float) -> tuple[tuple[float, ...], int]:
+    """Return the first digits of an axis' ticks and how many decades are from one to the next.
+
+    The finest that give no more than six ticks, so that no two labels meet.
+    """
+    decades = math.log10(high / low)
+    for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3)):
+        if len(digits) * decades <= 5.5:
+            return digits, 1
+    return (1,), max(1, math.ceil(decades / 5.5))
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -507,7 +574,7 @@ def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
         layout="constrained",
     )
     axis = figure.subplots()
-    most_lost = max(1.0, float(np.nanmax(table)))
+    most_lost = max(_MUCH, float(np.nanmax(table)))
     image = axis.imshow(
         table, cmap="Greys", norm=Normalize(0, most_lost), aspect="auto", interpolation="nearest"
     )
@@ -534,41 +601,77 @@ def _shots(options: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
+# What follows from the shots: an evaluation every quarter of a stream that is as long as they say.
+_FOLLOWS = ("eval_every_samples",)
+
+
+def few_shot_series(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split runs into those that `few_shot` may draw together: protocols alike but for the shots.
+
+    Args:
+        runs: the frame of `read_runs`.
+
+    Returns:
+        runs that are done, at two numbers of shots or more each, in their order.
+    """
+    done = runs[runs["status"] == "done"]
+    done = done[done["stream_options"].map(_shots).notna()]
+
+    def others(text: str) -> str:
+        return json.dumps({k: v for k, v in json.loads(text).items() if k != "shots"})
+
+    keys = [name for name in PROTOCOL if name not in ("stream_options", *_FOLLOWS)]
+    by = [done[name] for name in keys] + [done["stream_options"].map(others)]
+    groups: list[pd.DataFrame] = []
+    for _, group in done.groupby(by, dropna=False, sort=False):
+        shots = group["stream_options"].map(_shots)
+        follows = group.groupby(shots)[list(_FOLLOWS)].nunique().to_numpy().max() < 2
+        parts = [(0, group)] if follows else group.groupby(list(_FOLLOWS), sort=False)
+        groups += [part for _, part in parts]
+    return [group for group in groups if group["stream_options"].map(_shots).nunique() > 1]
+
+
 @_draw
 def few_shot(runs: pd.DataFrame, most: int = MOST) -> Figure:
     """A_last against the number of training images per class, from runs at several of them.
 
-    Points are means over seeds, bars the 95 % interval (Student's t).
+    Points are means over seeds, bars the 95 % interval (Student's t), cut at 0 and 100 %.
 
     Args:
         runs: the frame of `read_runs`, of protocols that differ in `shots` (and in what follows
-            from it) only.
+            from it) only; `few_shot_series` splits it.
         most: the best so many methods are drawn.
 
     Raises:
-        UsageError: if the runs are not of at least two numbers of shots.
+        UsageError: if the runs are not of at least two numbers of shots, or differ in more.
     """
-    done = runs[(runs["status"] == "done")]
-    done = done[done["stream_options"].map(_shots).notna()]
+    series = few_shot_series(runs)
+    if len(series) != 1:
+        raise UsageError(
+            "runs must be of two numbers of shots or more to draw a few-shot curve."
+            if not series
+            else f"runs must differ in their shots only to be drawn together, got {len(series)} "
+            "series of other streams, backbones or batches."
+        )
+    (done,) = series
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
-    for table in protocols(aggregate(done)) if len(done) else []:
-        grouped = runs_by_row(done)
+    grouped = runs_by_row(done)
+    for table in protocols(aggregate(done)):
         shots = _shots(table["stream_options"].iloc[0])
         for label, row in zip(row_labels(table), records(table), strict=True):
             values = grouped[row_key(row)]["a_last"].to_numpy(np.float64)
             lines.setdefault(label, []).append((shots, float(values.mean()), *interval(values)))
-    if len({shots for line in lines.values() for shots, *_ in line}) < 2:
-        raise UsageError("runs must be of two numbers of shots or more to draw a few-shot curve.")
     chosen = sorted(lines.items(), key=lambda item: -max(item[1])[1])[:most]
     high = max(3.2, 0.155 * len(chosen) + 0.7)
     figure = Figure(figsize=(6.8, high), layout="constrained")
     axis = figure.subplots()
-    handles = []
+    handles: list[Any] = []
     # Moved apart by a few per cent of their place, so that the bars can be told from each other.
     apart = 1.0 + 0.012 * (np.arange(len(chosen)) - (len(chosen) - 1) / 2)
     for style, move, (_, line) in zip(_styles(len(chosen)), apart, chosen, strict=True):
         x, mean, low, ends = np.array(sorted(line)).T
-        bars = 100 * np.nan_to_num(np.stack([mean - low, ends - mean]))
+        ends = np.stack([mean - np.maximum(low, 0.0), np.minimum(ends, 1.0) - mean])
+        bars = 100 * np.nan_to_num(ends)
         handles.append(
             axis.errorbar(x * move, 100 * mean, yerr=bars, **style, elinewidth=0.7, capsize=2)
         )
@@ -577,7 +680,8 @@ def few_shot(runs: pd.DataFrame, most: int = MOST) -> Figure:
     axis.set_xticks(ticks, [f"{shots:g}" for shots in ticks])
     axis.minorticks_off()
     axis.set(xlabel="training images per class", ylabel="accuracy after the stream (%)")
-    _legend(figure, handles, [_text(label) for label, _ in chosen])
+    handles.append(Line2D([], [], color="0.4", linestyle="none", marker="|", markersize=9))
+    _legend(figure, handles, [*(_text(label) for label, _ in chosen), "bar: 95 % interval"])
     return figure
 
 
@@ -653,9 +757,11 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
             own = pd.concat([grouped[row_key(row)] for row in rows])
             for name, picture in PICTURES.items():
                 write(place, name, protocol_header(rows[0]), functools.partial(picture, own))
-        if runs["stream_options"].map(_shots).nunique() > 1:
+        series = few_shot_series(runs)
+        for number, own in enumerate(series, 1):
             out.mkdir(parents=True, exist_ok=True)
-            write(out, "few-shot", "accuracy against shots", lambda: few_shot(runs))
+            name = "few-shot" if len(series) == 1 else f"few-shot-{number}"
+            write(out, name, "accuracy against shots", functools.partial(few_shot, own))
     except OSError as error:
         raise UsageError(
             f"--plots takes a folder that can be written to, and {str(out)!r} cannot "

@@ -39,7 +39,15 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.version import __version__
 
-__all__ = ["Entry", "build_entry", "entry_metrics", "read_entries", "read_entry", "schema"]
+__all__ = [
+    "Entry",
+    "build_entry",
+    "entry_content",
+    "entry_metrics",
+    "read_entries",
+    "read_entry",
+    "schema",
+]
 
 MAX_BYTES = 5_000_000
 _MAX_RUNS = 1000
@@ -47,13 +55,17 @@ _MAX_EXPERIENCES = 1000
 # Sums of floats in another order differ by less.
 _ROUNDING = 1e-9
 _MARKUP = frozenset("<>&\"'`\\")
+# A cell of the CSV that begins with one of these is computed by the program that opens it.
+_FORMULA = frozenset("=+-@")
 
 
 def _plain(text: str) -> str:
-    """Refuse what could be markup, a control or a change of the writing direction."""
+    """Refuse what could be markup, a control, a change of the writing direction or a formula."""
     wrong = sorted({c for c in text if c in _MARKUP or not c.isprintable()})
     if wrong:
         raise ValueError(f"must be plain text without {' '.join(ascii(c) for c in wrong)}")
+    if text[0] in _FORMULA:
+        raise ValueError(f"must not begin with {text[0]}, as a formula in a spreadsheet does")
     return text
 
 
@@ -175,7 +187,8 @@ class Seed(_Record):
         size = len(self.accuracy_matrix)
         if any(len(line) != size for line in self.accuracy_matrix):
             raise ValueError(f"accuracy_matrix must be square, got {size} rows of other lengths")
-        if len(self.experience_ends) != size or sorted(set(self.experience_ends)) != list(
+        # Twice the same: an experience without samples, as Si-Blurry streams have.
+        if len(self.experience_ends) != size or sorted(self.experience_ends) != list(
             self.experience_ends
         ):
             raise ValueError(f"experience_ends must be {size} ascending numbers, one a row")
@@ -278,24 +291,41 @@ def schema() -> dict[str, Any]:
 # ---- reading
 
 
-def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
-    """Say the first thing that is wrong with an entry, and how many more there are."""
-    first = error.errors(include_url=False)[0]
+# How pydantic names the branches of a union, which are no fields.
+_BRANCH = ("bool", "int", "float", "str", "tuple")
+_BRANCHES = ("constrained", "literal", "function", "list[")
+
+
+def _field(path: tuple[int | str, ...]) -> str:
+    """Name a field as one would write it: ``runs[0].summary.a_last``."""
     field = ""
-    for part in first["loc"]:
-        # A branch of a union is no field.
+    for part in path:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part.isidentifier() and part not in ("bool", "int", "float", "str", "tuple"):
+        elif part in _BRANCH or part.startswith(_BRANCHES):
+            continue
+        elif part.isidentifier():
             field += f".{part}" if field else part
-        elif not part.startswith(("constrained", "literal", "function", "list[")):
+        else:
             field += f"[{_shown(part)}]"
+    return field
+
+
+def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
+    """Say the first thing that is wrong with an entry, and how many more there are."""
+    errors = error.errors(include_url=False)
+    fields = [_field(one["loc"]) for one in errors]
+    # Of what may be of several types every branch complains: text says what is wrong with it.
+    same = [one for one, field in zip(errors, fields, strict=True) if field == fields[0]]
+    first = next((one for one in same if one["type"] == "value_error"), same[0])
     said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if first["type"] == "json_invalid":
         return f"{os.fspath(path)!r} is not an entry: {said}."
+    field = f"{fields[0]}: " if fields[0] else ""
     got = "" if first["type"] in ("value_error", "missing") else f", got {_shown(first['input'])}"
-    more = f" ({error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-    return f"{os.fspath(path)!r} is not an entry: {field or 'it'}: {said}{got}{more}."
+    others = len(set(fields)) - 1
+    more = f" ({others} more fault{'s' if others > 1 else ''})" if others else ""
+    return f"{os.fspath(path)!r} is not an entry: {field}{said}{got}{more}."
 
 
 def _shown(value: Any) -> str:
@@ -400,14 +430,30 @@ def entry_metrics(path: str | os.PathLike[str], seed: int) -> pd.DataFrame:
     for run in _cached_entry(os.fspath(path)).runs:
         if run.seed != seed:
             continue
-        rows += [(place, math.nan, "accuracy_exposed", value) for place, value in run.curve]
-        for place, line in zip(run.experience_ends, run.accuracy_matrix, strict=True):
+        curve = dict(run.curve)
+        ends = [*zip(run.experience_ends, run.accuracy_matrix, strict=True)]
+        between: list[tuple[int, list[float | None]]] = [
+            (place, []) for place in curve if place not in run.experience_ends
+        ]
+        for place, line in sorted([*between, *ends], key=lambda point: point[0]):
+            if place in curve:
+                rows.append((place, math.nan, "accuracy_exposed", curve[place]))
             rows += [
                 (place, float(e), "accuracy", value)
                 for e, value in enumerate(line)
                 if value is not None
             ]
     return pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value"])
+
+
+def entry_content(path: str | os.PathLike[str], seed: int) -> dict[str, Any]:
+    """Return what the `config.json` of a submitted run would hold.
+
+    Raises:
+        UsageError: if the file is no sound entry (any more).
+    """
+    entry = _cached_entry(os.fspath(path))
+    return next(_content(entry, run) for run in entry.runs if run.seed == seed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -490,21 +536,26 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
     try:
         text = (folder / "metrics.csv").read_bytes()
         rows = list(csv.DictReader(text.decode().splitlines()))
-        matrix: dict[int, dict[int, float]] = {}
+        # By the order of the rows: an experience without samples ends where the one before did.
+        points: list[tuple[int, dict[int, float]]] = []
+        curve: dict[int, float] = {}
         for row in rows:
-            if row["metric"] == "accuracy":
-                after = matrix.setdefault(int(row["samples_seen"]), {})
-                after[int(row["experience"])] = float(row["value"])
-        curve = {int(row["samples_seen"]): float(row["value"]) for row in rows
-                 if row["metric"] == "accuracy_exposed"}  # fmt: skip
+            seen, value = int(row["samples_seen"]), float(row["value"])
+            if row["metric"] == "accuracy_exposed":
+                curve[seen] = value
+                points.append((seen, {}))
+            elif row["metric"] == "accuracy":
+                if not points or points[-1][0] != seen:
+                    points.append((seen, {}))
+                points[-1][1][int(row["experience"])] = value
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
-    ends = sorted(matrix)
+    ends = [point for point in points if point[1]]
     return {
         "seed": seed,
         "summary": {name: summary.get(name) for name in Summary.model_fields},
-        "accuracy_matrix": [[matrix[end].get(e) for e in range(len(ends))] for end in ends],
-        "experience_ends": ends,
+        "accuracy_matrix": [[line.get(e) for e in range(len(ends))] for _, line in ends],
+        "experience_ends": [seen for seen, _ in ends],
         "curve": sorted(curve.items()),
         "metrics_sha256": hashlib.sha256(text).hexdigest(),
         "environment": {name: content.get(name) for name in Environment.model_fields},

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import protocols, records
+from avalanche_rwf.leaderboard.aggregate import printable, protocols, records
 
 __all__ = [
     "FORMATS",
@@ -316,8 +316,9 @@ def _differences(row: Row) -> dict[str, Any]:
 def _share(row: Row, field: str) -> tuple[str, str]:
     """Return mean and deviation of a share in per cent, each "" where it is missing."""
     mean, deviation = _get(row, f"{field}_mean"), _get(row, f"{field}_std")
+    text = "" if mean is None else f"{100 * mean:.1f}"
     return (
-        "" if mean is None else f"{100 * mean:.1f}",
+        "0.0" if text == "-0.0" else text,
         "" if deviation is None else f"{100 * deviation:.1f}",
     )
 
@@ -452,7 +453,9 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
 def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     shown = [column.field for column in columns]
     labels = _labels(rows, shown)
-    by_column = [_column_cells(column, rows, labels) for column in columns]
+    by_column = [
+        [printable(cell) for cell in _column_cells(column, rows, labels)] for column in columns
+    ]
     best, second = (
         [
             _best(column, rows, cells, place)
@@ -461,12 +464,12 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
         for place in (1, 2)
     )
     return _Table(
-        header=protocol_header(rows[0]),
+        header=printable(protocol_header(rows[0])),
         columns=tuple(columns),
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
         second=[list(marks) for marks in zip(*second, strict=True)],
-        notes=_notes(rows, labels),
+        notes=[printable(note) for note in _notes(rows, labels)],
     )
 
 
@@ -540,7 +543,7 @@ def _text_table(rows: Rows, width: int, wide: bool) -> str:
     alike = [column for column in out if _is_alike(column, rows)]
     if alike:
         said = [(c.title, _get(rows[0], c.field)) for c in alike]
-        told = [f"{title} {value}" for title, value in said if value is not None]
+        told = [printable(f"{title} {value}") for title, value in said if value is not None]
         notes += [f"In all rows: {', '.join(told)}."] if told else []
     lost = [column.title for column in out if column not in alike]
     if lost:
@@ -697,7 +700,7 @@ def _markdown(text: str) -> str:
     """Escape what Markdown (and the HTML it lets through) would read as markup."""
     for sign in "\\`*_[]|~#$":
         text = text.replace(sign, "\\" + sign)
-    return _lines_joined(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _LATEX = {
@@ -715,12 +718,7 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     """Escape the ten special characters of LaTeX and those that its old fonts misprint."""
-    return "".join(_LATEX.get(sign, sign) for sign in _lines_joined(text))
-
-
-def _lines_joined(text: str) -> str:
-    """A line break in a name would end a row of the table."""
-    return " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
+    return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
 _RENDERERS: dict[str, Callable[..., str]] = {

@@ -79,11 +79,18 @@ def test_field_that_is_none_everywhere_stays(make_run, tmp_path):
         {"config_hash": "bbbb", "batch_size": 32},
         {"config_hash": "bbbb", "gradient_steps": 2},
         {"config_hash": "bbbb", "stream": "si-blurry"},
+        # were the hash to forget it, or a file changed by hand
+        *({"seed": 1, **change} for change in (
+            {"options": {"head": "linear"}}, {"options": {"mask": "none"}}, {"batch_size": 32},
+            {"gradient_steps": 2}, {"stream_options": {"shots": 2}}, {"boundary_free": True},
+            {"eval_subset": 9}, {"precision": "bf16"}, {"augment": "flip"}, {"budget": "tuned"},
+            {"backbone_args": {"depth": 3}}, {"holdout": 0.5}, {"image_size": 48}, {"future": 1},
+        )),
         {"seed": 1, "sha": "0" * 64},  # same configuration, other weights under the same name
         {"seed": 1, "stream": "si-blurry"},  # were the hash to forget the stream
         {"method": "rwf-mean"},
     ],
-)
+)  # fmt: skip
 def test_different_configurations_stay_apart(make_run, tmp_path, other):
     make_run()
     make_run(summary={"a_last": 0.5}, **other)
@@ -165,7 +172,11 @@ BROKEN = {
     ),
     "bad options": (
         lambda p: edit(p / "config.json", lambda c: c["config"].update(options=[1])),
-        "options that are not an object",
+        "config.json has options of type list, not an object",
+    ),
+    "per cent": (
+        lambda p: edit(p / "summary.json", lambda c: c.update(a_last=97.5)),
+        "summary.json has a_last 97.5, which is no share of 1",
     ),
     "copied as another seed": (
         lambda p: edit(p / "config.json", lambda c: c["config"].update(seed=3)),

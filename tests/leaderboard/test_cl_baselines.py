@@ -72,3 +72,43 @@ def test_rows_that_cannot_be_contributed_are_named(make_run, tmp_path):
     runs = read_runs(tmp_path).frame
     _, notes = contribution(aggregate(runs), runs)
     assert notes == ["mine.py:Net aaaa left out: its code is a file of yours."]
+
+
+def test_a_strategy_on_two_benchmarks_keeps_both_tests(make_run, tmp_path):
+    make_run("ncm")
+    make_run("ncm", config_hash="bbbb", stream="k-shot", stream_options={"shots": 4})
+    make_run("ncm", config_hash="cccc", summary={"a_last": 0.5}, options={"head": "cosine"})
+    runs = read_runs(tmp_path).frame
+    files, _ = contribution(aggregate(runs), runs)
+    test = files["tests/ncm/experiment.py"]
+    ast.parse(test)
+    assert "def test_split_digits(self)" in test
+    assert "def test_split_digits_k_shot(self)" in test
+    assert "'stream_options': {'shots': 4}" in files["experiments/split_digits_k_shot/ncm.py"]
+    assert sorted(files["tests/target_results.csv"].splitlines()[1:]) == [
+        "ncm,split_digits,0.9000", "ncm,split_digits_k_shot,0.9000",
+        "ncm_cccc,split_digits,0.5000",
+    ]  # fmt: skip
+
+
+def test_a_checkout_keeps_what_it_has(make_run, tmp_path):
+    make_run("ncm", summary={"a_last": 0.75})
+    runs = read_runs(tmp_path).frame
+    files, _ = contribution(aggregate(runs), runs)
+    checkout = tmp_path / "checkout"
+    targets = checkout / "tests" / "target_results.csv"
+    targets.parent.mkdir(parents=True)
+    head = "# a comment\nstrategy,benchmark,result\n"
+    targets.write_text(f"{head}ncm,split_digits,0.1\nsi,smnist,0.97\n")
+    names = checkout / "experiments" / "split_digits" / "__init__.py"
+    names.parent.mkdir(parents=True)
+    names.write_text("from .si import si\n")
+    for _ in range(2):  # again changes nothing
+        write_contribution(files, checkout)
+        assert targets.read_text() == f"{head}si,smnist,0.97\nncm,split_digits,0.7500\n"
+        assert names.read_text() == "from .si import si\nfrom .ncm import ncm_split_digits\n"
+    script = checkout / "experiments" / "split_digits" / "ncm.py"
+    script.write_text("theirs")
+    with pytest.raises(UsageError, match=r"without another experiments/split_digits/ncm\.py"):
+        write_contribution(files, checkout)
+    assert script.read_text() == "theirs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -39,10 +40,10 @@ def trained(images, tmp_path_factory):
     """A function: method and options -> run directory of a tiny ViT trained on the images."""
     out = tmp_path_factory.mktemp("out")
 
-    def make(method, **options):
+    def make(method, stream="split", **options):
         config = RunConfig(
             benchmark=f"folder:{images}", method=method, options=resolve_options(method, options),
-            experiences=2, backbone="vit_tiny_patch16_224", image_size=16,
+            stream=stream, experiences=2, backbone="vit_tiny_patch16_224", image_size=16,
             backbone_args={"pretrained": False, "depth": 3, "embed_dim": 16, "num_heads": 2,
                            "patch_size": 8},
         )  # fmt: skip
@@ -105,6 +106,14 @@ def test_a_map_shows_the_association_over_the_patches(trained, images, tmp_path)
     assert main([*words, "--format", "svg"]) == 0
     root = ET.parse(tmp_path / "-x-0-routes.svg").getroot()
     assert root.tag.endswith("svg")
+
+
+def test_a_run_whose_classes_come_back_has_each_of_them_once(trained):
+    folder = trained("rwf", "repetition", routed_blocks="all", num_prompts=1)
+    classes = json.loads((folder / "config.json").read_text())["data"]["classes_per_experience"]
+    assert sum(map(len, classes)) > 2
+    _, model = load_routed(folder)
+    assert model.head(torch.zeros(1, model.head.in_features)).shape == (1, 2)
 
 
 def test_bad_input_is_one_sentence(trained, images, tmp_path, capsys):

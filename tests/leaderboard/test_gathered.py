@@ -12,7 +12,7 @@ import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard import add_reference, aggregate, read_runs, render
+from avalanche_rwf.leaderboard import add_reference, aggregate, read_runs, render, report
 from avalanche_rwf.leaderboard.table import render_text
 
 SCRIPT = "<script>alert(1)</script>"
@@ -186,3 +186,46 @@ def test_a_method_named_as_a_script_is_text(three):
 def test_concatenated_frames_aggregate(three):
     halves = [three[three["seed"] == 0], three[three["seed"] > 0]]
     pd.testing.assert_frame_equal(aggregate(pd.concat(halves)), aggregate(three))
+
+
+def test_names_from_elsewhere_cannot_talk_to_the_terminal(make_run, tmp_path):
+    path = make_run(options={"head": "\x1b[31mred", "x": 1})
+    make_run(config_hash="bbbb", options={"head": "a\nb", "x": "\x1b]0;title\x07"})
+    edit(path, git="\x9b2J")
+    broken = make_run(seed=3, config_hash="cccc")
+    edit(broken, config_hash="\x1b[2J")
+    runs, listed = read_runs(tmp_path)
+    for fmt in ("text", "md", "html", "latex"):
+        text = render(aggregate(runs), fmt)
+        assert all(sign.isprintable() or sign == "\n" for sign in text)
+    lines = render_text(aggregate(runs), 200).splitlines()
+    assert sum(line.startswith(("1  rwf", "2  rwf")) for line in lines) == 2  # a row is a line
+    assert str(listed[0]).isprintable()
+    assert "\N{REPLACEMENT CHARACTER}[2J" in str(listed[0])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("benchmark", "method", "stream", "experiences", "batch_size", "gradient_steps"),
+        *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
+        *("skip_corrupt", "weights", "options", "budget", "tuning", "stream_options"),
+        *("boundary_free", "eval_subset", "code", "unheard_of"),
+    ],
+)
+def test_an_odd_file_does_not_stop_the_others(make_run, tmp_path, field):
+    """Whatever a field of a foreign configuration holds, the others are ranked."""
+    make_run("ncm")
+    odd = make_run("rwf")
+    content = json.loads((odd / "config.json").read_text())
+    for value in ([1], {"a": 1}, {"chosen": 1}, "x", "", [], {}, True, 1.5, 10**30, math.inf, -1):
+        content["config"][field] = value
+        (odd / "config.json").write_text(json.dumps(content))
+        runs, broken = read_runs(tmp_path)
+        assert len(runs) + len(broken) == 2, value
+        assert all(field in item.reason for item in broken)
+        board = add_reference(aggregate(runs), runs, "ncm")
+        for fmt in ("text", "csv"):  # the others render the cells of the first
+            assert "ncm" in render(board, fmt, wide=True)
+        if value in ("x", {"a": 1}) and field in ("stream", "stream_options", "experiences"):
+            report.write_report(tmp_path)

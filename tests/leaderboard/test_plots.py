@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -103,3 +105,89 @@ def test_few_shot_is_of_several_numbers_of_shots(make_run, tmp_path):
     np.testing.assert_allclose(y, [15, 55])
     with pytest.raises(UsageError, match="two numbers of shots"):
         plots.few_shot(runs[runs["config_hash"] == "aaa0"])
+
+
+EMPTY = """samples_seen,experience,metric,value
+10,,accuracy_exposed,1.0
+10,0,accuracy,1.0
+10,,accuracy_class_0,1.0
+10,,accuracy_exposed,1.0
+10,0,accuracy,1.0
+10,,accuracy_class_0,1.0
+20,,accuracy_exposed,0.7
+20,0,accuracy,0.6
+20,2,accuracy,0.8
+20,,accuracy_class_0,0.6
+20,,accuracy_class_1,0.8
+20,0,prompt_drift,0.1
+"""
+
+
+def test_an_experience_without_samples_is_one_all_the_same(make_run, tmp_path):
+    path = make_run("ncm", experiences=3)
+    (path / "metrics.csv").write_text(EMPTY)
+    read = plots.read_metrics(read_runs(tmp_path).frame)
+    assert plots._boundaries(read).tolist() == [10, 10, 20]
+    none = math.nan
+    np.testing.assert_allclose(
+        plots._matrix(read), [[1.0, none, none], [1.0, none, none], [0.6, none, 0.8]]
+    )
+    np.testing.assert_allclose(plots._class_forgetting(read), [0.4, none])
+    assert plots.write_plots(read_runs(tmp_path).frame, tmp_path / "plots").notes == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0, 0, 1610, 11_210, 139_200), (222, 240), (0,), (105, 659), (53, 150), (0.4, 30, 1e9),
+        (0, 3, 86_000_000), (1000,), (999.6, 1000.2), (0, 5), (0, 650, 700),
+    ],
+)  # fmt: skip
+def test_ticks_of_costs_are_plain_numbers_that_do_not_meet(make_run, tmp_path, values):
+    for index, value in enumerate(values):
+        make_run(f"m{index}", summary={"trainable_parameters": value,
+                                       "train_samples_per_second": value or None})  # fmt: skip
+    figure = plots.accuracy_against_cost(read_runs(tmp_path).frame)
+    figure.draw_without_rendering()
+    axis = figure.axes[1]
+    low, high = axis.get_xlim()
+    assert all(low < value < high for value in values)
+    shown = [label for place, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+             if low <= place <= high]  # fmt: skip
+    assert len(shown) >= (1 if not any(values) else 2)
+    assert all(re.fullmatch(r"[0-9.]+[kMG]?", label.get_text()) for label in shown)
+    assert not axis.get_xticklabels(minor=True)
+    boxes = [label.get_window_extent() for label in shown]
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 + 3 < right.x0
+
+
+def test_a_picture_says_what_its_bars_and_bands_are(runs):
+    said = {
+        plots.anytime_accuracy: "± 1 st. dev. over seeds",
+        plots.accuracy_against_cost: "bar: ± 1 st. dev. over seeds",
+    }
+    for picture, words in said.items():
+        (legend,) = picture(runs).legends
+        assert words in [text.get_text() for text in legend.get_texts()]
+
+
+def test_few_shot_curves_of_other_benchmarks_are_other_pictures(make_run, tmp_path):
+    for index, (benchmark, shots) in enumerate([("a", 1), ("a", 5), ("b", 1), ("b", 5), ("c", 1)]):
+        for seed in (0, 1):
+            make_run("rwf", seed, f"aaa{index}", benchmark=benchmark,
+                     stream_options={"shots": shots, "classes_per_experience": 2},
+                     eval_every_samples=10 * shots,
+                     summary={"a_last": 0.5 + 0.4 * seed})  # fmt: skip
+    runs = read_runs(tmp_path).frame
+    assert [sorted(set(series["benchmark"])) for series in plots.few_shot_series(runs)] == [
+        ["a"], ["b"]
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="2 series"):
+        plots.few_shot(runs)
+    names = {path.stem for path in plots.write_plots(runs, tmp_path / "plots").paths}
+    assert {"few-shot-1", "few-shot-2"} <= names
+    (axis,) = plots.few_shot(runs[runs["benchmark"] == "a"]).axes
+    (bars,) = axis.containers[0].lines[2]
+    ends = np.array(bars.get_segments())[:, :, 1]
+    np.testing.assert_allclose(ends, [[0, 100], [0, 100]])  # two seeds, far apart

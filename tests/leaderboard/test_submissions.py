@@ -114,8 +114,13 @@ HOSTILE = {
     "curve of another a_last": (change((*RUN, "curve", 1), [20, 0.65]), "summary.a_last"),
     "curve of another a_avg": (change((*RUN, "curve", 0), [10, 0.5]), "summary.a_a"),
     "markup": (change(("config", "method"), "<script>alert(1)</script>"), "config.method"),
-    "markup in an option": (change(("config", "options", "head"), "<b>"), "config.options"),
+    "markup in an option": (
+        change(("config", "options", "head"), "<b>"),
+        "config.options.head: must be plain text without '<' '>'.",
+    ),
     "markup in a key": (change(("config", "options", "<b>"), 1), "config.options"),
+    "a formula": (change(("config", "method"), "=1+1"), "config.method"),
+    "ends that go back": (change((*RUN, "experience_ends"), [20, 10]), "experience_ends"),
     "a control": (change(("backbone", "name"), "vit\x1b[31m"), "backbone.name"),
     "right to left": (change(("config", "method"), "rwf\u202e"), "config.method"),
     "a long name": (change(("config", "method"), "a" * 10_000), "config.method"),
@@ -212,3 +217,31 @@ def test_the_command_line(results, tmp_path, capsys):
         captured = capsys.readouterr()
         assert said in captured.err
         assert captured.err.count("\n") == 1
+
+
+def test_an_experience_without_samples_is_submitted_too(results, tmp_path):
+    """As of a Si-Blurry stream: it ends where the one before it did and brings no class."""
+    rows = METRICS.splitlines()
+    text = "\n".join([*rows[:3], *rows[1:3], rows[3], rows[4], rows[5].replace("20,1", "20,2")])
+    for path in results.rglob("metrics.csv"):
+        path.write_text(text + "\n")
+    config = RunConfig("split-digits", "ncm", {}, 0, stream="si-blurry", backbone="vit",
+                       weights_sha256=SHA)  # fmt: skip
+    old = next(results.rglob("seed0"))
+    folder = run_directory(results, config)
+    folder.parent.mkdir(parents=True)
+    old.rename(folder)
+    content = json.loads((folder / "config.json").read_text())
+    content.update(config=config.to_dict(), config_hash=config.config_hash())
+    (folder / "config.json").write_text(json.dumps(content))
+    summary = {**SUMMARY, "a_avg": 0.9}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    runs = read_runs(results).frame
+    entry = sub.build_entry(runs, "ncm")
+    assert entry.runs[0].experience_ends == [10, 10, 20]
+    none = None
+    assert entry.runs[0].accuracy_matrix == [[1, none, none], [1, none, none], [0.6, none, 0.8]]
+    own = read_metrics(runs[runs["method"] == "ncm"])
+    theirs = read_metrics(sub.read_entries([write(tmp_path, entry.model_dump_json())]))
+    own = own[own["metric"].isin(["accuracy", "accuracy_exposed"])]
+    pd.testing.assert_frame_equal(own.reset_index(drop=True), theirs)

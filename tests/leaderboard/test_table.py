@@ -220,6 +220,9 @@ def test_rows_that_differ_in_nothing_shown_name_their_hash(make_run, tmp_path):
         ({"augment": "crop"}, "augment crop"),
         ({"skip_corrupt": True}, "corrupt images left out"),
         ({"stream": "si-blurry"}, "stream si-blurry"),
+        ({"stream_options": {"shots": 5}}, "stream split (shots=5)"),
+        ({"boundary_free": True}, "no boundaries"),
+        ({"eval_every_samples": 9, "eval_subset": 50}, "A_auc every 9 samples on 50 test images"),
         ({"experiences": 1}, "1 experience,"),
     ],
 )
@@ -231,6 +234,12 @@ def test_other_protocols_are_other_tables(make_run, tmp_path, change, said):
     assert len(tables) == 2
     assert sum(said in table.splitlines()[0] for table in tables) == 1
     assert all("\n1  rwf" in table for table in tables)
+
+
+def test_a_loss_of_next_to_nothing_has_no_sign(make_run, tmp_path):
+    make_run(summary={"forgetting_class": -0.0001})
+    text = render_text(aggregate(read_runs(tmp_path).frame), 200)
+    assert " 0.0 " in text and "-0.0" not in text
 
 
 def test_ties_are_all_marked(make_run, tmp_path):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.store import check_writable, plain_json, write_text
@@ -58,21 +60,37 @@ def _plotly() -> Path:
     return folder / "package_data" / "plotly.min.js"
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of all runs under a folder.
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    more: Sequence[Path] = (),
+    entries: Sequence[Path] = (),
+) -> Path:
+    """Write the page of all runs under a folder, or under several.
 
     :param folder: the ``--out`` of comparisons, which holds ``runs/``.
     :param out: where to; by default ``folder/report``. A report that is there is replaced.
+    :param more: further folders, as from other machines.
+    :param entries: submitted by others; rows of their own.
     :returns: the path of ``index.html``.
-    :raises UsageError: if `folder` has no run, `out` cannot be written to, or plotly is missing.
+    :raises UsageError: if there is no run, an entry is not sound, `out` cannot be written to, or
+        plotly is missing.
     """
-    if not folder.is_dir():
-        raise UsageError(f"report takes a folder of results, and {str(folder)!r} is none.")
+    folders = (folder, *more)
+    for one in folders:
+        if not one.is_dir():
+            raise UsageError(f"report takes a folder of results, and {str(one)!r} is none.")
     plotly = _plotly()
-    frame, broken = read_runs(folder)
+    frame, broken = read_runs(*folders)
+    if entries:
+        from avalanche_rwf.leaderboard.submissions import read_entries
+
+        frame = pd.concat([part for part in (frame, read_entries(list(entries))) if len(part)])
     if not len(frame) and not broken:
         raise UsageError(
-            f"{str(folder)!r} holds no run (runs are in DIR/runs/<benchmark>/<method>/...)."
+            f"{', '.join(repr(str(one)) for one in folders)} holds no run (runs are in "
+            "DIR/runs/<benchmark>/<method>/...)."
         )
     out = folder / "report" if out is None else out
     check_writable(out)
@@ -85,7 +103,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     shutil.copyfile(plotly, out / "assets" / "plotly.min.js")
     for row in rows:
         _write(out / "data" / row.file, "report.row", row.file, row_data(row))
-    _write(out / "data" / "board.js", "report.board", board_data(rows, frame, broken, folder))
+    _write(out / "data" / "board.js", "report.board", board_data(rows, frame, broken, folders))
     written = {row.file for row in rows}
     for path in (out / "data").iterdir():
         if _ROW_FILE.fullmatch(path.name) and path.name not in written:

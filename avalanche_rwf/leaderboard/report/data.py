@@ -20,7 +20,7 @@ from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard import table as tables
-from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row
+from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
@@ -51,15 +51,18 @@ class Metrics:
     :param exposed: accuracy on the classes so far, by samples seen.
     :param accuracy: by samples seen (of an experience end), then by test experience.
     :param routing: by metric, then by samples seen.
+    :param places: samples seen at each experience's end, a number twice where an experience has no
+        samples; empty stands for the keys of `accuracy`.
     """
 
     exposed: dict[int, float] = field(default_factory=dict)
     accuracy: dict[int, dict[int, float]] = field(default_factory=dict)
     routing: dict[str, dict[int, float]] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
 
     def ends(self) -> list[int]:
         """Samples seen at each experience's end."""
-        return sorted(self.accuracy)
+        return self.places or sorted(self.accuracy)
 
     def grid(self, every: int) -> dict[int, int]:
         """The places that `a_auc` averages: the first at or after each multiple, and the end.
@@ -89,6 +92,8 @@ def metrics_of(frame: pd.DataFrame) -> Metrics:
             metrics.accuracy.setdefault(int(seen), {})[int(where)] = float(value)
         elif name.startswith(("routing_", "prompt_")):
             metrics.routing.setdefault(name, {})[int(seen)] = float(value)
+    ends = frame.loc[frame["metric"] == "accuracy", ["end", "samples_seen"]].drop_duplicates("end")
+    metrics.places = [int(seen) for seen in ends.sort_values("end")["samples_seen"]]
     return metrics
 
 
@@ -111,12 +116,12 @@ def end_curve(runs: Sequence[Metrics]) -> list[Point]:
     Classes of unequal size let experiences end elsewhere at each seed: the t-th ends are put
     together, at their mean number of samples; nothing is interpolated.
     """
-    last = max((len(run.accuracy) for run in runs), default=0)
+    last = max((len(run.ends()) for run in runs), default=0)
     return _points(
         (
             (run.ends()[t], run.exposed[run.ends()[t]])
             for run in runs
-            if t < len(run.accuracy) and run.ends()[t] in run.exposed
+            if t < len(run.ends()) and run.ends()[t] in run.exposed
         )
         for t in range(last)
     )
@@ -144,7 +149,10 @@ def routing_curves(runs: Sequence[Metrics]) -> dict[str, list[Point]]:
     ]
     curves = {}
     for name, seeds in series.items():
-        ordered = [sorted(values.items()) for values in seeds]
+        ordered = [
+            [(seen, values[seen]) for seen in run.ends() if seen in values]
+            for run, values in zip(runs, seeds, strict=True)
+        ]
         last = max(map(len, ordered))
         curves[name] = _points(
             (values[t] for values in ordered if t < len(values)) for t in range(last)
@@ -157,7 +165,7 @@ def matrix(runs: Sequence[Metrics]) -> dict[str, list[list[float | None]]] | Non
     sizes = [
         1 + max((j for row in run.accuracy.values() for j in row), default=-1) for run in runs
     ]
-    n = max([*sizes, *(len(run.accuracy) for run in runs)], default=0)
+    n = max([*sizes, *(len(run.ends()) for run in runs)], default=0)
     if not n:
         return None
     values = np.full((len(runs), n, n), np.nan)
@@ -267,9 +275,15 @@ _HELP = {
 
 
 def board_data(
-    rows: Sequence[Row], frame: pd.DataFrame, broken: Sequence[BrokenRun], folder: Path
+    rows: Sequence[Row], frame: pd.DataFrame, broken: Sequence[BrokenRun], folders: Sequence[Path]
 ) -> dict[str, Any]:
-    """Everything that the page needs at its start."""
+    """Everything that the page needs at its start.
+
+    :param rows: of `report_rows`.
+    :param frame: the runs.
+    :param broken: what `read_runs` left out.
+    :param folders: where they are from; of several, a path says which.
+    """
     protocols = []
     for index in dict.fromkeys(row.protocol for row in rows):
         mine = [row for row in rows if row.protocol == index]
@@ -295,11 +309,15 @@ def board_data(
         )
     failed = frame[frame["status"] == "failed"]
     missing = [
-        {"path": str(run["run_dir"]), "reason": f"failed: {run['error'] or 'it does not say why'}"}
+        {
+            "path": run["run_dir"] if len(folders) == 1 else _place(run).as_posix(),
+            "reason": f"failed: {run['error'] or 'it does not say why'}",
+        }
         for run in failed.to_dict("records")
     ]
     for path, reason in broken:
-        missing.append({"path": path.relative_to(folder).as_posix(), "reason": reason})
+        shown = path.relative_to(folders[0]) if len(folders) == 1 else path
+        missing.append({"path": shown.as_posix(), "reason": reason})
     return {
         "version": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M"),
@@ -333,8 +351,11 @@ def _stream(rows: Sequence[Row]) -> dict[str, Any] | None:
     for row in rows:
         for run in row.runs:
             data = (read_json(_place(run) / "config.json") or {}).get("data")
-            if isinstance(data, dict):
-                return data
+            if not isinstance(data, dict):
+                continue
+            classes = data.get("classes_per_experience")
+            if isinstance(classes, list) and all(isinstance(one, list) for one in classes):
+                return {**data, "seed": int(run["seed"])}
     return None
 
 
@@ -348,6 +369,9 @@ def row_data(row: Row) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for run in row.runs:
         place = _place(run)
+        if run["submitted"]:
+            runs.append(_submitted(run))
+            continue
         summary = read_json(place / "summary.json") or {}
         try:
             log = (place / "log.txt").read_text(encoding="utf-8", errors="replace")
@@ -367,6 +391,20 @@ def row_data(row: Row) -> dict[str, Any]:
         "matrix": matrix(row.metrics),
         "runs": runs,
         "options": json.loads(tables._get(row.values, "options") or "{}"),
+    }
+
+
+def _submitted(run: Mapping[Any, Any]) -> dict[str, Any]:
+    """Details of a submitted run: what its entry says; a log is not submitted."""
+    from avalanche_rwf.leaderboard.submissions import Summary, entry_content
+
+    values = {name: run.get(summary_column(name)) for name in Summary.model_fields}
+    return {
+        "seed": int(run["seed"]),
+        "dir": f"{Path(run['folder']).name} {run['run_dir']}",
+        "summary": {**values, "status": run["status"]},
+        "config": entry_content(run["folder"], int(run["seed"])),
+        "log": "",
     }
 
 
@@ -391,5 +429,5 @@ def _command(content: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
         return command_line(
             config, seeds=seeds, defaults=_defaults(config.method), imports=imports
         )
-    except (AssertionError, TypeError, AttributeError):
-        return None
+    except (AssertionError, TypeError, AttributeError, KeyError, ValueError, UsageError):
+        return None  # of another version, or with a stream or an option that is not known here

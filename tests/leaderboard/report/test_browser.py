@@ -250,6 +250,36 @@ def test_stream_and_broken_runs_are_listed(visit):
     assert rows == ["runs/split-digits/m/aaaa/seed2failed: no luck"]
 
 
+def test_classes_that_come_back_are_not_called_new(visit, browser, tmp_path, runs):
+    path = runs(tmp_path, "ncm", 4, "eeee")
+    content = json.loads((path / "config.json").read_text())
+    content["data"].update(classes_per_experience=[[0, 1], [0, 2], []],
+                           samples_per_experience=[100, 1, 0])  # fmt: skip
+    (path / "config.json").write_text(json.dumps(content))
+    browser.get(write_report(tmp_path).as_uri())
+    said = visit.js(
+        "return [...document.querySelectorAll('#stream-list small')].map(s => s.textContent)"
+    )
+    assert said == [
+        "2 new classes, 100 images", "1 new class, 1 again, 1 image", "0 new classes, 0 images"
+    ]  # fmt: skip
+    assert "stream of seed 4" in visit.find("#stream-about").text
+    assert visit.js("return document.querySelector('.chips .again').textContent") == "0"
+
+
+def test_bands_end_at_a_hundred_percent(visit, browser, tmp_path, runs):
+    for seed, a_last in enumerate((0.6, 0.94)):  # mean and deviation at the first end: 0.83, 0.24
+        runs(tmp_path, "ncm", seed, "eeee", a_last)
+    browser.get(write_report(tmp_path).as_uri())
+    visit.js("document.documentElement.style.scrollBehavior = 'auto';"
+             "document.getElementById('curves').scrollIntoView()")  # fmt: skip
+    top = visit.until(
+        "const d = document.getElementById('curves-plot').data;"
+        "return d && Math.max(...d.flatMap(trace => trace.y))"
+    )
+    assert top == 100
+
+
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_the_window_in_both_themes(width, theme, visit, browser, tmp_path):

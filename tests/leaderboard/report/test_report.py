@@ -18,6 +18,7 @@ from avalanche_rwf.leaderboard.report.data import (
     anytime_curve,
     end_curve,
     matrix,
+    metrics_of,
     report_rows,
     routing_curves,
 )
@@ -193,3 +194,64 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install avalanche-rwf\[report\]"):
         write_report(tmp_path)
+
+
+def test_several_folders_and_entries_are_one_page(tmp_path, runs):
+    from avalanche_rwf.leaderboard.submissions import build_entry
+
+    a, b, c = (tmp_path / name for name in "abc")
+    runs(a, "rwf", 0, "aaaa", 0.9)
+    runs(b, "rwf", 1, "aaaa", 0.92)
+    runs(b, "slda", 0, "bbbb", status="failed")
+    runs(b, "ncm", 0, "cccc").joinpath("summary.json").unlink()
+    # 0.0.9 is another version: its hash cannot be computed again.
+    path = runs(c, "rwf", 5, "0123456789", 0.8, experiences=3)
+    content = json.loads((path / "config.json").read_text())
+    content["versions"]["avalanche-rwf"] = "0.0.9"
+    (path / "config.json").write_text(json.dumps(content))
+    summary = json.loads((path / "summary.json").read_text())
+    summary.update(forgetting_experience=0.0, a_avg=0.8, a_auc=0.8)
+    (path / "summary.json").write_text(json.dumps(summary))
+    rows = ["samples_seen,experience,metric,value"]
+    for t in range(3):
+        rows.append(f"{100 * t + 100},,accuracy_exposed,0.8")
+        rows += [f"{100 * t + 100},{e},accuracy,0.8" for e in range(t + 1)]
+    (path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    entry = tmp_path / "entry.json"
+    entry.write_text(build_entry(read_runs(c).frame, "rwf").model_dump_json())
+
+    words = ["report", str(a), str(b), "--add", str(entry), "--out", str(tmp_path / "page")]
+    assert main(words) == 0
+    (board,) = values_of(tmp_path / "page" / "data" / "board.js")
+    assert board["runs"] == 3
+    rows = {row["label"]: row for one in board["protocols"] for row in one["rows"]}
+    own, theirs = (next(row for label, row in rows.items() if mark == label.endswith("\u2021")
+                        and row["method"] == "rwf") for mark in (False, True))  # fmt: skip
+    assert own["seeds"] == "0,1"
+    paths = [one["path"] for one in board["missing"]]
+    assert sorted(paths) == sorted(
+        (b / "runs" / "split-digits" / "m" / name / "seed0").as_posix()
+        for name in ("bbbb", "cccc")
+    )
+    _, details = values_of(tmp_path / "page" / "data" / theirs["file"])
+    (run,) = details["runs"]
+    assert (run["seed"], run["summary"]["a_last"], run["log"]) == (5, 0.8, "")
+    assert run["config"]["config"]["seed"] == 5
+    assert "--methods rwf --seeds 5" in details["command"]
+    assert details["matrix"]["mean"][2] == [0.8, 0.8, 0.8]
+
+
+def test_an_experience_without_samples_has_its_place(tmp_path, runs):
+    from avalanche_rwf.leaderboard.plots import read_metrics
+
+    path = runs(tmp_path, "rwf", 0, "aaaa", 0.9)
+    text = (path / "metrics.csv").read_text()
+    end = [line for line in text.splitlines() if line.startswith("100,")]
+    again = "\n".join(line for line in end if "drift" not in line and "entropy" not in line)
+    (path / "metrics.csv").write_text(text.replace("100,0,prompt", f"{again}\n100,0,prompt", 1))
+    metrics = metrics_of(read_metrics(read_runs(tmp_path).frame))
+    assert metrics.ends() == [100, 100, 200, 300]
+    assert [point[0] for point in end_curve([metrics])] == [100, 100, 200, 300]
+    found = matrix([metrics])["mean"]
+    assert found[0] == found[1] and len(found) == 4
+    assert len(routing_curves([metrics])["accuracy_first"]) == 4

@@ -260,6 +260,7 @@ const report = (() => {
     const xs = points.map((point, t) => (x === "samples" ? point[0] : t + 1));
     const ys = points.map((point) => scale * (flip ? 1 - point[1] : point[1]));
     const spread = points.map((point) => scale * (point[2] ?? 0));
+    const cut = (y) => (unit === " %" ? Math.min(100, Math.max(0, y)) : y); // no band above 100 %
     const said = points.map((point, i) => {
       const digits = scale === 100 ? 1 : 3;
       const deviation = point[2] === null ? "" : ` ± ${spread[i].toFixed(digits)}`;
@@ -269,7 +270,7 @@ const report = (() => {
     if (band && points.some((point) => point[2])) {
       traces.push({
         x: [...xs, ...[...xs].reverse()],
-        y: [...ys.map((y, i) => y + spread[i]), ...ys.map((y, i) => y - spread[i]).reverse()],
+        y: [...ys.map((y, i) => cut(y + spread[i])), ...ys.map((y, i) => cut(y - spread[i])).reverse()],
         fill: "toself", fillcolor: fade(hue, 0.13), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, type: "scatter",
       });
     }
@@ -379,16 +380,22 @@ const report = (() => {
     $("stream").hidden = !found;
     if (!found) return;
     const groups = found.classes_per_experience || [];
-    const names = found.class_names || null;
+    const sizes = found.samples_per_experience || [];
     const parts = [plural(groups.length, "experience"), plural(new Set(groups.flat()).size, "class").replace("classs", "classes")];
     if (found.train_size !== undefined) parts.push(`${found.train_size} training and ${found.test_size} test images`);
     if (found.skipped) parts.push(`${found.skipped} unreadable images left out`);
-    $("stream-about").textContent = parts.join(", ") + ". Classes are numbered in the order in which the stream brings them; the seed decides which they are.";
+    const of = found.seed === undefined ? "" : ` This is the stream of seed ${found.seed}.`;
+    $("stream-about").textContent = parts.join(", ") + ". Classes are numbered in the order in which the stream brings them; the seed decides which they are." + of;
+    const known = new Set();
     $("stream-list").replaceChildren(...groups.map((classes, i) => {
       const most = 24;
-      const chips = classes.slice(0, most).map((c) => el("span", { text: names ? names[c] : c }));
+      const fresh = classes.filter((c) => !known.has(c));
+      const again = classes.filter((c) => known.has(c));
+      fresh.forEach((c) => known.add(c));
+      const chips = [...fresh, ...again].slice(0, most).map((c) => el("span", { class: again.includes(c) ? "again" : null, title: again.includes(c) ? "has been seen before" : null, text: c }));
       if (classes.length > most) chips.push(el("span", { text: `+ ${classes.length - most}` }));
-      return el("li", {}, el("h3", { text: `Experience ${i + 1}` }), el("small", { text: plural(classes.length, "new class").replace("classs", "classes") }), el("div", { class: "chips" }, ...chips));
+      const said = [plural(fresh.length, "new class").replace("classs", "classes"), again.length ? `${again.length} again` : null, sizes[i] === undefined ? null : plural(sizes[i], "image")];
+      return el("li", {}, el("h3", { text: `Experience ${i + 1}` }), el("small", { text: said.filter(Boolean).join(", ") }), el("div", { class: "chips" }, ...chips));
     }));
   }
 
