@@ -11,6 +11,7 @@ import fnmatch
 import io
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -148,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")
+    add("--checkpoint-every", metavar="N",
+        help="training steps between checkpoints, besides those at experience ends; 0: at these "
+        "alone (default: auto, so that writing costs at most 3 per cent of the time)")
+    add("--fresh", action="store_true",
+        help="begin runs that were cut from their start instead of their last checkpoint")
     _add_data_root(compare)
     add("--out", default="results", metavar="DIR", help="where run directories go")
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
@@ -267,6 +273,16 @@ def _set_loading(args: argparse.Namespace) -> None:
         if args.workers < 0:
             raise UsageError(f"--workers takes a whole number of at least 0, not {args.workers}.")
         os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
+    if args.checkpoint_every is not None:
+        if not re.fullmatch("auto|[0-9]{1,12}", args.checkpoint_every):
+            raise UsageError(
+                "--checkpoint-every takes auto or a whole number of at least 0, not "
+                f"{args.checkpoint_every!r}."
+            )
+        os.environ["AVALANCHE_RWF_CHECKPOINT_EVERY"] = args.checkpoint_every
+    os.environ.pop("AVALANCHE_RWF_FRESH", None)
+    if args.fresh:
+        os.environ["AVALANCHE_RWF_FRESH"] = "1"
     _set_data_root(args)
 
 

@@ -83,6 +83,8 @@ BAD = {
     "readout without such an option": (["--readout", "x", "--methods", "rwf-lda"], ["--readout"]),
     "augment": (["--augment", "mixup"], ["augment", "flip", "'mixup'"]),
     "workers -1": (["--workers", "-1"], ["--workers", "-1"]),
+    "checkpoint-every -1": (["--checkpoint-every=-1"], ["--checkpoint-every", "'-1'"]),
+    "checkpoint-every x": (["--checkpoint-every", "often"], ["--checkpoint-every", "'often'"]),
     "workers x": (["--workers", "x"], ["--workers", "'x'"]),
     "data root": (["--data-root", __file__], ["--data-root", "takes a folder", "test_cli.py"]),
     "data root without a name": (["--data-root", ""], ["--data-root", "''"]),

@@ -1,7 +1,7 @@
 """One run: reads a RunConfig, trains once over the stream, writes one run directory.
 
-A run knows nothing of other runs. It checkpoints at the end of each experience and goes on from
-there; a resumed run ends with the very numbers of an uninterrupted one.
+A run knows nothing of other runs. It writes checkpoints (:mod:`.checkpoint`) and goes on from the
+last one; a resumed run ends with the very numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
+import os
 import random
 import resource
 import sys
@@ -16,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ from avalanche_rwf.evaluation.metrics import (
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images
+from avalanche_rwf.experiments.checkpoint import (
+    FRESH,
+    Checkpoints,
+    Keeps,
+    Position,
+    RunState,
+    StaleCheckpointError,
+    checkpoint_every,
+    clear_leftovers,
+    remove,
+    rest_of,
+)
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.loading import (
     NormaliseOnDevice,
@@ -44,9 +59,7 @@ from avalanche_rwf.experiments.loading import (
 )
 from avalanche_rwf.experiments.store import (
     environment,
-    load_state,
     read_json,
-    save_state,
     save_tensors,
     source_sha256,
     write_json,
@@ -56,6 +69,7 @@ from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.registry import create_strategy, get_method
+from avalanche_rwf.version import __version__
 
 __all__ = [
     "WEIGHTS",
@@ -77,9 +91,6 @@ Progress = Callable[[int], None]
 
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
-
-_FORMAT = 1
-
 
 @functools.lru_cache(maxsize=2)
 def _backbone(
@@ -171,8 +182,8 @@ def _set_seed(seed: int) -> None:
 
 
 class _Meter(SupervisedPlugin):
-    """Training samples, the seconds that evaluation takes inside training, and how many images
-    went through a backbone for it.
+    """Training samples, the seconds of training and of evaluation, and how many images went
+    through a backbone for it.
     """
 
     def __init__(self, progress: Progress | None) -> None:
@@ -180,7 +191,42 @@ class _Meter(SupervisedPlugin):
         self.progress = progress
         self.eval_seconds = 0.0
         self.forward_images = 0
+        self._trained = 0.0
         self._since = 0.0
+        self._training: Callable[[], float] | None = None
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far, without evaluations and checkpoints."""
+        return self._trained + (self._training() if self._training is not None else 0.0)
+
+    @contextlib.contextmanager
+    def training(self, checkpoints: Checkpoints | None) -> Iterator[None]:
+        """Count the time in here as training, but for what evaluations and checkpoints take."""
+
+        def other() -> float:
+            return self.eval_seconds + (checkpoints.seconds if checkpoints is not None else 0.0)
+
+        start, before = time.perf_counter(), other()
+        self._training = lambda: time.perf_counter() - start - (other() - before)
+        try:
+            yield
+        finally:
+            self._trained, self._training = self.train_seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted, for a checkpoint."""
+        return {
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "forward_images": self.forward_images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._trained = float(state["train_seconds"])
+        self.eval_seconds = float(state["eval_seconds"])
+        self.forward_images = int(state["forward_images"])
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Report the step's samples."""
@@ -221,61 +267,17 @@ class _Meter(SupervisedPlugin):
                 hook.remove()
 
 
-def _rng_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, numbers, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
-                  int(has_gauss), float(gauss)],
-        "python": [version, list(numbers), gauss_next],
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, numbers, gauss_next = state["python"]
-    random.setstate((version, tuple(numbers), gauss_next))
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _strategy_state(strategy: Any) -> dict[str, Any]:
-    """Our strategies know what training changed; for others it is the model and the optimizer."""
-    if hasattr(strategy, "trained_state"):
-        return strategy.trained_state()
-    return {
-        "model": strategy.model.state_dict(),
-        "optimizer": strategy.optimizer.state_dict(),
-        "iterations": strategy.clock.train_iterations,
-        "experiences": strategy.clock.train_exp_counter,
-    }
-
-
-def _load_strategy_state(strategy: Any, state: dict[str, Any]) -> None:
-    if hasattr(strategy, "load_trained_state"):
-        strategy.load_trained_state(state)
-        return
-    strategy.model.load_state_dict(state["model"])
-    strategy.optimizer.load_state_dict(state["optimizer"])
-    strategy.clock.train_iterations = state["iterations"]
-    strategy.clock.train_exp_counter = state["experiences"]
-
-
-class _StaleCheckpointError(Exception):
-    """A checkpoint that can be read but does not belong to this strategy and stream."""
-
-
 def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
     """Classes of each experience, with their samples: a folder may change between two calls."""
     return [[[label, n] for label, n in counts.items()] for counts in benchmark.class_counts]
 
 
 def train_experience(
-    strategy: Any, experience: Any, boundary_free: bool = False, workers: int = 0
+    strategy: Any,
+    experience: Any,
+    boundary_free: bool = False,
+    workers: int = 0,
+    skip: int = 0,
 ) -> None:
     """Train on an experience in the order of its samples, which the benchmark fixed.
 
@@ -285,13 +287,16 @@ def train_experience(
         the experience begins or ends and which classes it has.
     :param workers: processes that load images; see :mod:`.loading`. Sub-experiences of one
         mini-batch are loaded in this process: Avalanche would start new ones for each.
+    :param skip: samples at the beginning that have been trained on, in whole mini-batches.
     """
-    if not len(experience.dataset):
+    if len(experience.dataset) <= skip:
         return
-    parts = experience
     if boundary_free:
         # The seed is not used, but without it Avalanche would draw one.
         parts = split_online_stream([experience], strategy.train_mb_size, shuffle=False, seed=0)
+        parts = itertools.islice(parts, skip // strategy.train_mb_size, None)
+    else:
+        parts = rest_of(experience, skip)
     strategy.train(
         parts,
         eval_streams=[],
@@ -424,17 +429,37 @@ def _metrics_csv(
     return "\n".join(rows) + "\n"
 
 
+def _stream_images(
+    benchmark: Benchmark, normalise: Callable[[torch.Tensor], torch.Tensor], device: Any
+) -> Callable[[Sequence[int]], torch.Tensor]:
+    """A function that gives training images by their numbers in the stream, as a step has them."""
+
+    def images(numbers: Sequence[int]) -> torch.Tensor:
+        datasets = [experience.dataset.train() for experience in benchmark.train_stream]
+        ends = np.cumsum([len(data) for data in datasets]).tolist()
+        found = []
+        for number in numbers:
+            index = int(np.searchsorted(ends, number, side="right"))
+            start = ends[index - 1] if index else 0
+            image = datasets[index][number - start][0].to(device)
+            found.append((normalise(image) if image.dtype == torch.uint8 else image).cpu())
+        return torch.stack(found)
+
+    return images
+
+
 def run_strategy(
     strategy: Any,
     benchmark: Benchmark,
     recorder: PredictionRecorder,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     log: Callable[[str], None] = lambda line: None,
     meter: _Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
     boundary_free: bool = False,
     workers: int = 0,
     routing: RoutingRecorder | None = None,
+    images: Callable[[Sequence[int]], torch.Tensor] | None = None,
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
@@ -444,66 +469,64 @@ def run_strategy(
 
     :param boundary_free: as :func:`train_experience` takes it.
     :param workers: processes that load images; see :mod:`.loading`.
+    :param images: gives training images by number, for a replay buffer; see :class:`.RunState`.
     :returns: seconds of training, without evaluation.
+    :raises StaleCheckpointError: if a checkpoint does not fit after all; the strategy is then half
+        loaded and of no use.
     """
     meter = meter or _Meter(None)
-    if not getattr(strategy, "resumable", hasattr(strategy, "trained_state")):
-        checkpoint = None
-    first, train_seconds = 0, 0.0
-    state = load_state(checkpoint) if checkpoint is not None else None
-    if state is not None and state.get("format") == _FORMAT:
-        try:
-            if state["stream"] != _stream_shape(benchmark):
-                raise ValueError("the images have changed")
-            _load_strategy_state(strategy, state["strategy"])
-            recorder.load_state_dict(state["recorder"])
-            if anytime is not None:
-                anytime.load_state_dict(state["anytime"])
-            if routing is not None:
-                routing.load_state_dict(state["routing"])
-            _set_rng_state(state["rng"])
-            first, train_seconds = int(state["next"]), float(state["train_seconds"])
-            meter.eval_seconds = float(state["eval_seconds"])
-            meter.forward_images = int(state["forward_images"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise _StaleCheckpointError(f"{type(error).__name__}: {error}") from error
-        if meter.progress is not None:
-            meter.progress(sum(sum(counts.values()) for counts in benchmark.class_counts[:first]))
-        log(f"resumed after experience {first - 1}")
+    first = Position()
+    if checkpoints is not None:
+        if not getattr(strategy, "resumable", hasattr(strategy, "trained_state")):
+            checkpoints.keeps = False
+        optional = {"anytime": anytime, "routing": routing}
+        parts: dict[str, Keeps] = {"recorder": recorder, "meter": meter}
+        parts.update((name, part) for name, part in optional.items() if part is not None)
+        first = _resume(checkpoints, RunState(strategy, parts, images), log)
+    if meter.progress is not None and first != Position():
+        sizes = [len(experience.dataset) for experience in benchmark.scenario.train_stream]
+        done = sum(sizes[: first.experience])
+        meter.progress(done + (sizes[first.experience] if first.trained else first.samples))
     # The scenario has experiences without samples too, so that numbers are those of the stream.
     for index, experience in enumerate(benchmark.scenario.train_stream):
-        if index < first:
+        if index < first.experience:
             continue
-        inside, start = meter.eval_seconds, time.perf_counter()
-        with meter.counting(strategy):
-            train_experience(strategy, experience, boundary_free, workers)
-        train_seconds += time.perf_counter() - start - (meter.eval_seconds - inside)
-        if routing is not None:
-            routing.record(strategy.model, recorder.samples_seen)
+        here = first if index == first.experience else Position(index)
+        if checkpoints is not None:
+            checkpoints.begin(here, len(experience.dataset))
+        if not here.trained:
+            with meter.training(checkpoints), meter.counting(strategy):
+                train_experience(strategy, experience, boundary_free, workers, here.samples)
+            if routing is not None:
+                routing.record(strategy.model, recorder.samples_seen)
+        if checkpoints is not None:
+            checkpoints.trained()
         tests = exposed_tests(benchmark, index + 1)
         if tests:  # none where a stream begins with experiences without samples
             recorder.begin(index)
             strategy.eval(tests, num_workers=workers)
             accuracy = accuracy_exposed(recorder.points[-1])
             log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
-        if checkpoint is not None:
-            save_state(
-                checkpoint,
-                {
-                    "format": _FORMAT,
-                    "next": index + 1,
-                    "stream": _stream_shape(benchmark),
-                    "train_seconds": train_seconds,
-                    "eval_seconds": meter.eval_seconds,
-                    "forward_images": meter.forward_images,
-                    "strategy": _strategy_state(strategy),
-                    "recorder": recorder.state_dict(),
-                    "anytime": anytime.state_dict() if anytime is not None else {},
-                    "routing": routing.state_dict() if routing is not None else {},
-                    "rng": _rng_state(),
-                },
-            )
-    return train_seconds
+        if checkpoints is not None:
+            checkpoints.evaluated()
+    return meter.train_seconds
+
+
+def _resume(checkpoints: Checkpoints, state: RunState, log: Callable[[str], None]) -> Position:
+    """Watch the run, from its checkpoint if there is one; where it goes on."""
+    found = checkpoints.find()
+    position = checkpoints.attach(state, found)
+    if found is None:
+        return position
+    # Sums are rounded differently by another number of threads.
+    torch.set_num_threads(int(found["threads"]))
+    if position.trained:
+        log(f"resumed at the evaluation of experience {position.experience}")
+    elif position.samples:
+        log(f"resumed in experience {position.experience} after {position.samples} samples of it")
+    else:
+        log(f"resumed after experience {position.experience - 1}")
+    return position
 
 
 def run(
@@ -518,8 +541,11 @@ def run(
     folder = run_directory(out, config)
     done = read_json(folder / "summary.json")
     if done is not None and done.get("status") == "done":
+        with contextlib.suppress(OSError):  # a process may have ended just before it did so itself
+            remove(folder)
         return done
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
     # Before anything can fail, so that the leaderboard lists a failed run under its configuration.
     _write_config(folder, config, {"name": config.backbone, "sha256": config.weights_sha256})
     lines = _log_lines(folder / "log.txt")
@@ -529,6 +555,7 @@ def run(
         write_text(folder / "log.txt", "\n".join(lines) + "\n")
 
     log(f"{config.method} on {config.benchmark}, seed {config.seed}, device {device}")
+    threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -539,9 +566,11 @@ def run(
         log(traceback.format_exc().rstrip())
         reason = " ".join(str(error).split()) or type(error).__name__
         summary = {"status": "failed", "error": reason[:500], "error_type": type(error).__name__}
+    finally:
+        torch.set_num_threads(threads)
     write_json(folder / "summary.json", summary)
     if summary["status"] == "done":
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        remove(folder)
     return summary
 
 
@@ -584,6 +613,25 @@ def _ran(strategy: Any) -> dict[str, Any]:
         # With a closed-form head prompts learn through a head of their own.
         "training_head": "white" if getattr(model, "training_head", None) is not None else None,
         "clip_norm": getattr(strategy, "clip_norm", None),
+    }
+
+
+def _identity(
+    config: RunConfig, benchmark: Benchmark, backbone: str, origin: dict[str, str], device: str
+) -> dict[str, Any]:
+    """What decides a run's numbers: a checkpoint of anything else is of no use to it."""
+    values = config.to_dict()
+    # A weights file counts by its content; how the options were found makes no difference.
+    del values["weights"], values["weights_sha256"], values["tuning"]
+    names = ("torch", "timm", "avalanche-lib")
+    return {
+        "configuration": {**values, "version": __version__},
+        "backbone": backbone,
+        "code": source_sha256(),
+        "method's code": origin.get("sha256", ""),
+        "libraries": {name: metadata.version(name) for name in names},
+        "device": device.partition(":")[0],
+        "stream": _stream_shape(benchmark),
     }
 
 
@@ -646,24 +694,32 @@ def _run(
     if routed:
         first = exposed_tests(benchmark, len(benchmark.class_counts))[0]
         routing = RoutingRecorder(first, Normalisation(info.mean, info.std))
-    checkpoint = folder / "checkpoint.pt"
+    normalisation = Normalisation(info.mean, info.std)
+    checkpoints = Checkpoints(
+        folder,
+        _identity(config, benchmark, info.sha256, dict(spec.origin), device),
+        log,
+        every=checkpoint_every(),
+        by_part=config.boundary_free,
+        resume=not os.environ.get(FRESH),
+    )
     try:
         seconds = run_strategy(
             strategy,
             benchmark,
             recorder,
-            checkpoint,
+            checkpoints,
             log,
             meter,
             anytime,
             config.boundary_free,
             workers,
             routing,
+            _stream_images(benchmark, normalisation, strategy.device),
         )
-    except _StaleCheckpointError as error:
+    except StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.
-        log(f"the checkpoint does not fit and is left aside ({error}); starting from the beginning")
-        checkpoint.unlink()
+        log(f"a checkpoint does not fit and was removed ({error})")
         return _run(config, folder, device, progress, log)
     n = len(benchmark.classes_per_experience)
     every = config.eval_every_samples or None

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.files import load_state, save_state, write_whole
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -37,29 +38,7 @@ __all__ = [
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
-    _write_whole(path, text.encode("utf-8"))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that nobody else can read; results are as readable as any other file.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def plain_json(value: Any) -> Any:
@@ -87,13 +66,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(dict(state), temporary)
-    temporary.replace(path)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
     """Write tensors as safetensors, whole or not at all.
 
@@ -101,18 +73,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     """
     # The format takes no views and nothing of another device.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _write_whole(path, safetensors.torch.save(plain, metadata=dict(about)))
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint without running any pickled code; None if absent or unreadable."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception:  # torch raises many kinds for a damaged file; the run then starts afresh
-        return None
-    return state if isinstance(state, dict) else None
+    content = safetensors.torch.save(plain, metadata=dict(about))
+    write_whole(path, lambda file: file.write(content))
 
 
 def check_writable(out: Path) -> None:

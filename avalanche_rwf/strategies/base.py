@@ -400,10 +400,13 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
     # -- saving -----------------------------------------------------------------------------
 
-    def trained_state(self) -> dict[str, Any]:
+    def trained_state(self, images: bool = True) -> dict[str, Any]:
         """Everything that training changed, as tensors and plain values.
 
         The frozen backbone is left out; ``torch.load(..., weights_only=True)`` reads it.
+
+        :param images: whether a replay buffer's images are in it. Without them whoever loads the
+            state must put them back: they can be had again by their numbers in the stream.
         """
         state = {
             "model": self.model.state_without_backbone(),
@@ -411,7 +414,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             "iterations": self.clock.train_iterations,
             "experiences": self.clock.train_exp_counter,
         }
-        return state if self.replay is None else {**state, "replay": self.replay.state_dict()}
+        return state if self.replay is None else {**state, "replay": self.replay.state_dict(images)}
 
     def load_trained_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`trained_state` gave.

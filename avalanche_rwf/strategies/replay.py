@@ -271,10 +271,19 @@ class Replay:
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The buffer as tensors and plain values; :meth:`load_state_dict` goes on from there."""
+    def state_dict(self, images: bool = True) -> dict[str, Any]:
+        """The buffer as tensors and plain values; :meth:`load_state_dict` goes on from there.
+
+        :param images: False leaves "images" out, [n, 3, H, W] in the order of the numbers in
+            "groups"; they must be put in again before the state can be loaded.
+        """
         held = [self._store[number] for number in self._order]
+        pixels = {}
+        if images:
+            stacked = torch.stack([image for image, _, _ in held]) if held else torch.zeros(0)
+            pixels = {"images": stacked}
         return {
+            **pixels,
             "settings": [self.buffer, self.replay, self.storage],
             "came": self._came,
             "random": self._random.clone(),
@@ -288,7 +297,6 @@ class Replay:
                 for key, group in self._groups().items()
                 if len(group.buffer)
             ],
-            "images": torch.stack([image for image, _, _ in held]) if held else torch.zeros(0),
             "targets": [target for _, target, _ in held],
             # A head that grows makes them of different lengths.
             "logits": [logits.clone() for _, _, logits in held if logits is not None],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams, resolve_stream_options
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
@@ -68,14 +69,15 @@ class Killed(BaseException):
 def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
     saved = []
 
-    def save(path, state):
-        module_save(path, state)
+    def save(path, state, previous):
+        checkpoint_save(path, state, previous)
         saved.append(path)
         if len(saved) == checkpoints:
             raise Killed
 
-    module_save = module.save_state
-    patch.setattr(module, "save_state", save)
+    checkpoint_save = checkpoint.save_state
+    patch.setattr(checkpoint, "save_state", save)
+    patch.setenv(checkpoint.EVERY, "0")  # at experience ends, whatever it costs
 
 
 REPLAYING = [
@@ -111,7 +113,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert "resumed after experience 0" in (folder / "log.txt").read_text()
     assert not (folder / "checkpoint.pt").exists()
     uninterrupted, _, resumed = final
-    assert_equal(module._strategy_state(uninterrupted), module._strategy_state(resumed))
+    assert_equal(checkpoint.strategy_state(uninterrupted), checkpoint.strategy_state(resumed))
 
 
 def on(stream: str, **options) -> dict:
@@ -137,7 +139,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_on_every_stream(
     assert without_times(run(config, tmp_path / "cut")) == without_times(whole)
     assert metrics(tmp_path / "cut", config) == metrics(tmp_path / "whole", config)
     uninterrupted, _, resumed = final
-    assert_equal(module._strategy_state(uninterrupted), module._strategy_state(resumed))
+    assert_equal(checkpoint.strategy_state(uninterrupted), checkpoint.strategy_state(resumed))
 
 
 @pytest.mark.parametrize("stream", list_streams())
@@ -177,17 +179,21 @@ def test_a_useless_checkpoint_is_a_fresh_start(damage, configure, tmp_path, monk
         cut_after(patch, 1)
         with pytest.raises(Killed):
             run(other.get(damage, config), tmp_path / "cut")
-    checkpoint = run_directory(tmp_path / "cut", config) / "checkpoint.pt"
+    file = run_directory(tmp_path / "cut", config) / "checkpoint.pt"
     if damage in other:
-        checkpoint.parent.mkdir(parents=True)
-        (run_directory(tmp_path / "cut", other[damage]) / "checkpoint.pt").rename(checkpoint)
+        file.parent.mkdir(parents=True)
+        (run_directory(tmp_path / "cut", other[damage]) / "checkpoint.pt").rename(file)
     elif damage == "no state":
-        torch.save({"format": 1}, checkpoint)
+        torch.save({"format": 1}, file)
     else:
-        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+        file.write_bytes(file.read_bytes()[:5000])
     assert without_times(run(config, tmp_path / "cut")) == without_times(whole)
     assert metrics(tmp_path / "cut", config) == metrics(tmp_path / "whole", config)
-    assert not checkpoint.exists()
+    assert not file.exists()
+    log = (file.parent / "log.txt").read_text()
+    assert "a checkpoint is not used" in log
+    if damage == "other stream":
+        assert "is of another configuration.experiences (2, here 3)" in log
 
 
 def test_a_checkpoint_runs_no_code_and_has_no_frozen_weights(configure, tmp_path, monkeypatch):
@@ -198,7 +204,7 @@ def test_a_checkpoint_runs_no_code_and_has_no_frozen_weights(configure, tmp_path
             run(config, tmp_path)
     state = load_state(run_directory(tmp_path, config) / "checkpoint.pt")  # weights_only
     assert state is not None
-    assert state["next"] == 2
+    assert state["position"] == {"experience": 2, "samples": 0, "trained": False}
     assert not [name for name in state["strategy"]["model"] if name.startswith("backbone.")]
 
 

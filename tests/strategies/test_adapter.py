@@ -19,6 +19,7 @@ from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import run as run_module
+from avalanche_rwf.experiments.checkpoint import Checkpoints
 from avalanche_rwf.experiments.compare import method_options, select_methods
 from avalanche_rwf.experiments.config import run_directory, slug
 from avalanche_rwf.experiments.run import run, run_strategy
@@ -278,14 +279,15 @@ def test_a_run_that_was_cut_starts_again_and_gives_the_same_numbers(
             return train(*args, **kwargs)
 
         s.train = cutting
-        run_strategy(s, Benchmark, recorder, tmp_path / "checkpoint.pt", log.append)
+        checkpoints = Checkpoints(tmp_path, {}, log.append, every=1)
+        run_strategy(s, Benchmark, recorder, checkpoints, log.append)
         return recorder.points, len(calls), log
 
     whole, trained, _ = go(None)
     assert trained == 3
     with pytest.raises(Killed):
         go(2)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert list(tmp_path.iterdir()) == []
     again, trained, log = go(None)
     assert trained == 3 and not any("resumed" in line for line in log)
     for a, b in zip(whole, again, strict=True):

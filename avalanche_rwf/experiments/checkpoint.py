@@ -1,0 +1,501 @@
+"""Checkpoints of a run: when they are written, what is in them, and going on to the last bit.
+
+A checkpoint is taken after a training step (or, in a stream of mini-batches, after a mini-batch's
+sub-experience), after an experience was trained on, and after it was evaluated. It holds what
+training has changed and where the run is: the strategy's trained tensors, optimizer, closed-form
+statistics, seen classes and replay buffer (which images, not the images), the records of metrics,
+all random generators, and how many samples of which experience have been trained on. The order of
+the samples is the benchmark's, a function of the seed.
+
+Within an experience a resumed run trains on the rest of it, and puts everything back in the first
+step: what Avalanche does at the beginning of an experience (drawing a seed for the loader, making
+an optimizer anew) has then happened once too often and is undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.files import StateFileError, read_state, save_state
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+
+__all__ = [
+    "EVERY",
+    "FRESH",
+    "NAME",
+    "PREVIOUS",
+    "Checkpoints",
+    "Keeps",
+    "Position",
+    "RunState",
+    "RunStopped",
+    "Schedule",
+    "StaleCheckpointError",
+    "checkpoint_every",
+    "clear_leftovers",
+    "difference",
+    "remove",
+    "rest_of",
+]
+
+EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
+"""Environment variable with the training steps between checkpoints; ``--checkpoint-every`` sets it.
+"""
+
+FRESH = "AVALANCHE_RWF_FRESH"
+"""Environment variable: not empty, no run goes on from a checkpoint; ``--fresh`` sets it."""
+
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+"""The newest generation in a run directory and the one before."""
+
+_FORMAT = 2
+# Of the time, for writing: below the 3 % that are promised, as a state may grow until the next one.
+_SHARE = 0.025
+
+
+class RunStopped(KeyboardInterrupt):
+    """The run was asked to stop and has written a checkpoint to go on from."""
+
+
+class StaleCheckpointError(Exception):
+    """A checkpoint that can be read but cannot be put into this strategy."""
+
+
+class Keeps(Protocol):
+    """Something with a state of tensors and plain values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Put it back."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the stream a run is.
+
+    :param experience: index of the training experience at hand.
+    :param samples: of it that have been trained on.
+    :param trained: all of it has been, and its evaluation comes next.
+    """
+
+    experience: int = 0
+    samples: int = 0
+    trained: bool = False
+
+
+def checkpoint_every() -> int | None:
+    """The setting of :data:`EVERY`; None spaces checkpoints by what they cost.
+
+    :raises UsageError: for anything but a whole number from 0.
+    """
+    text = os.environ.get(EVERY, "")
+    if not text or text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise UsageError(f"{EVERY} takes auto or a whole number of at least 0, not {text!r}.")
+    return int(text)
+
+
+class Schedule:
+    """Says when a checkpoint is due.
+
+    :param every: training steps between two; those at experience ends come on top, and 0 leaves
+        these alone. None: whenever the time since the last one is so long that writing costs at
+        most 2.5 % of it.
+    :param size: bytes of a state, from which the first one's cost is guessed.
+    """
+
+    def __init__(self, every: int | None = None, size: int = 0) -> None:
+        self.every = every
+        self.cost = 0.01 + size / 2e8  # seconds; a slow disk
+        self._last = time.perf_counter()
+        self._steps = 0
+
+    def step(self) -> bool:
+        """Count a training step; whether a checkpoint is due after it."""
+        self._steps += 1
+        if self.every is None:
+            return self._affordable()
+        return self.every > 0 and self._steps >= self.every
+
+    def end(self) -> bool:
+        """Whether a checkpoint is due at an experience's end."""
+        return self.every is not None or self._affordable()
+
+    def wrote(self, seconds: float) -> None:
+        """Note what a checkpoint has cost."""
+        self.cost = seconds
+        self._last = time.perf_counter()
+        self._steps = 0
+
+    def _affordable(self) -> bool:
+        return (time.perf_counter() - self._last) * _SHARE >= self.cost
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's generators, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
+                  int(has_gauss), float(gauss)],
+        "python": [version, list(numbers), gauss_next],
+        # Asking for the state of a device that nothing has used would start it up.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }  # fmt: skip
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def strategy_state(strategy: Any, images: bool = True) -> dict[str, Any]:
+    """Our strategies know what training changed; for others it is the model and the optimizer.
+
+    :param images: whether a replay buffer's images are in it, or their numbers alone.
+    """
+    if hasattr(strategy, "trained_state"):
+        # A user's class may have its own, which takes nothing.
+        ours = getattr(type(strategy), "trained_state", None)
+        if images or ours is not FrozenBackboneStrategy.trained_state:
+            return dict(strategy.trained_state())
+        return dict(strategy.trained_state(images=False))
+    return {
+        "model": strategy.model.state_dict(),
+        "optimizer": strategy.optimizer.state_dict(),
+        "iterations": strategy.clock.train_iterations,
+        "experiences": strategy.clock.train_exp_counter,
+    }
+
+
+def load_strategy_state(strategy: Any, state: Mapping[str, Any]) -> None:
+    """Put back what :func:`strategy_state` gave.
+
+    :raises ValueError: if it does not fit.
+    """
+    if hasattr(strategy, "load_trained_state"):
+        strategy.load_trained_state(state)
+        return
+    strategy.model.load_state_dict(state["model"])
+    # A copy: PyTorch would go on updating the tensors of the state that it was given.
+    strategy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    strategy.clock.train_iterations = state["iterations"]
+    strategy.clock.train_exp_counter = state["experiences"]
+
+
+_COUNTERS = (
+    *("train_iterations", "train_exp_counter", "train_exp_epochs"),
+    *("train_exp_iterations", "train_epoch_iterations", "total_iterations"),
+)
+
+
+class RunState:
+    """All that a run has changed, to be taken out and put back.
+
+    :param strategy: the strategy.
+    :param parts: what else keeps a state, by name (recorders, meters).
+    :param images: gives training images [n, 3, H, W] by their numbers in the stream, as the
+        strategy was given them; with it a checkpoint holds no images of a replay buffer.
+    """
+
+    def __init__(
+        self,
+        strategy: Any,
+        parts: Mapping[str, Keeps],
+        images: Callable[[Sequence[int]], Tensor] | None = None,
+    ) -> None:
+        self.strategy, self.parts, self.images = strategy, dict(parts), images
+
+    def collect(self, rng: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The state; its tensors are those at work and not copies.
+
+        :param rng: the generators' state, if not that of this moment.
+        """
+        clock = self.strategy.clock
+        return {
+            "strategy": strategy_state(self.strategy, images=self.images is None),
+            "clock": {name: int(getattr(clock, name)) for name in _COUNTERS},
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": random_state() if rng is None else rng,
+        }
+
+    def restore(self, state: dict[str, Any], leave: Sequence[str] = ()) -> None:
+        """Put a state back; the images that a buffer held are read again.
+
+        :param leave: parts that stay as they are.
+        :raises StaleCheckpointError: if it does not fit.
+        """
+        try:
+            replay = state["strategy"].get("replay")
+            if replay is not None and "images" not in replay:
+                if self.images is None:
+                    raise ValueError("the buffer's images are not in it")
+                numbers = [n for _, _, members, _ in replay["groups"] for n in members]
+                replay["images"] = self.images(numbers) if numbers else torch.zeros(0)
+            load_strategy_state(self.strategy, state["strategy"])
+            for name, part in self.parts.items():
+                if name not in leave:
+                    part.load_state_dict(state["parts"][name])
+            for name in _COUNTERS:
+                setattr(self.strategy.clock, name, int(state["clock"][name]))
+            set_random_state(state["rng"])
+        except (
+            *(KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError),
+            OSError,  # an image that is gone
+        ) as error:
+            raise StaleCheckpointError(f"{type(error).__name__}: {error}") from error
+
+    def size(self) -> int:
+        """Bytes of the tensors in it."""
+
+        def count(value: Any) -> int:
+            if isinstance(value, Tensor):
+                return value.numel() * value.element_size()
+            if isinstance(value, Mapping):
+                return sum(map(count, value.values()))
+            return sum(map(count, value)) if isinstance(value, (list, tuple)) else 0
+
+        return count(strategy_state(self.strategy, images=False))
+
+
+def difference(saved: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs between two nested dictionaries, in words: "batch_size (8, here 16)"."""
+    found = []
+    for key in dict.fromkeys([*saved, *here]):
+        a, b = saved.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += difference(a, b, f"{within}{key}.")
+        elif _plain(a) != _plain(b):
+            short = [text if len(text) <= 40 else f"{text[:37]}..." for text in (str(a), str(b))]
+            found.append(f"{within}{key} ({short[0]}, here {short[1]})")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Tuples are lists in a file."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoints of a run directory."""
+    for name in (NAME, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def rest_of(experience: Any, samples: int) -> Any:
+    """The experience without its first samples, the rest in the same order."""
+    if not samples:
+        return experience
+    rest = copy.copy(experience)
+    rest.dataset = experience.dataset.subset(range(samples, len(experience.dataset)))
+    return rest
+
+
+class Checkpoints(SupervisedPlugin):
+    """Writes and finds the checkpoints of one run, and stops it where it can go on from.
+
+    It must be called after every other plugin: append it to ``strategy.plugins``.
+
+    :param folder: the run directory.
+    :param identity: what a checkpoint must have been made by to be of use: nested dictionaries of
+        plain values.
+    :param log: gets a sentence about each file that is not used, and why.
+    :param every: see :class:`Schedule`.
+    :param by_part: training is on sub-experiences of one mini-batch: a checkpoint is taken after
+        them and not after steps, so that their end has been noted everywhere.
+    :param resume: False removes the checkpoints that there are.
+    :param stop: whether the run has been asked to stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        log: Callable[[str], None] = lambda line: None,
+        *,
+        every: int | None = None,
+        by_part: bool = False,
+        resume: bool = True,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.folder, self.identity, self.log = folder, identity, log
+        self.by_part, self.stop = by_part, stop
+        self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
+        self.seconds = 0.0  # spent on writing
+        self._every = every
+        self._resume = resume
+        self._schedule = Schedule(every)
+        self._run: RunState | None = None
+        self._position = Position()
+        self._size = 0
+        self._put_back: dict[str, Any] | None = None
+        self._evaluating: dict[str, Any] | None = None
+        self._found = folder / NAME
+
+    def find(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole and belongs to this run."""
+        if not self._resume or not self.keeps:
+            remove(self.folder)
+            return None
+        for name in (NAME, PREVIOUS):
+            path = self.folder / name
+            if not path.exists() and not path.is_symlink():
+                continue
+            try:
+                state = read_state(path)
+            except StateFileError as error:
+                self.log(f"a checkpoint is not used: {error}")
+                continue
+            if state.get("format") != _FORMAT:
+                self.log(
+                    f"a checkpoint is not used: {name!r} has the format {state.get('format')!r} "
+                    f"and not {_FORMAT}"
+                )
+                continue
+            saved = state.get("identity")
+            differs = difference(saved if isinstance(saved, dict) else {}, self.identity)
+            if not differs:
+                self._found = path
+                return state
+            self.log(f"a checkpoint is not used: {name!r} is of another {', '.join(differs)}")
+        return None
+
+    def attach(self, run: RunState, state: dict[str, Any] | None) -> Position:
+        """Begin to watch a run, from a checkpoint if there is one; where it is to go on.
+
+        :raises StaleCheckpointError: if the checkpoint does not fit after all; its file is removed.
+        """
+        self._run = run
+        self._schedule = Schedule(self._every, run.size() if self.keeps else 0)
+        run.strategy.plugins.append(self)
+        if state is None:
+            return Position()
+        try:
+            position = Position(**state["position"])
+            run.restore(state)
+        except (StaleCheckpointError, KeyError, TypeError) as error:
+            self._found.unlink(missing_ok=True)
+            run.strategy.plugins.remove(self)
+            raise StaleCheckpointError(str(error)) from error
+        if position.samples and not position.trained and not self.by_part:
+            self._put_back = state
+        return position
+
+    # -- what the run calls ---------------------------------------------------------------------
+
+    def begin(self, position: Position, size: int) -> None:
+        """Training on an experience begins.
+
+        :param size: samples of the whole experience.
+        """
+        self._position, self._size = position, size
+
+    def trained(self) -> None:
+        """The experience has been trained on."""
+        self._position = Position(self._position.experience, self._size, trained=True)
+        # Where steps are counted, one checkpoint after the evaluation is enough.
+        self._after(self._every is None and self._schedule.end())
+        # Evaluation draws, and changes nothing else: until its end this is what to go on from.
+        self._evaluating = random_state()
+
+    def evaluated(self) -> None:
+        """The experience has been evaluated."""
+        self._evaluating = None
+        self._position = Position(self._position.experience + 1)
+        self._after(self._schedule.end())
+
+    # -- what Avalanche calls -------------------------------------------------------------------
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """In the first step of a resumed experience, put everything back."""
+        if self._put_back is not None and self._run is not None:
+            state, self._put_back = self._put_back, None
+            self._run.restore(state, leave=("meter",))
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Count the step; write if it is due."""
+        # What a replay plugin adds to a mini-batch is not the stream's.
+        seen = self._position.samples + min(len(strategy.mb_y), strategy.train_mb_size)
+        self._position = Position(self._position.experience, seen)
+        if not self.by_part:
+            self._after_step()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """A sub-experience has ended; write if it is due."""
+        if self.by_part:
+            self._after_step()
+
+    def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop an evaluation at an experience's end, which will be done again."""
+        if self._evaluating is not None and self.stop():
+            self._write(self._evaluating)
+            raise RunStopped
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _after_step(self) -> None:
+        due = self._schedule.step()
+        if self._position.samples < self._size:  # otherwise the experience's end comes next
+            self._after(due)
+
+    def _after(self, due: bool) -> None:
+        stop = self.stop()
+        if due or stop:
+            self._write()
+        if stop:
+            raise RunStopped
+
+    def _write(self, rng: dict[str, Any] | None = None) -> None:
+        assert self._run is not None
+        if not self.keeps:
+            return
+        start = time.perf_counter()
+        save_state(
+            self.folder / NAME,
+            {
+                "format": _FORMAT,
+                "identity": self.identity,
+                "threads": torch.get_num_threads(),
+                "position": asdict(self._position),
+                **self._run.collect(rng),
+            },
+            previous=self.folder / PREVIOUS,
+        )
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self._schedule.wrote(seconds)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writes that a killed process left in a run directory."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".*"):
+            written = path.name[1:].rpartition(".")[0]
+            if written and (written.endswith((".pt", ".json", ".csv", ".txt", ".safetensors"))):
+                path.unlink(missing_ok=True)
