@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,9 @@ def test_commands_name_options_that_there_are(capsys):
     """Each `avalanche-rwf` line of a block without output, as far as the parser reads it."""
     from avalanche_rwf.cli import _parser
 
+    variables = dict(re.findall(r'^([A-Z])="(.+?)"$', PAGE, re.M | re.S))
     lines = re.findall(r"^(?:\$ )?avalanche-rwf (.+)$", PAGE, re.M)
     assert len(lines) > 8
     for line in lines:
-        assert _parser().parse_args(line.split()).verb in ("compare", "inspect", "list")
+        words = string.Template(line).substitute(variables).split()
+        assert _parser().parse_args(words).verb in ("compare", "inspect", "list")
