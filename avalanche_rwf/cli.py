@@ -309,6 +309,7 @@ def _compare(args: argparse.Namespace) -> int:
         execute,
         start_server,
     )
+    from avalanche_rwf.experiments.stopping import listening
     from avalanche_rwf.experiments.store import check_writable
     from avalanche_rwf.strategies.extensions import add_imports
 
@@ -380,7 +381,8 @@ def _compare(args: argparse.Namespace) -> int:
     if args.budget == "tuned":
         fixed = {name: given_options(name, common, settings) for name in methods}
         first = planned.configs[: len(methods)]
-        choices = tune(first, fixed, out, device, args.jobs, args.quiet)
+        with listening(_say):
+            choices = tune(first, fixed, out, device, args.jobs, args.quiet)
         for choice in choices.values():
             _say(choice.sentence())
         planned = plan_tuned(planned, choices, out)
@@ -391,15 +393,16 @@ def _compare(args: argparse.Namespace) -> int:
     )
     failed = []
     threads = default_threads(device, len(planned.configs))
-    for config, summary in execute(
-        planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet, threads
-    ):
-        if summary["status"] != "done":
-            failed.append(config)
-            _say(
-                f"FAILED {config.method} seed {config.seed}: {summary['error']} "
-                f"(see {run_directory(out, config) / 'log.txt'})"
-            )
+    with listening(_say):
+        for config, summary in execute(
+            planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet, threads
+        ):
+            if summary["status"] != "done":
+                failed.append(config)
+                _say(
+                    f"FAILED {config.method} seed {config.seed}: {summary['error']} "
+                    f"(see {run_directory(out, config) / 'log.txt'})"
+                )
     runs, broken = read_runs(out)
     write_leaderboard(out, aggregate(runs))
     for directory in broken:
@@ -627,7 +630,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"avalanche-rwf: {error}")
         return 2
     except KeyboardInterrupt:
+        from avalanche_rwf.experiments.stopping import stopped_by
+
         _say("\nStopped; the same command goes on from here.")
-        return 130
+        return 128 + stopped_by()
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        # A full disk or a folder that is gone, where no run is to blame.
+        where = f" {str(error.filename)!r}" if error.filename else ""
+        _say(f"avalanche-rwf: {error.strerror or error}{where}.")
         return 1

@@ -29,7 +29,10 @@ class StateFileError(ValueError):
 
 
 def write_whole(
-    path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None
+    path: Path,
+    write: Callable[[BinaryIO], Any],
+    previous: Path | None = None,
+    make_folder: bool = True,
 ) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part.
 
@@ -38,9 +41,11 @@ def write_whole(
 
     :param write: writes the content to the file that it is given.
     :param previous: where the old file goes; None lets it be replaced.
+    :param make_folder: False makes a folder that is not there an error.
     :raises OSError: if it cannot be written; the old file is then where it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -500,6 +500,7 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
     from avalanche_rwf.strategies import registry
 
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "0")
     probe = registry.get_method("linear-probe")
 
     @registry.register_method("breaks", summary="raises at the second experience")

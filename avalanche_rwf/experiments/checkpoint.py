@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import random
 import re
@@ -31,6 +32,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 
@@ -43,9 +45,9 @@ __all__ = [
     "Keeps",
     "Position",
     "RunState",
-    "RunStopped",
     "Schedule",
     "StaleCheckpointError",
+    "StopWhenAsked",
     "checkpoint_every",
     "clear_leftovers",
     "difference",
@@ -66,10 +68,6 @@ NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _FORMAT = 2
 # Of the time, for writing: below the 3 % that are promised, as a state may grow until the next one.
 _SHARE = 0.025
-
-
-class RunStopped(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint to go on from."""
 
 
 class StaleCheckpointError(Exception):
@@ -341,7 +339,7 @@ class Checkpoints(SupervisedPlugin):
         every: int | None = None,
         by_part: bool = False,
         resume: bool = True,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] = stop_requested,
     ) -> None:
         super().__init__()
         self.folder, self.identity, self.log = folder, identity, log
@@ -476,6 +474,8 @@ class Checkpoints(SupervisedPlugin):
         if not self.keeps:
             return
         start = time.perf_counter()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "The run directory is gone", str(self.folder))
         save_state(
             self.folder / NAME,
             {
@@ -490,6 +490,19 @@ class Checkpoints(SupervisedPlugin):
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self._schedule.wrote(seconds)
+
+
+class StopWhenAsked(SupervisedPlugin):
+    """Stops training and evaluation that nothing goes on from."""
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop after the step."""
+        if stop_requested():
+            raise RunStopped
+
+    def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop before the batch."""
+        self.after_training_iteration(strategy)
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -12,15 +12,18 @@ import queue
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from avalanche_rwf.experiments import stopping
 from avalanche_rwf.experiments.config import RunConfig
 
 __all__ = ["default_jobs", "default_threads", "execute", "start_server"]
@@ -81,9 +84,12 @@ def _settings() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key.startswith("AVALANCHE_RWF_")}
 
 
-def _initialise(progress: Any, threads: int, features: str, settings: dict[str, str]) -> None:
+def _initialise(
+    progress: Any, orders: Connection, threads: int, features: str, settings: dict[str, str]
+) -> None:
     """In a worker: its threads, where to report to, where features are shared, its settings."""
     global _QUEUE
+    stopping.follow(orders)
     import torch
 
     from avalanche_rwf.models.remember import MEMORY
@@ -97,10 +103,27 @@ def _initialise(progress: Any, threads: int, features: str, settings: dict[str, 
     _QUEUE = progress
 
 
-def _work(work: Work | None, config: RunConfig, out: Path, device: str) -> dict[str, Any]:
+def _work(
+    work: Work | None, config: RunConfig, out: Path, device: str, how: dict[str, bool]
+) -> dict[str, Any]:
+    with stopping.working():
+        return _do(work, config, out, device, _QUEUE.put, how)
+
+
+def _do(
+    work: Work | None,
+    config: RunConfig,
+    out: Path,
+    device: str,
+    progress: Callable[[int], Any],
+    how: dict[str, bool],
+) -> dict[str, Any]:
+    """One configuration: what was asked for, or a run that does not wait for other processes."""
     from avalanche_rwf.experiments.run import run
 
-    return (work or run)(config, out, device, progress=_QUEUE.put)
+    if work is not None:
+        return work(config, out, device, progress=progress)
+    return run(config, out, device, progress=progress, wait=False, **how)
 
 
 def execute(
@@ -116,7 +139,8 @@ def execute(
 ) -> Iterator[Result]:
     """Do the runs and yield each with its summary as it ends.
 
-    A run that cannot even write its directory is a failed one too; the others go on.
+    A run that cannot even write its directory is a failed one too; the others go on. Runs that
+    another process is at are left to the last, and its summary is given if it ends first.
 
     :param samples: training samples of a run, for the progress bar.
     :param jobs: runs at a time.
@@ -124,6 +148,8 @@ def execute(
     :param threads: of each run; see :func:`default_threads`.
     :param work: what to do with each configuration; None is :func:`.run.run`.
     :param noun: what the progress bar calls them.
+    :raises RunStopped: if the process is asked to stop (:mod:`.stopping`); what was being done has
+        a checkpoint then.
     """
     total = sum(samples(c) for c in configs)
     with tqdm(
@@ -151,6 +177,16 @@ def _failed(error: Exception) -> dict[str, Any]:
     return {"status": "failed", "error": reason, "error_type": type(error).__name__}
 
 
+# What is done with a run the first time, and when another process was found to be at it.
+_FIRST, _THEN = {"again": True}, {"again": False}
+# Seconds between two looks at the runs of other processes, and at whether to stop.
+_TICK = 0.25
+
+
+def _busy(summary: dict[str, Any]) -> bool:
+    return summary["status"] == "busy"
+
+
 def _serial(
     configs: Sequence[RunConfig],
     out: Path,
@@ -162,16 +198,27 @@ def _serial(
 ) -> Iterator[Result]:
     import torch
 
-    from avalanche_rwf.experiments.run import run
-
     torch.set_num_threads(threads)
-    for config in configs:
-        bar.set_description_str(f"{config.method} seed {config.seed}")
-        try:
-            summary = (work or run)(config, out, device, progress=bar.update)
-        except Exception as error:
-            summary = _failed(error)
-        yield config, summary
+    todo, how = list(configs), _FIRST
+    while todo:
+        waiting = []
+        for config in todo:
+            if stopping.stop_requested():
+                raise stopping.RunStopped
+            if how is _FIRST:
+                bar.set_description_str(f"{config.method} seed {config.seed}")
+            try:
+                summary = _do(work, config, out, device, bar.update, how)
+            except Exception as error:
+                summary = _failed(error)
+            if _busy(summary):
+                waiting.append(config)
+            else:
+                yield config, summary
+        if len(waiting) == len(todo):
+            bar.set_description_str(f"{len(waiting)} left, which another process is at")
+            time.sleep(_TICK)
+        todo, how = waiting, _THEN
 
 
 def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
@@ -193,34 +240,111 @@ def _parallel(
     bar: Any,
     work: Work | None,
 ) -> Iterator[Result]:
+    """Several at a time. A worker that is killed takes nothing with it but its own run.
+
+    Its pool ends with it. The runs that were going on may have killed it: each is done again alone,
+    from its last checkpoint, and has failed if its worker is killed again.
+    """
+    todo, suspects = list(configs), list[RunConfig]()
+    while todo or suspects:
+        alone = bool(suspects)
+        batch = [suspects.pop(0)] if alone else todo
+        todo = todo if alone else []
+        lost = []
+        for config, summary in _pool(batch, out, device, 1 if alone else jobs, threads, bar, work):
+            if summary is not None:
+                yield config, summary
+            elif alone:
+                yield config, {"status": "failed", "error": _KILLED, "error_type": "Killed"}
+            else:
+                lost.append(config)
+        # They are begun in the order of the list.
+        lost.sort(key=batch.index)
+        suspects += lost[:jobs]
+        todo += lost[jobs:]
+
+
+_KILLED = (
+    "The worker process was killed, most often because the memory was not enough: fewer --jobs or "
+    "a smaller --batch-size need less."
+)
+
+
+def _pool(
+    configs: Sequence[RunConfig],
+    out: Path,
+    device: str,
+    jobs: int,
+    threads: int,
+    bar: Any,
+    work: Work | None,
+) -> Iterator[tuple[RunConfig, dict[str, Any] | None]]:
+    """One pool of workers; the summary is None for what was not done when a worker was killed."""
     context = _context()
     progress = context.Queue()
     stop = threading.Event()
     drain = threading.Thread(target=_drain, args=(progress, bar, stop), daemon=True)
     # Test features that methods have in common, for this comparison and no longer.
     features = tempfile.TemporaryDirectory(prefix="avalanche-rwf-", ignore_cleanup_errors=True)
+    # Workers read one end; that the other one is closed tells them to stop.
+    orders, giver = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=context,
         initializer=_initialise,
-        initargs=(progress, threads, features.name, _settings()),
+        initargs=(progress, orders, threads, features.name, _settings()),
     )
+    futures: dict[Future[dict[str, Any]], RunConfig] = {}
+    waiting: list[RunConfig] = []
+    broken = False
     try:
-        futures: dict[Future[dict[str, Any]], RunConfig] = {
-            pool.submit(_work, work, config, out, device): config for config in configs
-        }
         drain.start()
-        for future in as_completed(futures):
-            config = futures[future]
+        for number, config in enumerate(configs):
             try:
-                summary = future.result()
+                futures[pool.submit(_work, work, config, out, device, _FIRST)] = config
             except BrokenProcessPool:
-                # A worker was killed (out of memory, most often); what had finished is on disk.
-                summary = {"status": "failed", "error": "the worker process was killed"}
-            except Exception as error:
-                summary = _failed(error)
-            yield config, summary
+                broken = True
+                yield from ((left, None) for left in configs[number:])
+                break
+        while futures or waiting:
+            if stopping.stop_requested():
+                raise stopping.RunStopped
+            if waiting and (broken or len(futures) < jobs):
+                if broken:
+                    yield from ((config, None) for config in waiting)
+                else:
+                    if not futures:
+                        bar.set_description_str(f"{len(waiting)} left, which others are at")
+                        time.sleep(_TICK)
+                    for config in waiting:
+                        try:
+                            futures[pool.submit(_work, work, config, out, device, _THEN)] = config
+                        except BrokenProcessPool:
+                            broken = True
+                            yield config, None
+                waiting = []
+            for future in wait(futures, timeout=_TICK, return_when=FIRST_COMPLETED).done:
+                config = futures.pop(future)
+                summary: dict[str, Any] | None
+                try:
+                    summary = future.result()
+                except BrokenProcessPool:
+                    broken, summary = True, None
+                except Exception as error:
+                    summary = _failed(error)
+                if summary is not None and _busy(summary):
+                    waiting.append(config)
+                else:
+                    yield config, summary
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        features.cleanup()
+        giver.close()
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:  # asked a second time
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
+        finally:
+            orders.close()
+            features.cleanup()

@@ -57,8 +57,10 @@ from avalanche_rwf.experiments.loading import (
     normalises,
     training_workers,
 )
+from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,
+    locked,
     read_json,
     save_tensors,
     source_sha256,
@@ -72,6 +74,7 @@ from avalanche_rwf.strategies.registry import create_strategy, get_method
 from avalanche_rwf.version import __version__
 
 __all__ = [
+    "BUSY",
     "WEIGHTS",
     "Progress",
     "RoutingRecorder",
@@ -88,6 +91,9 @@ __all__ = [
 
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
+
+BUSY = "busy"
+"""The status of a run that another process is at."""
 
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
@@ -530,29 +536,61 @@ def _resume(checkpoints: Checkpoints, state: RunState, log: Callable[[str], None
 
 
 def run(
-    config: RunConfig, out: Path, device: str = "cpu", progress: Progress | None = None
+    config: RunConfig,
+    out: Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    *,
+    wait: bool = True,
+    again: bool = True,
 ) -> dict[str, Any]:
     """Do one run, or return the summary of a finished one.
 
-    A run that raises leaves its traceback in ``log.txt`` and a summary with status "failed".
+    A run that raises leaves its traceback in ``log.txt`` and a summary with status "failed". A run
+    that another process is at is not done a second time.
 
+    :param wait: for the other process, and return what it came to; False returns the status "busy".
+    :param again: do a run again that failed; False returns the summary of its failure.
     :returns: the contents of ``summary.json``.
+    :raises RunStopped: if this process is asked to stop; a checkpoint is written.
     """
     folder = run_directory(out, config)
-    done = read_json(folder / "summary.json")
-    if done is not None and done.get("status") == "done":
-        with contextlib.suppress(OSError):  # a process may have ended just before it did so itself
-            remove(folder)
-        return done
+    while True:
+        done = read_json(folder / "summary.json")
+        if done is not None and done.get("status") == "done":
+            with contextlib.suppress(OSError):  # a process may have ended before it did so itself
+                remove(folder)
+            return done
+        if stop_requested():
+            raise RunStopped
+        with locked(folder) as mine:
+            if mine:
+                done = read_json(folder / "summary.json")
+                status = None if done is None else done.get("status")
+                if done is not None and (status == "done" or (status == "failed" and not again)):
+                    return done
+                return _run_alone(config, folder, device, progress)
+        if not wait:
+            return {"status": BUSY}
+        again = False  # what the other process comes to counts
+        time.sleep(0.2)
+
+
+def _run_alone(
+    config: RunConfig, folder: Path, device: str, progress: Progress | None
+) -> dict[str, Any]:
+    """Do a run whose lock is held."""
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
+    # An earlier attempt's failure is not this one's.
+    (folder / "summary.json").unlink(missing_ok=True)
     # Before anything can fail, so that the leaderboard lists a failed run under its configuration.
     _write_config(folder, config, {"name": config.backbone, "sha256": config.weights_sha256})
     lines = _log_lines(folder / "log.txt")
 
     def log(line: str) -> None:
         lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-        write_text(folder / "log.txt", "\n".join(lines) + "\n")
+        write_text(folder / "log.txt", "\n".join(lines) + "\n", make_folder=False)
 
     log(f"{config.method} on {config.benchmark}, seed {config.seed}, device {device}")
     threads = torch.get_num_threads()
@@ -562,16 +600,37 @@ def run(
             summary = _run(config, folder, device, progress, log)
         for text in sorted({f"{w.category.__name__}: {w.message}" for w in caught}):
             log(f"warning: {text}")
+        write_json(folder / "summary.json", summary, make_folder=False)
+    except RunStopped:
+        with contextlib.suppress(OSError):
+            log("stopped; the same command goes on from here")
+        raise
     except Exception as error:
-        log(traceback.format_exc().rstrip())
-        reason = " ".join(str(error).split()) or type(error).__name__
-        summary = {"status": "failed", "error": reason[:500], "error_type": type(error).__name__}
+        trace = traceback.format_exc().rstrip()
+        summary = {
+            "status": "failed",
+            "error": _reason(error, folder)[:500],
+            "error_type": type(error).__name__,
+        }
+        # Where the results cannot be written, neither can this: the summary is returned.
+        with contextlib.suppress(OSError):
+            log(trace)
+            write_json(folder / "summary.json", summary, make_folder=False)
     finally:
         torch.set_num_threads(threads)
-    write_json(folder / "summary.json", summary)
     if summary["status"] == "done":
         remove(folder)
     return summary
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """An error in one sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        if not folder.is_dir():
+            return f"The run directory {str(folder)!r} was removed while the run was going on."
+        where = f": {error.filename!r}" if error.filename else ""
+        return f"{error.strerror}{where}."
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _log_lines(path: Path) -> list[str]:
@@ -593,6 +652,7 @@ def _write_config(
             "backbone": backbone,
             **more,
         },
+        make_folder=False,
     )
 
 
@@ -738,7 +798,7 @@ def _run(
         status="done",
     )
     rows = routing.rows if routing is not None else ()
-    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, rows))
+    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, rows), False)
     if routed:
         # For `explain`: what is drawn is what this run has learned.
         about = {"config_hash": config.config_hash(), "backbone_sha256": info.sha256}

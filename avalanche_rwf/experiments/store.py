@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -10,13 +11,14 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.files import load_state, save_state, write_whole
@@ -26,6 +28,7 @@ __all__ = [
     "check_writable",
     "environment",
     "load_state",
+    "locked",
     "plain_json",
     "read_json",
     "save_state",
@@ -36,9 +39,38 @@ __all__ = [
 ]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+def write_text(path: Path, text: str, make_folder: bool = True) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    :param make_folder: False makes a folder that is not there an error.
+    """
+    content = text.encode("utf-8")
+    write_whole(path, lambda file: file.write(content), make_folder=make_folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a run directory, if nobody else does; gives whether it is held.
+
+    It is a lock of the system on a file beside the directory and ends with the process that has
+    it, however that ends. On a file system that has no locks nobody is kept out.
+
+    :raises OSError: if the file cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def plain_json(value: Any) -> Any:
@@ -52,9 +84,10 @@ def plain_json(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write strict JSON, whole or not at all."""
-    write_text(path, json.dumps(plain_json(values), indent=1, allow_nan=False, default=str) + "\n")
+def write_json(path: Path, values: Mapping[str, Any], make_folder: bool = True) -> None:
+    """Write strict JSON, whole or not at all; the folder as :func:`write_text`."""
+    text = json.dumps(plain_json(values), indent=1, allow_nan=False, default=str)
+    write_text(path, text + "\n", make_folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -74,7 +107,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     # The format takes no views and nothing of another device.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = safetensors.torch.save(plain, metadata=dict(about))
-    write_whole(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content), make_folder=False)
 
 
 def check_writable(out: Path) -> None:

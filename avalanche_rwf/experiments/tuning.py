@@ -26,6 +26,7 @@ import torch
 from avalanche_rwf.evaluation.metrics import a_last
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments.checkpoint import StopWhenAsked
 from avalanche_rwf.experiments.config import RunConfig, slug
 from avalanche_rwf.experiments.loading import (
     NormaliseOnDevice,
@@ -141,7 +142,7 @@ def held_out_accuracy(
     info = backbone_info(load_backbone(config))
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
     recorder = PredictionRecorder()
-    plugins = [NormaliseOnDevice(info.mean, info.std), recorder]
+    plugins = [NormaliseOnDevice(info.mean, info.std), recorder, StopWhenAsked()]
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     workers = loader_workers(benchmark)
     stream = list(benchmark.scenario.train_stream)[:experiences]

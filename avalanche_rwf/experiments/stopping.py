@@ -1,0 +1,124 @@
+"""Being asked to stop: Ctrl-C, a signal, or the end of the process that began the comparison.
+
+Once asked, a run stops after the step that it is in, with a checkpoint; asked again, the process
+stops where it is, and the next one goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import Any
+
+__all__ = [
+    "RunStopped",
+    "follow",
+    "listening",
+    "request_stop",
+    "stop_requested",
+    "stopped_by",
+    "working",
+]
+
+_ASKED = threading.Event()
+_WORKING = threading.Lock()
+_SIGNAL = signal.SIGINT
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class RunStopped(KeyboardInterrupt):
+    """The run was asked to stop, and has stopped where it can go on from."""
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to stop."""
+    return _ASKED.is_set()
+
+
+def request_stop() -> None:
+    """Ask for it."""
+    _ASKED.set()
+
+
+def stopped_by() -> int:
+    """The number of the signal that asked last; SIGINT if none did."""
+    return int(_SIGNAL)
+
+
+@contextlib.contextmanager
+def listening(say: Callable[[str], None]) -> Iterator[None]:
+    """Take signals as requests while the block runs; the second one is a KeyboardInterrupt.
+
+    A signal that is ignored when the block begins (SIGHUP under nohup) stays so. Outside the main
+    thread, which signals do not reach, nothing is changed.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _SIGNAL
+        _SIGNAL = signal.Signals(number)
+        if _ASKED.is_set():
+            raise KeyboardInterrupt
+        _ASKED.set()
+        with contextlib.suppress(RuntimeError, OSError):  # in the middle of writing to it, or gone
+            say("\nStopping after this step; once more stops now.")
+
+    global _SIGNAL
+    _ASKED.clear()
+    _SIGNAL = signal.SIGINT
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: a handler that was not set from Python.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _ASKED.clear()
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """What a worker process does in here it may bring to its end when the parent is gone."""
+    with _WORKING:
+        if stop_requested():
+            raise RunStopped
+        yield
+
+
+def follow(orders: Connection) -> None:
+    """In a worker process: stop when the other end of `orders` is closed, or its process ends.
+
+    Ctrl-C in a terminal reaches all processes; the one that began the comparison decides.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _ASKED.is_set():
+            os._exit(128 + number)
+        _ASKED.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    parent = multiprocessing.parent_process()
+    ends: list[Any] = [orders, *([parent.sentinel] if parent is not None else [])]
+
+    def watch() -> None:
+        wait(ends)
+        _ASKED.set()
+        if parent is not None:
+            wait([parent.sentinel])
+            # Nobody is left to tell a pool's worker that it is not needed.
+            with _WORKING:
+                os._exit(1)
+
+    threading.Thread(target=watch, name="orders", daemon=True).start()
