@@ -409,7 +409,8 @@ def _compare(args: argparse.Namespace) -> int:
         _say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
     if len(runs):
-        print(render(aggregate(runs[runs["config_hash"].isin(hashes)]), args.format))
+        board = aggregate(runs[runs["config_hash"].isin(hashes)])
+        print(render(board, args.format), end="")
     _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
     return 1 if failed else 0
 

@@ -267,6 +267,8 @@ def test_a_run_that_was_cut_starts_again_and_gives_the_same_numbers(
         train_stream, test_stream = scenario.train_stream, scenario.test_stream
         classes_per_experience = [[0, 1], [2, 3], [4, 5]]
 
+    Benchmark.scenario = scenario
+
     def go(cut: int | None):
         recorder, log = PredictionRecorder(), []
         s = build(tools, method, loop={"plugins": [recorder]})
