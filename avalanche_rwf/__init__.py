@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.registry import create_benchmark, list_benchmarks
     from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
     from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
+    from avalanche_rwf.experiments.checkpoint import CheckpointPlugin
     from avalanche_rwf.models.backbone import PACKAGED, create_backbone, list_backbones
     from avalanche_rwf.models.classifier import FrozenViT
     from avalanche_rwf.routing.layer import RoutingLayer
@@ -35,6 +36,7 @@ _HOMES = {
     "DataFrameLogger": "evaluation.dataframe_logger",
     "AnytimeEvaluation": "evaluation.recorder",
     "PredictionRecorder": "evaluation.recorder",
+    "CheckpointPlugin": "experiments.checkpoint",
     "PACKAGED": "models.backbone",
     "create_backbone": "models.backbone",
     "list_backbones": "models.backbone",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "PACKAGED",
     "AnytimeEvaluation",
+    "CheckpointPlugin",
     "DataFrameLogger",
     "FrozenBackboneStrategy",
     "FrozenViT",

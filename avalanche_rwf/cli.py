@@ -528,6 +528,9 @@ def _leaderboard(args: argparse.Namespace) -> int:
         )
     for directory in broken:
         _say(f"left out: {directory}")
+    for run in runs[runs["status"] == "failed"].to_dict("records"):
+        log = Path(str(run["folder"])) / str(run["run_dir"]) / "log.txt"
+        _say(f"FAILED {run['method']} seed {run['seed']}: {run['error']} (see {log})")
     board = aggregate(runs)
     # The file is of the folder's own runs.
     if len(folders) == 1 and not args.add and os.access(folders[0], os.W_OK):

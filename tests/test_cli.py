@@ -536,6 +536,11 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
         failed = {row["method"]: row["failed"] for row in csv.DictReader(file)}
     assert failed == {"breaks": "1", "ncm": "0"}
 
+    # The leaderboard says why, and where the log is.
+    status, _, err = call(capsys, "leaderboard", tmp_path)
+    assert status == 0
+    assert f"FAILED breaks seed 0: a number is wrong (see {log})" in err
+
     # Tried again, and its log keeps what happened before.
     status, _, err = call(capsys, *line)
     assert status == 1

@@ -21,7 +21,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ __all__ = [
     "FRESH",
     "NAME",
     "PREVIOUS",
+    "CheckpointPlugin",
     "Checkpoints",
     "Keeps",
     "Position",
@@ -344,6 +345,7 @@ class Checkpoints(SupervisedPlugin):
         super().__init__()
         self.folder, self.identity, self.log = folder, identity, log
         self.by_part, self.stop = by_part, stop
+        self.within = True  # False writes at experience ends alone
         self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
         self.seconds = 0.0  # spent on writing
         self._every = every
@@ -459,7 +461,8 @@ class Checkpoints(SupervisedPlugin):
 
     def _after_step(self) -> None:
         due = self._schedule.step()
-        if self._position.samples < self._size:  # otherwise the experience's end comes next
+        # At the last step the experience's end comes next.
+        if self.within and self._position.samples < self._size:
             self._after(due)
 
     def _after(self, due: bool) -> None:
@@ -490,6 +493,95 @@ class Checkpoints(SupervisedPlugin):
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self._schedule.wrote(seconds)
+
+
+class CheckpointPlugin:
+    """Checkpoints for a loop of one's own over a stream, which goes on where it was cut.
+
+    Usage::
+
+        checkpoints = CheckpointPlugin("checkpoints")
+        strategy = RwFStrategy(..., plugins=[recorder])
+        for experience in checkpoints.experiences(strategy, benchmark.train_stream):
+            strategy.train(experience, shuffle=False)
+            strategy.eval(benchmark.test_stream)
+
+    Started again, the same script gets the rest of the experience that it was in and those that
+    follow, and ends with the very numbers. What plugins of the strategy keep (those with
+    ``state_dict`` and ``load_state_dict``: recorders, evaluations in mid-stream) is in the
+    checkpoint; what Avalanche's loggers have written is not. With ``shuffle=True``, or several
+    epochs, it goes on from the last experience's end alone.
+
+    :param folder: where ``checkpoint.pt`` and the generation before go; it is made if it is not
+        there.
+    :param every: training steps between two, besides those after each experience; None spaces
+        them so that writing takes less than 3 % of the time.
+    :param shuffled: whether the loop shuffles: then nothing is written within an experience.
+    :param log: gets a sentence about what is done.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: int | None = None,
+        shuffled: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if every is not None and (not isinstance(every, int) or every < 0):
+            raise UsageError(f"every must be a whole number of at least 0 or None, not {every!r}.")
+        self.folder, self.every, self.shuffled, self.log = Path(folder), every, shuffled, log
+
+    def experiences(self, strategy: Any, stream: Iterable[Any]) -> Iterator[Any]:
+        """The experiences that are left to train on, the first of them cut to its rest.
+
+        :param strategy: one of this package's, or any whose model and optimizer are all it keeps.
+        :param stream: the training experiences, in the order of every other start.
+        :raises UsageError: if the checkpoint is of another stream or strategy, naming what differs.
+        """
+        stream = list(stream)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        said: list[str] = []
+        settings = ("train_mb_size", "train_epochs", "gradient_steps", "mask", "precision")
+        identity = {
+            "strategy": type(strategy).__name__,
+            **{name: getattr(strategy, name, None) for name in settings},
+            "stream": [len(experience.dataset) for experience in stream],
+            "torch": str(torch.__version__),
+        }
+        checkpoints = Checkpoints(self.folder, identity, said.append, every=self.every)
+        checkpoints.within = not self.shuffled and strategy.train_epochs == 1
+        parts = {
+            f"{place} {type(plugin).__name__}": plugin
+            for place, plugin in enumerate(strategy.plugins)
+            if hasattr(plugin, "state_dict") and hasattr(plugin, "load_state_dict")
+        }
+        found = checkpoints.find()
+        for line in said:
+            self.log(line)
+        if found is None and any("is of another" in line for line in said):
+            raise UsageError(
+                f"folder takes checkpoints of this strategy and stream, and in "
+                f"{str(self.folder)!r} {said[-1]}."
+            )
+        try:
+            first = checkpoints.attach(RunState(strategy, parts), found)
+        except StaleCheckpointError as error:
+            raise UsageError(
+                f"folder takes checkpoints of this strategy, and the one in {str(self.folder)!r} "
+                f"does not fit ({error})."
+            ) from None
+        if found is not None:
+            self.log(f"resumed in experience {first.experience} after {first.samples} samples")
+        try:
+            for index, experience in enumerate(stream):
+                if index < first.experience:
+                    continue
+                here = first if index == first.experience else Position(index)
+                checkpoints.begin(here, len(experience.dataset))
+                yield rest_of(experience, here.samples)
+                checkpoints.evaluated()
+        finally:
+            strategy.plugins.remove(checkpoints)
 
 
 class StopWhenAsked(SupervisedPlugin):

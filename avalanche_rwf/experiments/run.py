@@ -70,6 +70,7 @@ from avalanche_rwf.experiments.store import (
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy, NonFiniteLossError
 from avalanche_rwf.strategies.registry import create_strategy, get_method
 from avalanche_rwf.version import __version__
 
@@ -271,6 +272,22 @@ class _Meter(SupervisedPlugin):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+class _FiniteLoss(SupervisedPlugin):
+    """Ends a run whose loss is not finite; strategies of this package see to that themselves."""
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Look at the step's loss.
+
+        :raises NonFiniteLossError: naming the step.
+        """
+        loss = strategy.loss
+        if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss.detach()).all()):
+            raise NonFiniteLossError(
+                f"The loss is not finite at training step {strategy.clock.train_iterations} "
+                f"({float(loss.detach().mean()):g}): lower the learning rates."
+            )
 
 
 def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
@@ -609,9 +626,11 @@ def _run_alone(
         trace = traceback.format_exc().rstrip()
         summary = {
             "status": "failed",
-            "error": _reason(error, folder)[:500],
+            "error": _reason(error, folder, config)[:500],
             "error_type": type(error).__name__,
         }
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for the runs that follow in this process
         # Where the results cannot be written, neither can this: the summary is returned.
         with contextlib.suppress(OSError):
             log(trace)
@@ -623,14 +642,29 @@ def _run_alone(
     return summary
 
 
-def _reason(error: Exception, folder: Path) -> str:
+def _reason(error: Exception, folder: Path, config: RunConfig) -> str:
     """An error in one sentence."""
+    if _out_of_memory(error):
+        smaller = max(1, config.batch_size // 2)
+        advice = (
+            f"--batch-size {smaller} takes about half of it"
+            if config.batch_size > 1
+            else "a smaller --backbone or --image-size takes less"
+        )
+        return f"The memory is not enough for a batch of {config.batch_size} images: {advice}."
     if isinstance(error, OSError) and error.strerror:
         if not folder.is_dir():
             return f"The run directory {str(folder)!r} was removed while the run was going on."
         where = f": {error.filename!r}" if error.filename else ""
         return f"{error.strerror}{where}."
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the host, for which PyTorch has no error of its own."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _log_lines(path: Path) -> list[str]:
@@ -730,6 +764,8 @@ def _run(
         plugins.append(anytime)
     _reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
+    if not isinstance(strategy, FrozenBackboneStrategy):
+        strategy.plugins.insert(0, _FiniteLoss())
     _write_config(
         folder,
         config,

@@ -16,8 +16,10 @@ It is an Avalanche ``SupervisedTemplate``: plugins, evaluators, loggers, ``train
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +29,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.files import StateFileError, read_state, save_state
+from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 
@@ -39,6 +44,7 @@ __all__ = [
     "NonFiniteLossError",
     "build_optimizer",
     "prompt_rates",
+    "read_saved",
 ]
 
 DEFAULT_RATES: Mapping[str, float] = {
@@ -85,6 +91,27 @@ def build_optimizer(
             raise ValueError(f"The rate of {kind!r} must be at least 0, not {rates[kind]!r}.")
         groups.append({"params": parameters, "lr": rates[kind], "name": kind})
     return torch.optim.Adam(groups, weight_decay=weight_decay) if groups else None
+
+
+_SAVED = 1
+
+
+def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What :meth:`FrozenBackboneStrategy.save` wrote; no code is unpickled.
+
+    :raises UsageError: in one sentence, if the file is damaged or none of them.
+    """
+    try:
+        saved = read_state(Path(path))
+    except StateFileError as error:
+        raise UsageError(f"path takes a file that a strategy has saved: {error}") from None
+    keys = {"format", "class", "arguments", "backbone_sha256", "state"}
+    if saved.get("format") != _SAVED or not keys <= set(saved):
+        raise UsageError(
+            f"path takes a file that a strategy of this version has saved, and "
+            f"{os.fspath(path)!r} is none."
+        )
+    return saved
 
 
 class _NoOptimizer(torch.optim.SGD):
@@ -415,6 +442,59 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             "experiences": self.clock.train_exp_counter,
         }
         return state if self.replay is None else {**state, "replay": self.replay.state_dict(images)}
+
+    def save(self, path: str | os.PathLike[str], backbone: bool = False) -> None:
+        """Write what training changed to a file: tensors and plain values with a checksum.
+
+        ``torch.load(path, weights_only=True)`` reads it, :meth:`restore` puts it back.
+
+        :param path: its folder must be there; an earlier file is replaced in one step.
+        :param backbone: whether the frozen weights are in it too; otherwise their SHA-256 is, and
+            they must be had from where they came from.
+        :raises OSError: if it cannot be written.
+        """
+        state = {
+            "format": _SAVED,
+            "class": type(self).__name__,
+            "arguments": self._saved_arguments(),
+            "backbone_sha256": weights_sha256(self.model.backbone),
+            "state": self.trained_state(),
+        }
+        if backbone:
+            state["backbone"] = self.model.backbone.state_dict()
+        save_state(Path(path), state)
+
+    def _saved_arguments(self) -> dict[str, Any]:
+        """Arguments with which a class that has a ``load`` is built again, as plain values."""
+        return {}
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Put back what :meth:`save` wrote, into a strategy that was built in the same way.
+
+        :raises UsageError: if the file is damaged or none, or does not fit.
+        """
+        self._restore(read_saved(path), path)
+
+    def _restore(self, saved: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        takes = "path takes a file that this strategy has saved"
+        if saved["class"] != type(self).__name__:
+            raise UsageError(
+                f"{takes}, and {os.fspath(path)!r} is of a {saved['class']}, not of a "
+                f"{type(self).__name__}."
+            )
+        try:
+            if "backbone" in saved:
+                self.model.backbone.load_state_dict(saved["backbone"])
+            found = weights_sha256(self.model.backbone)
+            if self.model.frozen and found != saved["backbone_sha256"]:
+                raise ValueError(
+                    f"its backbone's weights are {str(saved['backbone_sha256'])[:10]} and those "
+                    f"here {found[:10]}"
+                )
+            self.load_trained_state(saved["state"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200].rstrip(".")
+            raise UsageError(f"{takes}, and {os.fspath(path)!r} does not fit: {why}.") from None
 
     def load_trained_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`trained_state` gave.

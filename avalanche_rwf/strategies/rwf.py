@@ -7,6 +7,7 @@ of the preset ``rwf`` are this project's, chosen on images held out of the train
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -17,9 +18,10 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay, check_replay
 
@@ -111,6 +113,9 @@ class RwFStrategy(FrozenBackboneStrategy):
         :param peval_mode: as in Avalanche.
         :raises ValueError: naming the argument that is wrong, before any work is done.
         """
+        given = dict(locals())
+        self._arguments = {name: given[name] for name in _ARGUMENTS}
+        self._built_from = "model" if model is not None else "name"
         if model is not None and model_name is not None:
             raise ValueError("Give either model or model_name to RwFStrategy, not both.")
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
@@ -159,6 +164,69 @@ class RwFStrategy(FrozenBackboneStrategy):
             peval_mode=peval_mode,
             **kwargs,
         )
+
+
+    def _saved_arguments(self) -> dict[str, Any]:
+        if self._built_from == "model":
+            return {}
+        return {name: _plain(name, value) for name, value in self._arguments.items()}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **arguments: Any) -> RwFStrategy:
+        """The strategy that :meth:`save` wrote, to go on training or to predict with.
+
+        It is built with the arguments that it was built with; objects (plugins, evaluator,
+        criterion, an optimizer, or the model if it was built from one) and the device are those of
+        `arguments`. Pretrained weights are got again from where they came from, unless the file
+        has them, and checked.
+
+        :param arguments: of the constructor, over the saved ones.
+        :raises UsageError: if the file is damaged, none, or does not fit.
+        """
+        saved = read_saved(path)
+        kwargs = dict(saved["arguments"])
+        if not kwargs and "model" not in arguments:
+            raise UsageError(
+                f"model must be given to load a strategy that was built from one, as "
+                f"{os.fspath(path)!r} was."
+            )
+        if "backbone" in saved:
+            kwargs.update(pretrained=False, weights=None)
+        if "model" in arguments:
+            kwargs = {key: value for key, value in kwargs.items() if key not in _OF_THE_MODEL}
+        strategy = cls(**{**kwargs, **arguments})
+        strategy._restore(saved, path)
+        return strategy
+
+
+# What is saved of the constructor's arguments: plain values that say how to build it again.
+_OF_THE_MODEL = (
+    *("model_name", "num_classes", "pretrained", "weights", "image_size", "backbone_kwargs"),
+    *("routed_blocks", "num_prompts", "head", "readout", "routing_kwargs"),
+)
+_ARGUMENTS = (
+    *_OF_THE_MODEL,
+    *("mask", "buffer", "replay", "lr", "lr_queries", "lr_maps", "learning_rates"),
+    *("gradient_steps", "clip_norm", "precision", "train_mb_size", "train_epochs"),
+    "eval_mb_size",
+)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An argument as a plain value.
+
+    :raises UsageError: if it is none, such as a function in `backbone_kwargs`.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, one) for key, one in value.items()}
+    if isinstance(value, Collection):
+        return [_plain(name, one) for one in value]
+    raise UsageError(
+        f"{name} must be plain values for a strategy to be saved, not a {type(value).__name__}: "
+        "build the model yourself and give it as model."
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

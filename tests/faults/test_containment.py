@@ -1,0 +1,127 @@
+"""What goes wrong in one run stays in it: a method that raises, diverges, or takes all memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments import run as module
+from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.executors import execute
+from avalanche_rwf.experiments.run import run
+from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
+
+
+def raising(monkeypatch, error: Exception, method: str) -> None:
+    """Let one method raise in its training."""
+    build = module.build_strategy
+
+    def breaking(config, *args, **kwargs):
+        strategy = build(config, *args, **kwargs)
+        if config.method == method:
+            def forward() -> None:
+                raise error
+            strategy.forward = forward
+        return strategy
+
+    monkeypatch.setattr(module, "build_strategy", breaking)
+
+
+@pytest.mark.parametrize(
+    ("error", "batch_size", "sentence"),
+    [
+        (KeyError("x"), 4, "'x'"),
+        (AssertionError(), 4, "AssertionError"),
+        (RecursionError("too deep"), 4, "too deep"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."),
+            4,
+            "The memory is not enough for a batch of 4 images: --batch-size 2 takes about half "
+            "of it.",
+        ),
+        (MemoryError(), 7, "batch of 7 images: --batch-size 3 takes"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "batch of 1 images: a smaller --backbone or --image-size takes less.",
+        ),
+    ],
+)
+def test_a_method_that_raises_fails_its_run_alone(
+    error, batch_size, sentence, configure, tmp_path, monkeypatch
+):
+    raising(monkeypatch, error, "linear-probe")
+    bad, good = (configure(m, batch_size=batch_size) for m in ("linear-probe", "ncm"))
+    results = list(execute([bad, good], tmp_path, "cpu", 1, lambda config: 30, quiet=True))
+    assert [summary["status"] for _, summary in results] == ["failed", "done"]
+    assert sentence in results[0][1]["error"]
+    folder = run_directory(tmp_path, bad)
+    assert json.loads((folder / "summary.json").read_text()) == results[0][1]
+    assert type(error).__name__ in (folder / "log.txt").read_text()
+    runs, broken = read_runs(tmp_path)
+    assert broken == []
+    board = aggregate(runs).set_index("method")
+    assert board["failed"].to_dict() == {"linear-probe": 1, "ncm": 0}
+    (reason,) = runs[runs["method"] == "linear-probe"]["error"]
+    assert reason == results[0][1]["error"]
+
+
+@pytest.mark.parametrize("method", ["rwf", "linear-probe", "er", "avalanche-l2p-as-shipped"])
+def test_a_loss_that_is_not_finite_fails_the_run(method, configure, tmp_path, monkeypatch):
+    build = module.build_strategy
+
+    def diverging(*args, **kwargs):
+        strategy = build(*args, **kwargs)
+        criterion = strategy.criterion
+        strategy.criterion = lambda: (
+            criterion() * float("inf") if strategy.clock.train_iterations == 2 else criterion()
+        )
+        return strategy
+
+    monkeypatch.setattr(module, "build_strategy", diverging)
+    config = configure(method)
+    summary = run(config, tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error_type"] == "NonFiniteLossError"
+    assert "not finite at training step 2" in summary["error"]
+
+
+def work(config, out: Path, device: str, progress=None, *, victim: str) -> dict:
+    """A run; the victim's process is killed in it, as for memory."""
+    if config.method == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (out / f"{config.method}{config.seed}").open("a") as file:
+        file.write("ran\n")
+    return {"status": "done"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_worker_that_is_killed_takes_its_own_run_alone(configure, tmp_path, monkeypatch):
+    # Without the fork server's imports, which this needs none of.
+    import multiprocessing
+
+    monkeypatch.setattr(executors, "_context", lambda: multiprocessing.get_context("fork"))
+    configs = [configure(m, seed=s) for s in range(3) for m in ("slda", "ncm", "linear-probe")]
+    found = list(
+        execute(
+            configs, tmp_path, "cpu", 2, lambda config: 1, quiet=True,
+            work=functools.partial(work, victim="ncm"),
+        )
+    )  # fmt: skip
+    assert sorted((c.method, c.seed) for c, _ in found) == sorted(
+        (c.method, c.seed) for c in configs
+    )
+    for config, summary in found:
+        if config.method == "ncm":
+            assert summary["status"] == "failed"
+            assert "The worker process was killed, most often because" in summary["error"]
+        else:
+            assert summary == {"status": "done"}
+            assert (tmp_path / f"{config.method}{config.seed}").exists()
