@@ -41,12 +41,17 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _is_seed(text: str) -> bool:
+    """A whole number that NumPy takes as a seed."""
+    return text.isdecimal() and len(text) <= 10 and int(text) < 2**32
+
+
 def _integers(text: str) -> list[int]:
     """ "0,1,2" or "0-4" -> integers."""
     numbers: list[int] = []
     for word in text.split(","):
         first, dash, last = word.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not _is_seed(first) or (dash and not _is_seed(last)):
             raise UsageError(f"--seeds takes whole numbers such as 0,1,2 or 0-4, not {text!r}.")
         # Never more than are refused below, however long the range.
         numbers += range(int(first), min(int(last or first), int(first) + 1000) + 1)
@@ -417,8 +422,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     stream_options = _stream_options(args)
-    if not args.seed.isdecimal():
-        raise UsageError(f"--seed takes a whole number from 0, not {args.seed!r}.")
+    if not _is_seed(args.seed):
+        raise UsageError(f"--seed takes a whole number from 0 to 2**32 - 1, not {args.seed!r}.")
     _set_data_root(args)
 
     from avalanche_rwf.benchmarks.inspection import (
@@ -628,6 +633,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal that has no sign for ± gets a question mark, not a traceback.
             stream.reconfigure(errors="replace")
     try:
+        for word in sys.argv[1:] if argv is None else argv:
+            flag, equals, value = word.partition("=")
+            # argparse takes it for the end of the options and gives the flag an empty list.
+            if flag.startswith("-") and equals and value == "--":
+                raise UsageError(f"{flag} takes a value, not '--'.")
         args = _parser().parse_args(argv)
         return int(args.run(args))
     except UsageError as error:

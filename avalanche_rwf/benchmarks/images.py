@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,7 +35,12 @@ __all__ = [
     "load_pixels",
     "probe_images",
     "read_image",
+    "why_unreadable",
 ]
+
+
+# Of the sides of an image; beyond it only the middle is looked at.
+_LONGEST = 32
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,14 @@ def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
 
 
 def _to_square(image: Image.Image, geometry: Geometry) -> Image.Image:
-    width, height = image.size
     side = max(geometry.size, round(geometry.size / geometry.crop_pct))
+    if max(image.size) > _LONGEST * min(image.size):
+        # One pixel by 60,000 would be enlarged to gigabytes, of which the centre is kept.
+        most = _LONGEST * min(image.size)
+        cut = [max(0, (length - most) // 2) for length in image.size]
+        box = (cut[0], cut[1], image.width - cut[0], image.height - cut[1])
+        image = image.crop(box)
+    width, height = image.size
     if min(width, height) != side:
         # As torchvision's Resize: the longer side is cut down to a whole pixel.
         short, long = (width, height) if width <= height else (height, width)
@@ -215,6 +226,26 @@ def _probe(path: Path) -> None:
     with Image.open(path) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
+
+
+def why_unreadable(path: Path) -> str:
+    """What PIL or the system says of a file that it cannot decode, in a few words."""
+    try:
+        if not path.exists():
+            return "a link to nothing" if path.is_symlink() else "it is gone"
+        if not path.stat().st_size:
+            return "it is empty"
+        with Image.open(path) as image:
+            image.load()
+    except Image.DecompressionBombError:
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
+    except UnidentifiedImageError:
+        return "it is no image that is known here"
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception as error:  # PIL and its plugins raise half a dozen kinds
+        return " ".join(str(error).split()) or type(error).__name__
+    return "it could not be read before"
 
 
 def probe_images(paths: Sequence[Path], done: Iterable[object] = ()) -> list[Path]:

@@ -54,6 +54,7 @@ class ImageSource:
     :param skipped: unreadable images that were left out.
     :param in_memory: whether no image is decoded or resized when it is asked for.
     :param autoaug_policy: AutoAugment's policy for these images; see :mod:`.augmentation`.
+    :param notes: sentences on what is to be known of the images.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -66,6 +67,7 @@ class ImageSource:
     skipped: int = 0
     in_memory: bool = True
     autoaug_policy: str = "imagenet"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -254,7 +256,10 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
         class_counts=counts,
         first_seen=[sorted(label_of[first == exp].tolist()) for exp in range(len(train))],
         options=chosen,
-        notes=_notes(chosen, np.bincount(targets[positions], minlength=num_classes)),
+        notes=(
+            *source.notes,
+            *_notes(chosen, np.bincount(targets[positions], minlength=num_classes)),
+        ),
     )
 
 

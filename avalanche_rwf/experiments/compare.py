@@ -87,7 +87,7 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()):
+    if kind not in ("cpu", "cuda") or (colon and not (index.isdecimal() and len(index) < 5)):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.")
     if kind == "cuda" and (
         not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()

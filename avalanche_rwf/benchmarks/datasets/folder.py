@@ -6,6 +6,8 @@ stay in memory (up to a limit) for every experience, evaluation and run of the p
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ class _Folder:
     pixels: dict[str, Pixels]
     targets: dict[str, list[int]]
     corrupt: list[Path]
+    twice: list[tuple[Path, Path]]
 
 
 # One folder at a time, because its pixels can fill CACHE_BYTES.
@@ -54,7 +57,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     :raises UsageError: missing or empty folder, classes that differ, links that leave it,
         unreadable images (unless `skip_corrupt`).
     """
-    from avalanche_rwf.benchmarks.images import FileImages, Geometry
+    from avalanche_rwf.benchmarks.images import FileImages, Geometry, why_unreadable
     from avalanche_rwf.benchmarks.splits import ImageSource
 
     geometry = Geometry(options.image_size, options.crop_pct, options.interpolation)
@@ -62,7 +65,8 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     if folder.corrupt and not options.skip_corrupt:
         more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
         raise UsageError(
-            f"image {str(folder.corrupt[0])!r}{more} cannot be read; repair or remove it, or "
+            f"image {str(folder.corrupt[0])!r}{more} cannot be read "
+            f"({why_unreadable(folder.corrupt[0])}); repair or remove it, or "
             "give --skip-corrupt to "
             "leave such images out."
         )
@@ -88,6 +92,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
         class_names=folder.class_names,
         default_experiences=min(DEFAULT_EXPERIENCES, len(folder.class_names)),
         skipped=len(folder.corrupt),
+        notes=_leakage(folder.twice) if not options.holdout else (),
         in_memory=all(pixels.in_memory for pixels in folder.pixels.values()),
     )
 
@@ -110,7 +115,7 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
         return _memory[key]
     _memory.clear()
     names = sorted(files["train"])
-    folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[])
+    folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[], twice=_twice(files))
     budget = CACHE_BYTES
     for split in ("test", "train"):  # test images are asked for again and again: they come first
         pairs = [(path, label) for label, name in enumerate(names) for path in files[split][name]]
@@ -132,7 +137,9 @@ def _list(root: Path, geometry: Geometry) -> _Folder:
 
     nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
     files = _scan(root)
-    folder = _Folder(class_names=sorted(files["train"]), pixels={}, targets={}, corrupt=[])
+    folder = _Folder(
+        class_names=sorted(files["train"]), pixels={}, targets={}, corrupt=[], twice=[]
+    )
     for split, classes in files.items():
         paths = [path for name in folder.class_names for path in classes[name]]
         folder.pixels[split] = Pixels(paths, geometry, nothing)
@@ -140,6 +147,41 @@ def _list(root: Path, geometry: Geometry) -> _Folder:
             label for label, name in enumerate(folder.class_names) for _ in classes[name]
         ]
     return folder
+
+
+def _twice(files: dict[str, dict[str, list[Path]]]) -> list[tuple[Path, Path]]:
+    """Training and test images with the same content, whatever their names and classes."""
+    by_size: dict[str, dict[int, list[Path]]] = {"train": {}, "test": {}}
+    for split, classes in files.items():
+        for path in (path for paths in classes.values() for path in paths):
+            with contextlib.suppress(OSError):  # unreadable ones are named elsewhere
+                size = path.stat().st_size
+                if size:
+                    by_size[split].setdefault(size, []).append(path)
+    found = []
+    for size in by_size["train"].keys() & by_size["test"].keys():
+        digests: dict[bytes, Path] = {}
+        for split in ("train", "test"):
+            for path in by_size[split][size]:
+                with contextlib.suppress(OSError):
+                    digest = hashlib.blake2b(path.read_bytes()).digest()
+                    if split == "train":
+                        digests.setdefault(digest, path)
+                    elif digest in digests:
+                        found.append((digests[digest], path))
+    return sorted(found)
+
+
+def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
+    if not twice:
+        return ()
+    train, test = twice[0]
+    n = len(twice)
+    what = "1 test image is" if n == 1 else f"{n} test images are"
+    return (
+        f"{what} among the training images too, such as {str(test)!r} ({str(train)!r}): "
+        "accuracies will be too high.",
+    )
 
 
 def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
