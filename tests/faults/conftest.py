@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.checkpoint import strategy_state
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+
+# Processes of the fork server find `fault_children` there: their modules have no package of tests.
+sys.path.insert(0, str(Path(__file__).parent))
 
 TIMES = (
     *("train_seconds", "eval_seconds", "eval_share"),

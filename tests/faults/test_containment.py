@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
-from pathlib import Path
 
+import fault_children as children  # by the path that conftest adds
 import pytest
 import torch
 
@@ -93,26 +92,14 @@ def test_a_loss_that_is_not_finite_fails_the_run(method, configure, tmp_path, mo
     assert "not finite at training step 2" in summary["error"]
 
 
-def work(config, out: Path, device: str, progress=None, *, victim: str) -> dict:
-    """A run; the victim's process is killed in it, as for memory."""
-    if config.method == victim:
-        os.kill(os.getpid(), signal.SIGKILL)
-    with (out / f"{config.method}{config.seed}").open("a") as file:
-        file.write("ran\n")
-    return {"status": "done"}
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_worker_that_is_killed_takes_its_own_run_alone(configure, tmp_path, monkeypatch):
-    # Without the fork server's imports, which this needs none of.
-    import multiprocessing
-
-    monkeypatch.setattr(executors, "_context", lambda: multiprocessing.get_context("fork"))
+def test_a_worker_that_is_killed_takes_its_own_run_alone(configure, tmp_path):
+    executors.start_server()
     configs = [configure(m, seed=s) for s in range(3) for m in ("slda", "ncm", "linear-probe")]
     found = list(
         execute(
             configs, tmp_path, "cpu", 2, lambda config: 1, quiet=True,
-            work=functools.partial(work, victim="ncm"),
+            work=functools.partial(children.a_victim, victim="ncm"),
         )
     )  # fmt: skip
     assert sorted((c.method, c.seed) for c, _ in found) == sorted(

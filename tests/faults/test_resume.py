@@ -9,6 +9,7 @@ import signal
 import zlib
 from pathlib import Path
 
+import fault_children as children  # by the path that conftest adds
 import pytest
 import torch
 
@@ -166,46 +167,16 @@ def test_at_every_write_boundary_a_run_is_absent_resumable_or_complete(
 
 
 def sigkilled(config, out: Path, at: int) -> bool:
-    """Do a run in a child that kills itself at an event: a step, or a call while writing.
+    """Do a run in a process that kills itself at an event.
 
     :returns: whether it was killed; False if it came to its end before.
     """
-    child = os.fork()
-    if not child:
-        events = 0
-
-        def event(*args) -> None:
-            nonlocal events
-            events += 1
-            if events == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def before(owner, name: str) -> None:
-            call = getattr(owner, name)
-
-            def with_event(*args, **kwargs):
-                event()
-                return call(*args, **kwargs)
-
-            setattr(owner, name, with_event)
-
-        before(files.os, "fsync")
-        before(files._Digesting, "write")
-        before(Path, "replace")
-        status = 1
-        try:
-            status = 0 if run(config, out, progress=event)["status"] == "done" else 1
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
+    status = children.status_of(children.start(children.killed_at, config, out, at))
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize(
     ("method", "changes"),
     [

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import fault_children as children  # by the path that conftest adds
 import pytest
 
 from avalanche_rwf import files
@@ -30,23 +31,6 @@ from .conftest import Outcome
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def in_children(n: int, work) -> list[int]:
-    """Call ``work(number)`` in n processes at once; their exit statuses."""
-    children = []
-    for number in range(n):
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                work(number)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-@needs_fork
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_on_one_folder_do_each_run_once(processes, configure, tmp_path):
     configs = [
@@ -57,13 +41,11 @@ def test_processes_on_one_folder_do_each_run_once(processes, configure, tmp_path
     for config in configs:
         assert run(config, tmp_path / "serial")["status"] == "done"
 
-    def compare(number: int) -> None:
-        ordered = configs if number % 2 else configs[::-1]
-        done = list(execute(ordered, tmp_path / "many", "cpu", 1, lambda config: 30, quiet=True))
-        assert sorted(map(repr, configs)) == sorted(repr(config) for config, _ in done)
-        assert all(summary["status"] == "done" for _, summary in done)
-
-    assert in_children(processes, compare) == [0] * processes
+    begun = [
+        children.start(children.compared, number, configs, tmp_path / "many")
+        for number in range(processes)
+    ]
+    assert [children.status_of(process) for process in begun] == [0] * processes
     for config in configs:
         Outcome(tmp_path / "many", config).assert_equal(Outcome(tmp_path / "serial", config))
         log = (run_directory(tmp_path / "many", config) / "log.txt").read_text()
