@@ -51,10 +51,11 @@ def _integers(text: str) -> list[int]:
     numbers: list[int] = []
     for word in text.split(","):
         first, dash, last = word.strip().partition("-")
-        if not _is_seed(first) or (dash and not _is_seed(last)):
+        if not _is_seed(first) or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds takes whole numbers such as 0,1,2 or 0-4, not {text!r}.")
         # Never more than are refused below, however long the range.
-        numbers += range(int(first), min(int(last or first), int(first) + 1000) + 1)
+        end = int(last or first) if len(last) <= 12 else 2**40
+        numbers += range(int(first), min(end, int(first) + 1000) + 1)
     if not numbers or len(numbers) > 1000:
         raise UsageError(f"--seeds takes 1 to 1000 whole numbers, not {text!r}.")
     return list(dict.fromkeys(numbers))
