@@ -58,6 +58,8 @@ def _integers(text: str) -> list[int]:
         numbers += range(int(first), min(end, int(first) + 1000) + 1)
     if not numbers or len(numbers) > 1000:
         raise UsageError(f"--seeds takes 1 to 1000 whole numbers, not {text!r}.")
+    if max(numbers) >= 2**32:
+        raise UsageError(f"--seeds takes whole numbers below 2**32, not {text!r}.")
     return list(dict.fromkeys(numbers))
 
 

@@ -120,6 +120,7 @@ BAD = {
     "seeds superscript": (["--seeds", "²"], ["--seeds", "'²'"]),
     "seeds without end": (["--seeds", "0-99999999999"], ["--seeds", "1000"]),
     "seed too large": (["--seeds", "5000000000"], ["seed", "5000000000"]),
+    "range of seeds too large": (["--seeds", "4294967290-4294967300"], ["--seeds", "2**32"]),
     # devices
     "device": (["--device", "tpu"], ["--device", "'tpu'"]),
     "device without number": (["--device", "cuda:"], ["--device", "'cuda:'"]),
