@@ -41,6 +41,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _say_failed(method: Any, seed: Any, error: Any, folder: Path) -> None:
+    _say(f"FAILED {method} seed {seed}: {error} (see {folder / 'log.txt'})")
+
+
 def _is_seed(text: str) -> bool:
     """A whole number that NumPy takes as a seed."""
     return text.isdecimal() and len(text) <= 10 and int(text) < 2**32
@@ -407,10 +411,8 @@ def _compare(args: argparse.Namespace) -> int:
         ):
             if summary["status"] != "done":
                 failed.append(config)
-                _say(
-                    f"FAILED {config.method} seed {config.seed}: {summary['error']} "
-                    f"(see {run_directory(out, config) / 'log.txt'})"
-                )
+                folder = run_directory(out, config)
+                _say_failed(config.method, config.seed, summary["error"], folder)
     runs, broken = read_runs(out)
     write_leaderboard(out, aggregate(runs))
     for directory in broken:
@@ -537,8 +539,8 @@ def _leaderboard(args: argparse.Namespace) -> int:
     for directory in broken:
         _say(f"left out: {directory}")
     for run in runs[runs["status"] == "failed"].to_dict("records"):
-        log = Path(str(run["folder"])) / str(run["run_dir"]) / "log.txt"
-        _say(f"FAILED {run['method']} seed {run['seed']}: {run['error']} (see {log})")
+        folder = Path(str(run["folder"])) / str(run["run_dir"])
+        _say_failed(run["method"], run["seed"], run["error"], folder)
     board = aggregate(runs)
     # The file is of the folder's own runs.
     if len(folders) == 1 and not args.add and os.access(folders[0], os.W_OK):

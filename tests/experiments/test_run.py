@@ -17,6 +17,8 @@ from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_
 from avalanche_rwf.experiments.store import load_state
 from avalanche_rwf.strategies.registry import list_methods
 
+from ..runs import Killed, assert_equal
+
 TIMES = (
     *("train_seconds", "eval_seconds", "eval_share"),
     *("train_samples_per_second", "peak_memory_bytes"),
@@ -42,28 +44,6 @@ def metrics(out: Path, config: RunConfig) -> bytes:
 
 def without_times(summary: dict) -> dict:
     return {k: v for k, v in summary.items() if k not in TIMES}
-
-
-def assert_equal(a, b, where: str = "state") -> None:
-    """Nested dictionaries and lists of tensors, equal to the last bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
-    else:
-        assert a == b, where
-
-
-class Killed(BaseException):
-    """What a power cut would be: nothing in the package catches it."""
 
 
 def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.checkpoint import strategy_state
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+
+from ..runs import Killed, assert_equal, configurer, make_folder
 
 # Processes of the fork server find `fault_children` there: their modules have no package of tests.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,63 +25,14 @@ TIMES = (
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """Images of 8x8 pixels, 6 classes, 5 for training and 2 for the test."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.RandomState(0)
-    for split, count in (("train", 5), ("test", 2)):
-        for name in "abcdef":
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.randint(0, 256, (8, 8, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
-    return root
+    """5 images of each class for training."""
+    return make_folder(tmp_path_factory.mktemp("images"), 5)
 
 
 @pytest.fixture(scope="session")
 def configure(folder):
-    """Make a RunConfig of a tiny random ViT on that folder; options are the method's own."""
-    from avalanche_rwf.strategies.registry import resolve_options
-
-    base = RunConfig(
-        benchmark=f"folder:{folder}",
-        method="",
-        experiences=2,
-        backbone="vit_tiny_patch16_224",
-        backbone_args={
-            "pretrained": False, "depth": 5, "embed_dim": 16, "num_heads": 2, "patch_size": 8,
-        },
-        image_size=16,
-        batch_size=4,  # experiences of 15: batches of 4, 4, 4 and 3
-        eval_every_samples=7,
-    )  # fmt: skip
-
-    def make(method: str = "linear-probe", **changes) -> RunConfig:
-        options = resolve_options(method, changes.pop("options", {}))
-        return replace(base, method=method, options=options, **changes)
-
-    return make
-
-
-class Killed(BaseException):
-    """What a power cut would be: nothing in the package catches it."""
-
-
-def compare(a, b, where: str = "state") -> None:
-    """Nested dictionaries and lists of tensors, equal to the last bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            compare(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            compare(x, y, f"{where}.{i}")
-    else:
-        assert a == b, where
+    # Experiences of 15: batches of 4, 4, 4 and 3.
+    return configurer(folder, experiences=2, batch_size=4, eval_every_samples=7)
 
 
 class Outcome:
@@ -103,9 +52,9 @@ class Outcome:
         """Compare with the outcome of an uninterrupted run."""
         assert self.metrics == other.metrics
         assert self.summary == other.summary
-        compare(self.weights, other.weights, "weights")
+        assert_equal(self.weights, other.weights, "weights")
         if self.state is not None and other.state is not None:
-            compare(self.state, other.state)
+            assert_equal(self.state, other.state)
         names = {p.name for p in self.directory.iterdir()}
         assert names == {p.name for p in other.directory.iterdir()}
 
