@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_every_method_goes_on_within_an_experience(
     log = (again.directory / "log.txt").read_text()
     assert "resumed in experience 0 after" in log
     assert log.count("resumed") == len(kills)
+    assert re.search(r" [1-9]\d* checkpoints, [\d.]+ % of the time", log)
 
 
 @pytest.mark.parametrize("stream", list_streams())
