@@ -51,7 +51,7 @@ def test_thirty_sigkills_change_no_bit(method, configure, do, tmp_path, monkeypa
     newest = run_directory(cut, config) / checkpoint.NAME
     kills = 0
     while kills < 30:
-        if not sigkilled(config, cut, rng.randrange(10, 300)):
+        if not sigkilled(config, cut, rng.randrange(5, 200)):
             Outcome(cut, config).assert_equal(whole)
             shutil.rmtree(cut)
             continue
