@@ -20,11 +20,12 @@ What is added to a class, and nothing else:
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import avalanche.training.supervised as supervised
 import torch
@@ -238,6 +239,24 @@ class _OnFrozenViT:
     def _after_eval(self, **kwargs: Any) -> None:
         super()._after_eval(**kwargs)  # type: ignore[misc]
         self.model.remembers = self._outside
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # No module has a class that was made here under its name: a pickle names what it is of.
+        _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return (_blank, (type(self).__bases__[1],), *state)
+
+
+@functools.cache
+def _on_frozen_vit(cls: type) -> type:
+    """The class with what is added to it."""
+    made = types.new_class(cls.__name__, (_OnFrozenViT, cls))
+    made.__module__ = cls.__module__
+    return made
+
+
+def _blank(cls: type) -> Any:
+    made: Any = _on_frozen_vit(cls)
+    return made.__new__(made)
 
 
 def list_adapted(pattern: str = "*") -> list[str]:
@@ -479,8 +498,7 @@ def _build(
     passed.update((key, value) for key, value in options.items() if key in arguments)
     if not ours:
         passed["plugins"] = [_MarkSeen(), *(passed.get("plugins") or [])]
-    made = cls if ours else types.new_class(cls.__name__, (_OnFrozenViT, cls))
-    made.__module__ = cls.__module__
+    made = cls if ours else _on_frozen_vit(cls)
     try:
         strategy = made(**passed)
     except UsageError:
