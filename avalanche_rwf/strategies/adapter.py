@@ -34,6 +34,7 @@ from avalanche.training.templates import SupervisedTemplate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
@@ -41,6 +42,7 @@ from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.extensions import import_code, origin_of
+from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import MethodSpec, option_types
 
 __all__ = ["PREFIX", "REFUSED", "RUNNING", "AdaptedViT", "list_adapted", "resolve"]
@@ -490,8 +492,7 @@ def _build(
         trained = list(classifier.parameters()) if "classifier" in taken else []
     if "optimizer" in taken:
         lr = options.get("lr", 5e-3)
-        if not 0 <= lr < float("inf"):
-            raise UsageError(f"The option {name}.lr takes a rate of at least 0, not {lr!r}.")
+        check_number(f"The option {name}.lr", lr, least=0)
         given["optimizer"] = torch.optim.Adam(trained, lr=lr) if trained else None
     passed = {key: value for key, value in given.items() if key in taken}
     passed.update((key, value) for key, value in loop.items() if key in arguments)
@@ -524,14 +525,13 @@ def _check(
     """Refuse what a class cannot do, each in one sentence."""
     if "plugins" not in arguments or "evaluator" not in arguments:
         raise UsageError(f"{name} must take plugins and evaluator, as Avalanche's strategies do.")
+    check_loop(loop)
     steps = loop.get("gradient_steps", 1)
     if steps != 1 and "gradient_steps" not in arguments:
         raise UsageError(
             f"{name} makes 1 update per mini-batch, so gradient_steps must be 1 for it, "
             f"not {steps!r}."
         )
-    if precision not in ("fp32", "bf16"):
-        raise UsageError(f"precision must be 'fp32' or 'bf16', not {precision!r}.")
     on_ours = bool(taken & {"model", "slda_model", "feature_extractor"})
     if precision != "fp32" and not on_ours and "precision" not in arguments:
         raise UsageError(
