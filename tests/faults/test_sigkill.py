@@ -57,5 +57,5 @@ def test_thirty_sigkills_change_no_bit(method, configure, do, tmp_path, monkeypa
             continue
         kills += 1
         if rng.random() < 0.25 and newest.exists():
-            os.truncate(newest, rng.randrange(newest.stat().st_size))
+            os.truncate(newest, rng.randrange(newest.stat().st_size + 1))
     do(config, cut).assert_equal(whole)
