@@ -89,6 +89,8 @@ _MUCH = 20.0
 # Of a sweep of hundreds of rows a picture shows the best.
 MOST = 30
 _NAME = 30
+# Experiences of a stream: a damaged file must not ask for a matrix of all memory.
+_MOST_PLACES = 5000
 
 
 class _Method(NamedTuple):
@@ -149,14 +151,35 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
             frame = entry_metrics(folder, int(seed))
         else:
             try:
-                frame = pd.read_csv(Path(folder) / run_dir / "metrics.csv")
+                text = (Path(folder) / run_dir / "metrics.csv").read_text(encoding="utf-8")
+                frame = pd.read_csv(io.StringIO(text))
             except (OSError, ValueError):
                 continue
-            if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+            if not (text.endswith("\n") and _sound(frame)):  # without it, it is cut
                 continue
         frames.append(frame.assign(seed=int(seed), end=_ends(frame)))
     columns = ["seed", "samples_seen", "experience", "metric", "value", "end"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _sound(frame: pd.DataFrame) -> bool:
+    """Whether a file has what a run writes: a damaged one is not drawn at all, not in part."""
+    if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+        return False
+    names = frame["metric"]
+    if not all(kind.kind in "if" for kind in frame.drop(columns="metric").dtypes):
+        return False
+    if not all(isinstance(name, str) for name in names):
+        return False
+    accuracies = frame.loc[names.str.startswith("accuracy"), "value"]
+    where = frame.loc[names == "accuracy", "experience"]
+    classes = names[names.str.startswith("accuracy_class_")].str.removeprefix("accuracy_class_")
+    return bool(
+        frame["samples_seen"].between(0, 2**53).all()
+        and accuracies.between(0, 1).all()
+        and (where.between(0, _MOST_PLACES) & (where % 1 == 0)).all()
+        and classes.str.fullmatch("[0-9]{1,6}").all()
+    )
 
 
 def _ends(frame: pd.DataFrame) -> NDArray[Any]:
@@ -598,7 +621,10 @@ def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
 def _shots(options: Any) -> float:
     """Return the shots of a stream from the options of its runs, NaN if they name none."""
     value = json.loads(options).get("shots") if isinstance(options, str) and options else None
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 # What follows from the shots: an evaluation every quarter of a stream that is as long as they say.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pandas as pd
 import pytest
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import aggregate, read_runs, write_leaderboard
+from avalanche_rwf.leaderboard.aggregate import protocols
 
 
 def edit(path, change):
@@ -186,6 +188,26 @@ BROKEN = {
         lambda p: edit(p / "config.json", lambda c: c.update(config_hash="cccc")),
         "config.json is of configuration cccc, not aaaa",
     ),
+    "nested without end": (
+        lambda p: (p / "summary.json").write_text('{"a":' * 100_000),
+        "summary.json cannot be read",
+    ),
+    "a number of 5,000 digits": (
+        lambda p: (p / "summary.json").write_text(f'{{"status": "done", "a_last": {"1" * 5000}}}'),
+        "summary.json",
+    ),
+    "an accuracy of 400 digits": (
+        lambda p: edit(p / "summary.json", lambda c: c.update(a_avg=10**400)),
+        "summary.json has a_avg beyond any number",
+    ),
+    "a batch of 400 digits": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(batch_size=10**400)),
+        "config.json has batch_size beyond 2**62",
+    ),
+    "a holdout of 400 digits": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(holdout=10**400)),
+        "config.json has a holdout that is no share below 1",
+    ),
     "renamed": (lambda p: p.rename(p.parent / "seed-old"), "is not at OUT/runs/"),
     "misplaced": (lambda p: p.rename(p.parents[1] / "seed7"), "is not at OUT/runs/"),
 }
@@ -202,6 +224,26 @@ def test_broken_directories_are_listed_with_the_reason(make_run, tmp_path, case)
     assert reason in broken[0].reason
     assert broken[0].path.name.startswith("seed")
     assert str(broken[0]) == f"{broken[0].path}: {broken[0].reason}"
+
+
+def test_a_folder_that_cannot_be_listed_is_broken_and_the_rest_is_read(
+    make_run, tmp_path, monkeypatch
+):
+    make_run(seed=0)
+    closed = tmp_path / "runs" / "split-digits" / "closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def scandir(folder):
+        if str(folder) == str(closed):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    frame, broken = read_runs(tmp_path)
+    assert frame["seed"].tolist() == [0]
+    assert [run.path for run in broken] == [closed]
+    assert "is not a run directory" in broken[0].reason
 
 
 def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
@@ -254,6 +296,10 @@ def test_write_leaderboard_leaves_the_old_file_when_it_fails(make_run, tmp_path,
         write_leaderboard(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "runs"]
+
+
+def test_nothing_is_of_no_protocol(tmp_path):
+    assert protocols(read_runs(tmp_path).frame) == []
 
 
 def test_empty_and_missing_folders(tmp_path):

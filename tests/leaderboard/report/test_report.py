@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 
 from avalanche_rwf.cli import main
@@ -90,6 +91,12 @@ def test_routing_stands_beside_the_accuracy_on_the_same_classes():
         "accuracy_first": [[100, 0.9, None, 1], [200, 0.8, None, 1]],
     }
     assert routing_curves([Metrics(accuracy={100: {0: 0.9}})]) == {}
+
+
+def test_a_routing_metric_that_one_prompt_does_not_have_has_no_point():
+    rows = [(10, 0, "routing_overlap", math.nan, None), (20, 0, "routing_overlap", 0.5, None)]
+    frame = pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value", "end"])
+    assert metrics_of(frame).routing == {"routing_overlap": {20: 0.5}}
 
 
 @pytest.fixture
