@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is absent or is not one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # the last: nested too deep for a parser
+    except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
 

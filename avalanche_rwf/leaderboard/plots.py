@@ -621,10 +621,7 @@ def forgetting_by_class(runs: pd.DataFrame, most: int = MOST) -> Figure:
 def _shots(options: Any) -> float:
     """Return the shots of a stream from the options of its runs, NaN if they name none."""
     value = json.loads(options).get("shots") if isinstance(options, str) and options else None
-    try:
-        return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:
-        return math.nan
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 # What follows from the shots: an evaluation every quarter of a stream that is as long as they say.

@@ -175,13 +175,6 @@ def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, t
     assert main(["report", str(tmp_path)]) == 0
 
 
-def test_shots_beyond_any_number_are_no_shots(make_run, tmp_path):
-    for index, shots in enumerate((1, 5, 10**400)):
-        make_run("rwf", 0, f"aaa{index}", stream_options={"shots": shots})
-    (series,) = plots.few_shot_series(read_runs(tmp_path).frame)
-    assert sorted(series["config_hash"]) == ["aaa0", "aaa1"]
-
-
 def test_few_shot_is_of_several_numbers_of_shots(make_run, tmp_path):
     for index, shots in enumerate((1, 5)):
         for seed in (0, 1):
