@@ -347,7 +347,7 @@ class Checkpoints(SupervisedPlugin):
         self.by_part, self.stop = by_part, stop
         self.within = True  # False writes at experience ends alone
         self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
-        self.seconds = 0.0  # spent on writing
+        self.seconds, self.written = 0.0, 0  # spent on writing, and how often it was done
         self._every = every
         self._resume = resume
         self._schedule = Schedule(every)
@@ -491,7 +491,7 @@ class Checkpoints(SupervisedPlugin):
             previous=self.folder / PREVIOUS,
         )
         seconds = time.perf_counter() - start
-        self.seconds += seconds
+        self.seconds, self.written = self.seconds + seconds, self.written + 1
         self._schedule.wrote(seconds)
 
 

@@ -165,7 +165,6 @@ class RwFStrategy(FrozenBackboneStrategy):
             **kwargs,
         )
 
-
     def _saved_arguments(self) -> dict[str, Any]:
         if self._built_from == "model":
             return {}
