@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -260,8 +261,7 @@ def tune(
             {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]
         ]
         files[name] = _file(out, config, changes)
-        before = (read_json(files[name]) or {}).get("settings", [])
-        before += [{}] * (len(changes) - len(before))
+        before = _tried_before(files[name], len(changes))
         contents[name] = {
             "method": name,
             "experiences": k,
@@ -303,6 +303,23 @@ def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) ->
     text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
     name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     return out / "tuning" / name
+
+
+def _tried_before(file: Path, count: int) -> list[dict[str, Any]]:
+    """What an earlier call has tried of so many settings; nothing where its record is damaged."""
+    found = (read_json(file) or {}).get("settings")
+    if not isinstance(found, list) or len(found) > count or not all(map(_is_record, found)):
+        found = []
+    return found + [{}] * (count - len(found))
+
+
+def _is_record(one: Any) -> bool:
+    if not isinstance(one, dict):
+        return False
+    numbers = [one[name] for name in ("seconds", "score") if one.get(name) is not None]
+    return isinstance(one.get("error", ""), str) and all(
+        isinstance(n, (int, float)) and math.isfinite(n) for n in numbers
+    )
 
 
 def _choose(content: dict[str, Any]) -> int:

@@ -19,6 +19,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.experiments.trained import unnamed_code
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
@@ -410,7 +411,12 @@ def _submitted(run: Mapping[Any, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _defaults(method: str) -> dict[str, Any] | None:
-    """A method's own options, None where it is not known here: the command then gives all."""
+    """A method's own options, None where it is not known here: the command then gives all.
+
+    Nothing is imported for it: what is reported on may be somebody else's.
+    """
+    if unnamed_code(method) is not None:
+        return None
     try:
         return dict(get_method(method).options)
     except UsageError:

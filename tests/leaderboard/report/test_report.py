@@ -262,3 +262,17 @@ def test_an_experience_without_samples_has_its_place(tmp_path, runs):
     found = matrix([metrics])["mean"]
     assert found[0] == found[1] and len(found) == 4
     assert len(routing_curves([metrics])["accuracy_first"]) == 4
+
+
+def test_a_report_on_somebody_elses_run_imports_nothing(tmp_path, runs, monkeypatch):
+    code = tmp_path / "theirs.py"
+    code.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.chdir(tmp_path)
+    path = runs(tmp_path, "rwf", 0, "aaaa")
+    content = json.loads((path / "config.json").read_text())
+    for name in ("theirs.py:Mine", "theirs:Mine", f"{code}:Mine"):
+        content["config"]["method"] = name
+        (path / "config.json").write_text(json.dumps(content))
+        page = write_report(tmp_path)
+        assert page.is_file()
+    assert not (tmp_path / "ran").exists()
