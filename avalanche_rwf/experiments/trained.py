@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,22 +14,9 @@ from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, load_backbone
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.strategies.extensions import VARIABLE
+from avalanche_rwf.strategies.extensions import may_import
 
-__all__ = ["load_routed", "unnamed_code"]
-
-
-def unnamed_code(method: str) -> str | None:
-    """The module or file that looking this method up would import, if the user did not name it.
-
-    A run directory or an entry may come from somebody else: a name in it runs nothing. What
-    ``--import`` names, and Avalanche's own strategies, may be looked up.
-    """
-    module = method.rpartition(":")[0]
-    named = os.environ.get(VARIABLE, "").split(os.pathsep)
-    if not module or module == "avalanche" or {module, str(Path(module).resolve())} & {*named}:
-        return None
-    return module
+__all__ = ["load_routed"]
 
 
 def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
@@ -41,8 +27,9 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
     not predict.
 
     :param folder: a run directory, ``OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>``.
-    :raises UsageError: if it is none, if the run has no routing weights, or if the backbone's
-        weights are others today.
+    :raises UsageError: if it is none, if the run has no routing weights, if the backbone's weights
+        are others today, or if its method is code that was not named here: a file of somebody's
+        does not decide what is imported.
     """
     content = read_json(folder / "config.json")
     values = (content or {}).get("config")
@@ -54,7 +41,7 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
     known = {field.name for field in dataclasses.fields(RunConfig)}
     try:
         config = RunConfig.from_dict({k: v for k, v in values.items() if k in known})
-        code = unnamed_code(config.method)
+        known_here = may_import(config.method)
         # A class may be in several experiences.
         num_classes = len(set().union(*content["data"]["classes_per_experience"]))
     except (TypeError, KeyError, AttributeError, ValueError):
@@ -67,28 +54,27 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
             f"--run takes a finished run of a method with routing layers, and the one of "
             f"{config.method} in {str(folder)!r} has no {WEIGHTS}."
         )
-    if code is not None:
+    if not known_here:
         raise UsageError(
-            f"--run takes a run of a known method, and that of {config.method} in {str(folder)!r} "
-            f"would run code: name it with --import {code} if you would run it."
+            f"--run takes the run of a method that is here, and config.json in {str(folder)!r} "
+            f"names {config.method!r}, which is other code: --import it if you trust it."
         )
-    backbone = content.get("backbone")
-    sha256 = backbone.get("sha256") if isinstance(backbone, dict) else None
     try:
         found = backbone_info(load_backbone(config)).sha256
-        model = build_strategy(config, num_classes).model if sha256 == found else None
-    except Exception as error:  # whatever timm or a method makes of values that are not a run's
+        model = build_strategy(config, num_classes).model
+        expected = routing_state(model)
+        sha256 = content["backbone"]["sha256"]
+    except Exception as error:  # whatever a changed file makes of what builds a model
         why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UsageError(
-            f"--run takes a run that this version can build, and the one of {config.method} in "
-            f"{str(folder)!r} cannot be ({why})."
-        ) from error
-    if model is None:
+            f"--run takes a run that can be built again, and config.json in {str(folder)!r} does "
+            f"not say how ({why})."
+        ) from None
+    if sha256 != found:
         raise UsageError(
             f"--run takes a run whose backbone is there, and the weights of {config.backbone} are "
             f"{found[:10]} here and were {str(sha256)[:10]} in {str(folder)!r}."
         )
-    expected = routing_state(model)
     try:
         state = load_file(folder / WEIGHTS)
         fits = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}

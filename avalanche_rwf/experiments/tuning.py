@@ -261,7 +261,7 @@ def tune(
             {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]
         ]
         files[name] = _file(out, config, changes)
-        before = _tried_before(files[name], len(changes))
+        before = _tried(files[name], len(changes))
         contents[name] = {
             "method": name,
             "experiences": k,
@@ -305,21 +305,19 @@ def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) ->
     return out / "tuning" / name
 
 
-def _tried_before(file: Path, count: int) -> list[dict[str, Any]]:
-    """What an earlier call has tried of so many settings; nothing where its record is damaged."""
-    found = (read_json(file) or {}).get("settings")
-    if not isinstance(found, list) or len(found) > count or not all(map(_is_record, found)):
-        found = []
-    return found + [{}] * (count - len(found))
+def _tried(file: Path, number: int) -> list[dict[str, Any]]:
+    """What an earlier call has noted of each setting; one whose note is damaged is tried again."""
+    notes = (read_json(file) or {}).get("settings")
+    notes = notes[:number] if isinstance(notes, list) else []
+    return [note if _is_note(note) else {} for note in notes] + [{}] * (number - len(notes))
 
 
-def _is_record(one: Any) -> bool:
-    if not isinstance(one, dict):
+def _is_note(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("error", ""), str):
         return False
-    numbers = [one[name] for name in ("seconds", "score") if one.get(name) is not None]
-    return isinstance(one.get("error", ""), str) and all(
-        isinstance(n, (int, float)) and math.isfinite(n) for n in numbers
-    )
+    score = note.get("score")
+    numbers = [note.get("seconds", 0.0), 0.0 if score is None else score]
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
 
 
 def _choose(content: dict[str, Any]) -> int:

@@ -89,8 +89,6 @@ _MUCH = 20.0
 # Of a sweep of hundreds of rows a picture shows the best.
 MOST = 30
 _NAME = 30
-# Experiences of a stream: a damaged file must not ask for a matrix of all memory.
-_MOST_PLACES = 5000
 
 
 class _Method(NamedTuple):
@@ -163,7 +161,10 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sound(frame: pd.DataFrame) -> bool:
-    """Whether a file has what a run writes: a damaged one is not drawn at all, not in part."""
+    """Return whether a frame holds what a run writes; of a damaged file nothing is drawn.
+
+    It may be anybody's: matrices are as large as the largest experience says, which has a row.
+    """
     if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
         return False
     names = frame["metric"]
@@ -172,12 +173,14 @@ def _sound(frame: pd.DataFrame) -> bool:
     if not all(isinstance(name, str) for name in names):
         return False
     accuracies = frame.loc[names.str.startswith("accuracy"), "value"]
-    where = frame.loc[names == "accuracy", "experience"]
+    known = frame.loc[names == "accuracy", "experience"]
+    experiences = frame["experience"].dropna()
     classes = names[names.str.startswith("accuracy_class_")].str.removeprefix("accuracy_class_")
     return bool(
         frame["samples_seen"].between(0, 2**53).all()
         and accuracies.between(0, 1).all()
-        and (where.between(0, _MOST_PLACES) & (where % 1 == 0)).all()
+        and known.notna().all()
+        and experiences.isin(range(len(frame))).all()
         and classes.str.fullmatch("[0-9]{1,6}").all()
     )
 

@@ -111,6 +111,7 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
 SPOILT = {
     "a backbone that is a text": lambda c: c.update(backbone="vit"),
     "a method that is a number": lambda c: c["config"].update(method=5),
+    "a method that no file can have": lambda c: c["config"].update(method="a/\0.py:Mine"),
     "a method that is not there": lambda c: c["config"].update(method="rfw"),
     "an option of another type": lambda c: c["config"]["options"].update(insert=[1]),
     "an option that is not there": lambda c: c["config"]["options"].update(prompts=1),
@@ -149,7 +150,7 @@ def test_a_run_directory_runs_no_code_that_the_user_did_not_name(finished, tmp_p
     for name in (f"{code}:Mine", "theirs.py:Mine", "theirs:Mine", f"avalanche:{code}:Mine"):
         content["config"]["method"] = name
         (tmp_path / "config.json").write_text(json.dumps(content))
-        with pytest.raises(UsageError, match=r"would run code: name it with --import"):
+        with pytest.raises(UsageError, match=r"other code: --import it if you trust it"):
             load_routed(tmp_path)
     assert not (tmp_path / "ran").exists()
     # Named, it is looked up; what it is does not fit here.

@@ -265,7 +265,6 @@ def test_an_interrupted_search_goes_on_where_it_was(scores, choose, tmp_path):
 DAMAGED = [
     "", "[]", "{}", '{"settings": 5}', '{"settings": [1]}', '{"settings": [{"seconds": "x"}]}',
     '{"settings": [{"score": "high", "seconds": 1}]}', '{"settings": [{"error": 5, "seconds": 1}]}',
-    '{"settings": [{"seconds": 1}, {}, {}, {}, {}, {}, {}]}',
 ]  # fmt: skip
 
 

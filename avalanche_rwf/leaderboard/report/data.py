@@ -19,10 +19,10 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
-from avalanche_rwf.experiments.trained import unnamed_code
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
+from avalanche_rwf.strategies.extensions import may_import
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
 
@@ -413,9 +413,9 @@ def _submitted(run: Mapping[Any, Any]) -> dict[str, Any]:
 def _defaults(method: str) -> dict[str, Any] | None:
     """A method's own options, None where it is not known here: the command then gives all.
 
-    Nothing is imported for it: what is reported on may be somebody else's.
+    What a file of a run or an entry names is not imported for that: it may be anybody's.
     """
-    if unnamed_code(method) is not None:
+    if not may_import(method):
         return None
     try:
         return dict(get_method(method).options)
