@@ -211,7 +211,7 @@ def test_a_strategy_that_cannot_be_restored_keeps_nothing_and_begins_anew(
     configure, tmp_path, monkeypatch
 ):
     """Such as Avalanche's own, whose plugins have states that nobody knows."""
-    config = configure("avalanche:EWC", eval_every_samples=0)
+    config = configure("avalanche:Naive", eval_every_samples=0)
     whole = run(config, tmp_path / "whole")
     assert whole["status"] == "done"
     cut(config, tmp_path, monkeypatch)

@@ -106,6 +106,27 @@ def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch,
     assert (executors._QUEUE, MEMORY._folder) == ("queue", tmp_path)
 
 
+def test_the_bar_ends_with_the_queue_that_feeds_it():
+    steps = [3, OSError("handle is closed")]
+
+    class Queue:
+        def get(self, timeout):
+            step = steps.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return step
+
+    class Bar:
+        done = 0
+
+        def update(self, samples):
+            self.done += samples
+
+    bar = Bar()
+    executors._drain(Queue(), bar, threading.Event())
+    assert (bar.done, steps) == (3, [])
+
+
 def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure, tmp_path):
     configs = [configure(method) for method in ("ncm", "slda", "linear-probe")]
     folder = run_directory(tmp_path, configs[0])

@@ -253,7 +253,6 @@ SPOILT = {
     "text in the place of a number": METRICS.replace("0.7", "abc"),
     "an experience without a number": METRICS.replace("20,1,", "20,,"),
     "cut in a row": METRICS[:-30],
-    "a matrix that begins without an accuracy": METRICS.replace("10,,accuracy_exposed,1.0\n", "x"),
     "a field of a whole file": METRICS + "20,,accuracy_class_1,0." + "5" * 200_000 + "\n",
     "no text": b"\xff\xfe\x00",
     "other columns": METRICS.replace("metric", "name"),
@@ -271,6 +270,15 @@ def test_a_run_with_spoilt_metrics_is_not_submitted(case, results, tmp_path, cap
     assert f"{str(path)!r} cannot be read" in err
     assert err.count("\n") == 1
     assert not out.exists()
+
+
+def test_without_accuracies_on_all_classes_the_matrix_is_the_entry(results):
+    rows = [row for row in METRICS.splitlines() if "exposed" not in row]
+    for path in results.rglob("metrics.csv"):
+        path.write_text("\n".join(rows) + "\n")
+    run = sub.build_entry(read_runs(results).frame, "rwf").runs[0]
+    assert (run.experience_ends, run.accuracy_matrix) == ([10, 20], [[1.0, None], [0.6, 0.8]])
+    assert run.curve == []
 
 
 def test_metrics_of_another_run_contradict_its_summary(results):

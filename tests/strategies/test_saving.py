@@ -15,6 +15,7 @@ from avalanche_rwf import (
     UsageError,
     create_strategy,
 )
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.files import read_state, save_state
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -199,3 +200,14 @@ def test_another_strategys_checkpoint_is_refused_with_what_differs(tools, scenar
         loop(tools, scenario, tmp_path, train_mb_size=4)
     with pytest.raises(UsageError, match="every must be a whole number"):
         CheckpointPlugin(tmp_path, every=-1)
+
+
+def test_a_checkpoint_with_a_part_missing_is_refused(tools, scenario, tmp_path):
+    with pytest.raises(Cut):
+        loop(tools, scenario, tmp_path, cut=3)
+    path = tmp_path / checkpoint.NAME
+    state = read_state(path)
+    del state["strategy"]["model"]["seen"]
+    save_state(path, state)
+    with pytest.raises(UsageError, match=r"checkpoints of this strategy, and .* does not fit \("):
+        loop(tools, scenario, tmp_path)
