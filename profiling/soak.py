@@ -182,10 +182,10 @@ def judge(part: str, readings: list[dict[str, float]]) -> dict[str, Any]:
     slope = float(np.polyfit(counts, np.array([r["memory"] for r in half]), 1)[0])
     name = "bytes per 1,000 images" if part == "stream" else "bytes per run"
     growth = slope * (1000 if part == "stream" else 1)
-    # The largest of each half: workers come and go.
+    # The smallest of each half: what leaks is always there, workers and their pipes come and go.
     middle, end = half[: len(half) // 2], half[len(half) // 2 :]
     others = {
-        key: [max(r[key] for r in middle), max(r[key] for r in end)]
+        key: [min(r[key] for r in middle), min(r[key] for r in end)]
         for key in ("files", "threads", "processes", "temporary")
     }
     grew = [key for key, (before, after) in others.items() if after > before]

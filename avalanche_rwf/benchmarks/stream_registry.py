@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError, nearest
 
 __all__ = [
@@ -93,11 +94,9 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str):
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_whole(value) or value < lowest or (highest is not None and value > highest):
             raise ValueError
-        if value < lowest or (highest is not None and value > highest):
-            raise ValueError
-        return value
+        return int(value)
 
     return read
 
@@ -162,6 +161,8 @@ def get_stream(name: str) -> StreamSpec:
     :raises UsageError: no such kind; the nearest names are given.
     """
     names = list_streams()
+    if not isinstance(name, str):
+        raise UsageError(f"stream must be one of {', '.join(names)}, not {name!r}.")
     if name not in _STREAMS:
         raise UsageError(f"--stream {name!r} is unknown; {nearest(name, names)}.")
     return _STREAMS[name]

@@ -8,6 +8,8 @@ from typing import Any
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
+from avalanche_rwf.checks import check_whole
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.emitting import EmittedMetric
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
@@ -20,6 +22,8 @@ class _RecordedMetric(EmittedMetric):
 
     def __init__(self, recorder: PredictionRecorder) -> None:
         super().__init__()
+        if not isinstance(recorder, PredictionRecorder):
+            raise UsageError(f"recorder must be a PredictionRecorder, not {recorder!r}.")
         self.recorder = recorder
         self._points = 0
 
@@ -69,6 +73,7 @@ class AnytimeAUC(_RecordedMetric):
 
     def __init__(self, recorder: PredictionRecorder, every: int | None = None) -> None:
         super().__init__(recorder)
+        check_whole("every", every, optional=True)
         self.every = every
 
     def measure(self) -> float:
