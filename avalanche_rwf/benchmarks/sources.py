@@ -11,12 +11,13 @@ top of :mod:`.download`, and one function that registers its stream. Two kinds:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -189,8 +190,11 @@ class FileDataset(_Dataset):
         }
 
     def _load(self) -> None:
-        with (self.folder / INDEX).open(encoding="utf-8", newline="") as file:
+        index = self.folder / INDEX
+        with self._readable(INDEX), index.open(encoding="utf-8", newline="") as file:
             rows = [(row["path"], row["class"], row["split"]) for row in csv.DictReader(file)]
+            if not rows or not all(map(all, rows)):
+                raise ValueError("it is cut")
         self.classes = sorted({name for _, name, _ in rows})
         label = self.class_to_idx
         split = "train" if self.train else "test"
@@ -200,8 +204,20 @@ class FileDataset(_Dataset):
 
     def corrupt(self) -> list[Path]:
         """Images, of training and test, that could not be decoded when the set was prepared."""
-        marker = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
-        return [self.folder / path for path in marker["corrupt"]]
+        with self._readable(MARKER):
+            marker = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
+            return [self.folder / path for path in marker["corrupt"]]
+
+    @contextlib.contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Say what to do if one of the two files that the preparation wrote is damaged."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise UsageError(
+                f"the data set {self.facts.name!r} in {str(self.folder)!r} cannot be used: its "
+                f"{name} cannot be read ({error}); move the folder away, and it is prepared again."
+            ) from error
 
     def _image(self, index: int) -> Image.Image:
         from PIL import Image

@@ -336,15 +336,23 @@ def _pool(
                     waiting.append(config)
                 else:
                     yield config, summary
+    except KeyboardInterrupt as asked:
+        if not isinstance(asked, stopping.RunStopped):  # twice, before the first was looked at
+            _kill(pool)
+        raise
     finally:
         stop.set()
         giver.close()
         try:
             pool.shutdown(wait=True, cancel_futures=True)
         except BaseException:  # asked a second time
-            for process in list((pool._processes or {}).values()):
-                process.kill()
+            _kill(pool)
             raise
         finally:
             orders.close()
             features.cleanup()
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()

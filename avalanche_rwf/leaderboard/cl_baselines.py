@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.store import write_text
 from avalanche_rwf.leaderboard.aggregate import records, row_key, runs_by_row
 
 __all__ = ["contribution", "write_contribution"]
@@ -177,24 +178,27 @@ def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) ->
     a target of the same strategy and benchmark is replaced); a script made earlier is replaced.
 
     Raises:
-        UsageError: if the folder cannot be written to, or has a script of the same name that was
-            not made here.
+        UsageError: if the folder cannot be written to, has a list that cannot be read, or has a
+            script of the same name that was not made here.
     """
     merged = {}
     for name, text in files.items():
         path = Path(folder) / name
         try:
             there = path.read_text(encoding="utf-8") if path.is_file() else ""
-        except (OSError, UnicodeDecodeError):
-            there = "?"
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise UsageError(
+                f"--out takes a folder whose {name} can be read, and {str(path)!r} cannot "
+                f"({reason})."
+            ) from None
         listing = path.name == "__init__.py" or name == _TARGETS
         if there and not listing and _MARK not in there:
             raise UsageError(f"--out takes a folder without another {name}, and {str(path)!r} is.")
         merged[path] = _merged(there, text, name == _TARGETS) if listing else text
     for path, text in merged.items():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)  # whole or not at all: the lists have lines of others
         except OSError as error:
             raise UsageError(
                 f"--out takes a folder that can be written to, not {os.fspath(folder)!r} "

@@ -149,14 +149,40 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
             frame = entry_metrics(folder, int(seed))
         else:
             try:
-                frame = pd.read_csv(Path(folder) / run_dir / "metrics.csv")
+                text = (Path(folder) / run_dir / "metrics.csv").read_text(encoding="utf-8")
+                frame = pd.read_csv(io.StringIO(text))
             except (OSError, ValueError):
                 continue
-            if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+            if not (text.endswith("\n") and _sound(frame)):  # without it, it is cut
                 continue
         frames.append(frame.assign(seed=int(seed), end=_ends(frame)))
     columns = ["seed", "samples_seen", "experience", "metric", "value", "end"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _sound(frame: pd.DataFrame) -> bool:
+    """Return whether a frame holds what a run writes; of a damaged file nothing is drawn.
+
+    It may be anybody's: matrices are as large as the largest experience says, which has a row.
+    """
+    if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+        return False
+    names = frame["metric"]
+    if not all(kind.kind in "if" for kind in frame.drop(columns="metric").dtypes):
+        return False
+    if not all(isinstance(name, str) for name in names):
+        return False
+    accuracies = frame.loc[names.str.startswith("accuracy"), "value"]
+    known = frame.loc[names == "accuracy", "experience"]
+    experiences = frame["experience"].dropna()
+    classes = names[names.str.startswith("accuracy_class_")].str.removeprefix("accuracy_class_")
+    return bool(
+        frame["samples_seen"].between(0, 2**53).all()
+        and accuracies.between(0, 1).all()
+        and known.notna().all()
+        and experiences.isin(range(len(frame))).all()
+        and classes.str.fullmatch("[0-9]{1,6}").all()
+    )
 
 
 def _ends(frame: pd.DataFrame) -> NDArray[Any]:

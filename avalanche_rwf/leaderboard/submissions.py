@@ -512,7 +512,8 @@ def _configuration(content: dict[str, Any]) -> dict[str, Any]:
     """Return an entry's fields but for its runs; a path to the weights stays at home."""
     config = {k: v for k, v in content["config"].items() if k not in ("seed", "weights", "tuning")}
     further = {name: config.pop(name) for name in set(config) - set(Configuration.model_fields)}
-    backbone, ran = content["backbone"], content.get("ran") or {}
+    backbone = content["backbone"]
+    ran, versions = (_object(content.get(name)) for name in ("ran", "versions"))
     return {
         "format": "avalanche-rwf-entry/1",
         "config_hash": content["config_hash"],
@@ -520,9 +521,14 @@ def _configuration(content: dict[str, Any]) -> dict[str, Any]:
         "backbone": {name: backbone.get(name) for name in Backbone.model_fields},
         "ran": {name: ran.get(name) for name in Ran.model_fields},
         "uses_boundaries": bool(content.get("uses_boundaries")),
-        "version": content["versions"].get("avalanche-rwf", __version__),
+        "version": versions.get("avalanche-rwf", __version__),
         "source_sha256": content.get("source_sha256"),
     }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return a JSON object; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _seed(seed: int, folder: Path) -> dict[str, Any]:
@@ -548,7 +554,7 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
                 if not points or points[-1][0] != seen:
                     points.append((seen, {}))
                 points[-1][1][int(row["experience"])] = value
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
     ends = [point for point in points if point[1]]
     return {

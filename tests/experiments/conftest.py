@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from avalanche_rwf.experiments.executors import start_server
+
 from ..runs import configurer, make_folder
+
+# Processes of the fork server find `executor_children` there: their modules have no package of
+# tests.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +25,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def configure(folder):
     return configurer(folder, experiences=3, batch_size=3, eval_every_samples=4)
+
+
+@pytest.fixture(scope="session")
+def server() -> None:
+    """The fork server with everything imported: without it each worker does that again."""
+    start_server()

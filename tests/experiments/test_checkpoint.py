@@ -183,3 +183,43 @@ def test_what_a_killed_process_left_is_removed(configure, tmp_path):
     run(config, tmp_path)
     names = {path.name for path in folder.iterdir()}
     assert names == {".hidden", "config.json", "log.txt", "metrics.csv", "summary.json"}
+
+
+def test_a_checkpoint_of_another_format_is_not_used(configure, tmp_path, monkeypatch):
+    config = configure()
+    whole = run(config, tmp_path / "whole")
+    cut(config, tmp_path, monkeypatch)
+    folder = run_directory(tmp_path, config)
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+        save_state(folder / name, {**read_state(folder / name), "format": 99})
+    assert run(config, tmp_path)["a_last"] == whole["a_last"]
+    log = log_of(tmp_path, config)
+    assert "a checkpoint is not used: 'checkpoint.pt' has the format 99 and not " in log
+    assert "resumed" not in log
+
+
+def test_a_buffers_numbers_are_of_no_use_without_the_stream(configure, tmp_path, monkeypatch):
+    config = configure("er", options={"buffer": 5})
+    cut(config, tmp_path, monkeypatch)
+    state = read_state(run_directory(tmp_path, config) / checkpoint.NAME)
+    loop = checkpoint.RunState(module.build_strategy(config, 6), {})
+    with pytest.raises(checkpoint.StaleCheckpointError, match="buffer's images are not in it"):
+        loop.restore(state)
+
+
+def test_a_strategy_that_cannot_be_restored_keeps_nothing_and_begins_anew(
+    configure, tmp_path, monkeypatch
+):
+    """Such as Avalanche's own, whose plugins have states that nobody knows."""
+    config = configure("avalanche:Naive", eval_every_samples=0)
+    whole = run(config, tmp_path / "whole")
+    assert whole["status"] == "done"
+    cut(config, tmp_path, monkeypatch)
+    folder = run_directory(tmp_path, config)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "log.txt"]
+    again = run(config, tmp_path)
+    assert "resumed" not in log_of(tmp_path, config)
+    metrics = [(run_directory(out, config) / "metrics.csv").read_bytes()
+               for out in (tmp_path, tmp_path / "whole")]  # fmt: skip
+    assert metrics[0] == metrics[1]
+    assert again["a_last"] == whole["a_last"]

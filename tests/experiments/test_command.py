@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from avalanche_rwf.cli import main
+from avalanche_rwf.cli import backbone_args, main
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.command import command_line, command_words
 from avalanche_rwf.experiments.config import RunConfig
@@ -111,3 +111,15 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "--shots", "2", "--classes-per-experience", "3,1", "--boundary-free", "--skip-corrupt",
         "--eval-every-samples", "9", "--precision", "bf16", "--set", "m.k=2",
     ]  # fmt: skip
+
+
+def test_tuples_are_told_once_and_read_again():
+    config = RunConfig("split-digits", "m", {"blocks": (1, 2), "lr": 1}, backbone="b",
+                       backbone_args={"patch_size": (8, 8)})  # fmt: skip
+    defaults = {"blocks": [1, 2], "lr": 1.0}
+    words = command_words(config, defaults=defaults)
+    assert backbone_args([words[words.index("--backbone-arg") + 1]]) == config.backbone_args
+    # As JSON has it, a tuple is a list; a whole number is not one with a point.
+    assert words[words.index("--set"):] == ["--set", "m.lr=1"]
+    defaults["blocks"] = [1, 3]
+    assert "m.blocks=(1, 2)" in command_words(config, defaults=defaults)

@@ -9,9 +9,9 @@ import pytest
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import compare
 from avalanche_rwf.experiments.compare import method_options, plan, resolve_device, select_methods
-from avalanche_rwf.experiments.run import load_backbone, run
+from avalanche_rwf.experiments.run import build_strategy, load_backbone, run
 from avalanche_rwf.models.backbone import backbone_info
-from avalanche_rwf.strategies.registry import get_method, list_methods
+from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
 
 def test_methods_by_name_pattern_and_default():
@@ -23,6 +23,17 @@ def test_methods_by_name_pattern_and_default():
     assert {"rwf", "avalanche-l2p", "linear-probe", "fine-tune"} <= set(select_methods(None))
     with pytest.raises(UsageError, match="nearest names are 'rwf'"):
         select_methods("ncm,rfw")
+
+
+def test_a_method_of_a_module_is_chosen_or_what_is_wrong_with_it_is_said():
+    name = "avalanche.training.supervised:Naive"
+    assert select_methods(f"ncm,{name},{name}") == ["ncm", name]
+    with pytest.raises(UsageError, match=r"'collections:OrderedDict' is a class that is neither"):
+        select_methods("ncm,collections:OrderedDict")
+    with pytest.raises(UsageError, match=r"there is no module 'no_such_module'"):
+        select_methods("no_such_module:Mine")
+    with pytest.raises(UsageError, match=r"--methods takes names or patterns, not ' , '"):
+        select_methods(" , ")
 
 
 def test_devices(monkeypatch):
@@ -88,4 +99,46 @@ def test_the_plan_builds_every_method_before_any_run(configure, tmp_path):
     options = {"ncm": {}, "rwf": {**get_method("rwf").options, "routed_blocks": "first 9"}}
     with pytest.raises(UsageError, match=r"^rwf: .*first 9"):
         plan(base, ["ncm", "rwf"], [0], options, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("coda-prompt", {"slices": "task", "tasks": 2}), ("dualprompt", {"slots": "task",
+                                                                     "pool_size": 2})],
+)  # fmt: skip
+def test_a_model_by_task_has_room_for_the_stream(method, options, configure, tmp_path):
+    base = replace(configure("ncm"), method="", options={})  # three experiences
+    options = {method: resolve_options(method, options)}
+    with pytest.raises(UsageError) as said:
+        plan(base, [method], [0], options, tmp_path)
+    assert str(said.value) == (
+        f"{method}: by task it has room for 2 experiences (pool_size or tasks), and the stream "
+        "has 3."
+    )
+    assert plan(replace(base, experiences=2), [method], [0], options, tmp_path).todo
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("shape '[5]' is invalid\n  for input of size 3."),
+         "shape '[5]' is invalid for input of size 3"),
+        (KeyError(), "KeyError"),
+    ],
+)  # fmt: skip
+def test_a_method_that_cannot_be_built_is_named_before_any_run(
+    error, why, configure, tmp_path, monkeypatch
+):
+    def build(config, *args):
+        if config.method == "slda":
+            raise error
+        return build_strategy(config, *args)
+
+    monkeypatch.setattr(compare, "build_strategy", build)
+    base = replace(configure("ncm"), method="", options={})
+    options = {name: dict(get_method(name).options) for name in ("ncm", "slda")}
+    with pytest.raises(UsageError) as said:
+        plan(base, ["ncm", "slda"], [0], options, tmp_path)
+    assert str(said.value) == f"slda cannot be built with these options ({why})."
     assert list(tmp_path.iterdir()) == []

@@ -93,6 +93,8 @@ def test_it_survives_json():
         *[(n, v) for n in ("experiences", "image_size", "batch_size", "gradient_steps")
           for v in (0, -1)],
         ("eval_every_samples", -1),
+        ("eval_subset", -1),
+        ("seed", -1),
         ("holdout", -0.1),
         ("holdout", 1.0),
         ("holdout", float("nan")),

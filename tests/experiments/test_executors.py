@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import executor_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments import executors, stopping
+from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.executors import default_jobs, default_threads, execute
+from avalanche_rwf.experiments.store import locked, write_json
+from avalanche_rwf.models.remember import MEMORY
+
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture
@@ -26,6 +40,13 @@ def test_jobs_are_cores_or_runs_and_one_on_a_gpu(cores):
     assert default_jobs("cpu", 90) == 8
 
 
+def test_cores_where_a_process_cannot_be_told_some(monkeypatch):
+    monkeypatch.delattr(executors.os, "sched_getaffinity", raising=False)  # as on macOS
+    for cores, jobs in ((6, 6), (64, 8), (None, 1)):
+        monkeypatch.setattr(executors.os, "cpu_count", lambda cores=cores: cores)
+        assert default_jobs("cpu", 90) == jobs
+
+
 def test_threads_are_the_cores_that_a_comparison_leaves_idle(cores):
     cores(8)
     assert [default_threads("cpu", n) for n in (0, 1, 3, 4, 9)] == [8, 8, 2, 2, 1]
@@ -37,16 +58,20 @@ def test_threads_are_the_cores_that_a_comparison_leaves_idle(cores):
         assert default_jobs("cpu", n) * default_threads("cpu", n) <= 2
 
 
-def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(configure, tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, configure, tmp_path):
     configs = [configure("ncm"), configure("slda")]
     (tmp_path / "runs").mkdir()
     place = tmp_path / "runs" / f"folder-{configs[0].benchmark.rpartition('/')[2]}"
     place.mkdir()
     (place / "ncm").write_text("in the way")
-    results = list(execute(configs, tmp_path, "cpu", 1, lambda config: 24, quiet=True))
-    assert [config for config, _ in results] == configs
-    assert [summary["status"] for _, summary in results] == ["failed", "done"]
-    assert results[0][1]["error_type"] == "NotADirectoryError"
+    results = list(execute(configs, tmp_path, "cpu", jobs, lambda config: 24, quiet=True))
+    assert {config.method: summary["status"] for config, summary in results} == {
+        "ncm": "failed", "slda": "done",
+    }  # fmt: skip
+    (failed,) = (summary for config, summary in results if config.method == "ncm")
+    assert failed["error_type"] == "NotADirectoryError"
+    assert "Not a directory" in failed["error"]
 
 
 def test_the_progress_bar_is_on_stderr_and_full_at_the_end(configure, tmp_path, capsys):
@@ -61,3 +86,136 @@ def test_the_progress_bar_is_on_stderr_and_full_at_the_end(configure, tmp_path, 
 def test_quiet_is_quiet(configure, tmp_path, capsys):
     list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda config: 24, quiet=True))
     assert capsys.readouterr() == ("", "")
+
+
+# ---- workers
+
+
+def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch, tmp_path):
+    """The fork server may have been started under others."""
+    monkeypatch.setattr(stopping, "follow", lambda orders: None)
+    monkeypatch.setattr(executors, "_QUEUE", None)
+    monkeypatch.setattr(MEMORY, "_folder", None)
+    monkeypatch.setenv("AVALANCHE_RWF_OLD", "1")
+    monkeypatch.setenv("AVALANCHE_RWF_WORKERS", "1")
+    monkeypatch.setenv("ANOTHER", "1")
+    settings = {"AVALANCHE_RWF_WORKERS": "3", "AVALANCHE_RWF_DATA": str(tmp_path)}
+    executors._initialise("queue", None, 1, str(tmp_path), settings)
+    assert executors._settings() == settings
+    assert os.environ["ANOTHER"] == "1"
+    assert (executors._QUEUE, MEMORY._folder) == ("queue", tmp_path)
+
+
+def test_the_bar_ends_with_the_queue_that_feeds_it():
+    steps = [3, OSError("handle is closed")]
+
+    class Queue:
+        def get(self, timeout):
+            step = steps.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return step
+
+    class Bar:
+        done = 0
+
+        def update(self, samples):
+            self.done += samples
+
+    bar = Bar()
+    executors._drain(Queue(), bar, threading.Event())
+    assert (bar.done, steps) == (3, [])
+
+
+def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure, tmp_path):
+    configs = [configure(method) for method in ("ncm", "slda", "linear-probe")]
+    folder = run_directory(tmp_path, configs[0])
+    found = {}
+    with contextlib.ExitStack() as theirs:
+        assert theirs.enter_context(locked(folder))
+        for config, summary in execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True):
+            found[config.method] = summary
+            if len(found) == 2:
+                time.sleep(2 * executors._TICK)  # it is looked at again, and still theirs
+                write_json(folder / "summary.json", {"status": "failed", "error": "theirs"})
+                theirs.close()
+    assert list(found)[-1] == "ncm"
+    assert found.pop("ncm") == {"status": "failed", "error": "theirs"}
+    assert [summary["status"] for summary in found.values()] == ["done", "done"]
+
+
+def breaking(monkeypatch, at: int, then=lambda: None) -> None:
+    """Let a pool be found broken when the n-th piece of work is given to it."""
+    calls = []
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, *args, **kwargs):
+            calls.append(args)
+            if len(calls) == at:
+                then()
+                raise BrokenProcessPool("A worker has ended.")
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(executors, "ProcessPoolExecutor", Pool)
+
+
+def test_what_a_broken_pool_did_not_take_is_done_in_the_next(configure, tmp_path, monkeypatch):
+    breaking(monkeypatch, 3)
+    configs = [configure("ncm", seed=seed) for seed in range(4)]
+    results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True))
+    assert sorted(config.seed for config, _ in results) == [0, 1, 2, 3]
+    assert {summary["status"] for _, summary in results} == {"done"}
+
+
+def test_a_run_that_was_waited_for_when_the_pool_broke_is_done_too(
+    configure, tmp_path, monkeypatch
+):
+    configs = [configure("ncm", seed=seed) for seed in range(2)]
+    with contextlib.ExitStack() as theirs:
+        assert theirs.enter_context(locked(run_directory(tmp_path, configs[0])))
+        breaking(monkeypatch, 3, theirs.close)
+        results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True))
+    assert [(config.seed, summary["status"]) for config, summary in results] == [
+        (1, "done"), (0, "done"),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_worker_killed_while_another_run_is_waited_for_loses_neither(configure, tmp_path):
+    methods = ("ncm", "slda", "linear-probe", "er", "rwf")
+    configs = [configure(method) for method in methods]
+    results = list(
+        execute(configs, tmp_path, "cpu", 2, lambda c: 1, quiet=True, work=children.awkward)
+    )
+    assert sorted(config.method for config, _ in results) == sorted(methods)
+    assert [summary for _, summary in results] == [{"status": "done"}] * 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("between", [0, 3 * executors._TICK])
+def test_asked_twice_workers_in_a_long_step_are_killed(between, configure, tmp_path):
+    configs = [configure("ncm", seed=seed) for seed in range(2)]
+
+    def ask_twice() -> None:
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stopping.stop_requested():
+            time.sleep(0.001)
+        time.sleep(between)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask_twice, daemon=True)
+    with stopping.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
+        asking.start()
+        list(
+            execute(configs, tmp_path, "cpu", 2, lambda c: 1, quiet=True, work=children.endless)
+        )
+    asking.join()
+    assert not isinstance(caught.value, stopping.RunStopped)
+    for path in tmp_path.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(1000):
+                os.kill(int(path.read_text()), 0)
+                time.sleep(0.01)
+            pytest.fail("a worker lives on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -353,6 +354,38 @@ def test_a_failed_run_leaves_its_configuration_its_error_and_its_log(
     runs, broken = read_runs(tmp_path)
     assert broken == []
     assert aggregate(runs)["failed"].tolist() == [1]
+
+
+def test_a_method_whose_file_has_changed_since_fails_its_run(configure, tmp_path):
+    summary = run(replace(configure("ncm"), code="0123456789ab"), tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"].startswith("The code of ncm has changed since the comparison began")
+
+
+def test_a_probe_of_frozen_features_says_the_mask_that_it_has(configure, tmp_path):
+    """Without prompts nothing but the head's part of "decoupled" is left."""
+    for method, mask in (("linear-probe", "seen"), ("rwf", "decoupled")):
+        config = configure(method, options={"mask": "decoupled"})
+        assert run(config, tmp_path)["status"] == "done"
+        content = json.loads((run_directory(tmp_path, config) / "config.json").read_text())
+        assert content["ran"]["mask"] == mask
+
+
+def test_the_peak_of_the_memory_where_there_is_no_proc(monkeypatch):
+    """As on macOS, which counts bytes and not kilobytes."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert 0.5 < module._peak_memory("cpu") / (largest * 1024) < 2
+    read = Path.read_text
+
+    def no_proc(self, *args, **kwargs):
+        if self.parts[:2] == ("/", "proc"):
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", no_proc)
+    for system, unit in (("linux", 1024), ("darwin", 1)):
+        monkeypatch.setattr(module.sys, "platform", system)
+        assert largest * unit <= module._peak_memory("cpu") <= 2 * largest * unit
 
 
 def test_warnings_go_to_the_log(configure, tmp_path, monkeypatch):

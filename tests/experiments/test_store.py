@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +103,37 @@ def test_the_environment_names_what_numbers_depend_on():
     )
     assert found["hardware"]["threads"] == torch.get_num_threads()
     json.dumps(found)
+
+
+def test_where_nothing_tells_they_are_left_out(monkeypatch, tmp_path):
+    """As on macOS, in an installed wheel, and without git."""
+    read = Path.read_text
+
+    def no_proc(self, *args, **kwargs):
+        if self.parts[:2] == ("/", "proc"):
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        return read(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", no_proc)
+        patch.setattr(store.platform, "processor", lambda: "arm")
+        assert store.environment("cpu")["hardware"]["cpu"] == "arm"
+        patch.setattr(store.platform, "processor", lambda: "")
+        assert store.environment("cpu")["hardware"]["cpu"] == store.platform.machine()
+    with monkeypatch.context() as patch:
+        (tmp_path / ".git").mkdir()  # of no repository
+        patch.setattr(store, "__file__", str(tmp_path / "package" / "floor" / "store.py"))
+        assert store.environment("cpu")["git"] is None
+        patch.setenv("PATH", "")
+        assert store.environment("cpu")["git"] is None
+        (tmp_path / ".git").rmdir()
+        assert store.environment("cpu")["git"] is None
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(monkeypatch, tmp_path):
+    def acquire(self, *args, **kwargs):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(store.FileLock, "acquire", acquire)
+    with store.locked(tmp_path / "seed0") as mine, store.locked(tmp_path / "seed0") as too:
+        assert mine and too

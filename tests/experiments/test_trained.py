@@ -15,6 +15,7 @@ from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, routing_state, run
 from avalanche_rwf.experiments.trained import load_routed
+from avalanche_rwf.strategies.extensions import VARIABLE
 
 ROUTED = ("rwf", "rwf-lda", "rwf-lda-held", "rwf-static")
 
@@ -105,3 +106,57 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UsageError, match="does not fit rwf"):
         load()
+
+
+SPOILT = {
+    "a backbone that is a text": lambda c: c.update(backbone="vit"),
+    "a method that is a number": lambda c: c["config"].update(method=5),
+    "a method that no file can have": lambda c: c["config"].update(method="a/\0.py:Mine"),
+    "a method that is not there": lambda c: c["config"].update(method="rfw"),
+    "an option of another type": lambda c: c["config"]["options"].update(insert=[1]),
+    "an option that is not there": lambda c: c["config"]["options"].update(prompts=1),
+    "options that are a list": lambda c: c["config"].update(options=[1]),
+    "an argument without a hash": lambda c: c["config"]["backbone_args"].update(depth=[5]),
+    "an image size that is a text": lambda c: c["config"].update(image_size="16"),
+    "classes that are numbers": lambda c: c.update(data={"classes_per_experience": [1]}),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_configuration_that_no_run_has_is_one_sentence(case, finished, tmp_path):
+    folder = finished["rwf"][0]
+    content = json.loads((folder / "config.json").read_text())
+    SPOILT[case](content)
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError) as said:
+        load_routed(tmp_path)
+    assert str(said.value).startswith("--run takes ")
+    assert repr(str(tmp_path)) in str(said.value)
+    assert str(said.value).endswith(".") and "\n" not in str(said.value)
+
+
+def test_a_run_directory_runs_no_code_that_the_user_did_not_name(finished, tmp_path, monkeypatch):
+    """Its configuration may name any file or module, one that lies beside it too."""
+    folder = finished["rwf"][0]
+    content = json.loads((folder / "config.json").read_text())
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    code = tmp_path / "theirs.py"
+    code.write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "from avalanche_rwf.strategies.rwf import RwFStrategy as Mine\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in (f"{code}:Mine", "theirs.py:Mine", "theirs:Mine", f"avalanche:{code}:Mine"):
+        content["config"]["method"] = name
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UsageError, match=r"other code: --import it if you trust it"):
+            load_routed(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    # Named, it is looked up; what it is does not fit here.
+    content["config"]["method"] = "theirs.py:Mine"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    monkeypatch.setenv(VARIABLE, str(code))
+    with pytest.raises(UsageError, match=r"theirs\.py:Mine"):
+        load_routed(tmp_path)
+    assert (tmp_path / "ran").exists()

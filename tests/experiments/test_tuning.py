@@ -12,7 +12,7 @@ import torch
 
 from avalanche_rwf.benchmarks import splits
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import tuning
+from avalanche_rwf.experiments import stopping, tuning
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import HOLDOUT, SETTINGS, settings, tune
@@ -260,6 +260,44 @@ def test_an_interrupted_search_goes_on_where_it_was(scores, choose, tmp_path):
     asked.clear()
     assert choose().options["lr"] == 5.0
     assert asked == [0.04, 0.5, 2.0]
+
+
+DAMAGED = [
+    "", "[]", "{}", '{"settings": 5}', '{"settings": [1]}', '{"settings": [{"seconds": "x"}]}',
+    '{"settings": [{"score": "high", "seconds": 1}]}', '{"settings": [{"error": 5, "seconds": 1}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_none_and_everything_is_tried(content, scores, choose):
+    asked = scores(lambda rate: rate / 10)
+    file = choose().file
+    asked.clear()
+    file.write_text(content)
+    choice = choose()
+    assert len(asked) == 6
+    assert (choice.options["lr"], choice.record()["settings"]) == (5.0, 6)
+    assert "failed" not in choice.sentence()
+
+
+def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
+    configure, tmp_path, monkeypatch
+):
+    config = configure("linear-probe", budget="tuned")
+    held, done = tuning.held_out_accuracy, []
+
+    def second(*args):
+        if done:
+            stopping.request_stop()
+        done.append(args)
+        return held(*args)
+
+    monkeypatch.setattr(tuning, "held_out_accuracy", second)
+    with stopping.listening(lambda line: None), pytest.raises(stopping.RunStopped):
+        tune([config], {"linear-probe": {"mask"}}, tmp_path, jobs=1, quiet=True)
+    assert len(done) == 2
+    (file,) = (tmp_path / "tuning").iterdir()
+    assert ["score" in one for one in read_json(file)["settings"]] == [True] + [False] * 5
 
 
 def test_a_setting_that_diverges_loses_and_is_not_tried_again(scores, choose):

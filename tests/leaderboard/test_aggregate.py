@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pandas as pd
 import pytest
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import aggregate, read_runs, write_leaderboard
+from avalanche_rwf.leaderboard.aggregate import protocols
 
 
 def edit(path, change):
@@ -204,6 +206,26 @@ def test_broken_directories_are_listed_with_the_reason(make_run, tmp_path, case)
     assert str(broken[0]) == f"{broken[0].path}: {broken[0].reason}"
 
 
+def test_a_folder_that_cannot_be_listed_is_broken_and_the_rest_is_read(
+    make_run, tmp_path, monkeypatch
+):
+    make_run(seed=0)
+    closed = tmp_path / "runs" / "split-digits" / "closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def scandir(folder):
+        if str(folder) == str(closed):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    frame, broken = read_runs(tmp_path)
+    assert frame["seed"].tolist() == [0]
+    assert [run.path for run in broken] == [closed]
+    assert "is not a run directory" in broken[0].reason
+
+
 def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
     path = make_run()
     edit(path / "config.json", lambda c: c.update(config_hash="aaaa" + "5" * 60))
@@ -254,6 +276,10 @@ def test_write_leaderboard_leaves_the_old_file_when_it_fails(make_run, tmp_path,
         write_leaderboard(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "runs"]
+
+
+def test_nothing_is_of_no_protocol(tmp_path):
+    assert protocols(read_runs(tmp_path).frame) == []
 
 
 def test_empty_and_missing_folders(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 
 import numpy as np
 import pytest
@@ -112,3 +113,42 @@ def test_a_checkout_keeps_what_it_has(make_run, tmp_path):
     with pytest.raises(UsageError, match=r"without another experiments/split_digits/ncm\.py"):
         write_contribution(files, checkout)
     assert script.read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    "name", ["tests/target_results.csv", "experiments/split_digits/__init__.py"]
+)
+def test_a_list_that_cannot_be_read_is_named_and_kept(name, make_run, tmp_path):
+    """Lines of others are in it: what cannot be merged is not replaced."""
+    make_run("ncm")
+    runs = read_runs(tmp_path).frame
+    files, _ = contribution(aggregate(runs), runs)
+    listing = tmp_path / "checkout" / name
+    listing.parent.mkdir(parents=True)
+    theirs = "# Großbuchstaben\n".encode("latin-1")
+    listing.write_bytes(theirs)
+    with pytest.raises(UsageError, match=r"^--out takes .* can be read.*no UTF-8") as said:
+        write_contribution(files, tmp_path / "checkout")
+    assert str(listing) in str(said.value)
+    assert listing.read_bytes() == theirs
+    assert [p for p in (tmp_path / "checkout").rglob("*") if p.is_file()] == [listing]
+
+
+def test_a_checkout_that_cannot_be_written_to_keeps_its_lists(make_run, tmp_path, monkeypatch):
+    make_run("ncm")
+    runs = read_runs(tmp_path).frame
+    files, _ = contribution(aggregate(runs), runs)
+    checkout = tmp_path / "checkout"
+    write_contribution(files, checkout)
+    before = {p: p.read_bytes() for p in checkout.rglob("*") if p.is_file()}
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"--out takes a folder that can be written to.*No space"):
+        write_contribution(files, checkout)
+    assert {p: p.read_bytes() for p in checkout.rglob("*") if p.is_file()} == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out takes a folder that can be written to"):
+        write_contribution(files, tmp_path / "file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -134,3 +135,15 @@ def test_bad_input_is_one_sentence(trained, images, tmp_path, capsys):
     assert "no image that can be read" in said(good, text, "--run", folder)
     assert "No such file" in said(tmp_path / "none.png", "--run", folder)
     assert not (tmp_path / "out").exists()  # checked before anything is drawn
+    many = trained("rwf", routed_blocks="0", num_prompts=33)
+    assert "at most 32 prompts per block" in said(good, "--run", many)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_it_says_what_to_install(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    image = str(images / "test" / "a" / "$x 0.png")
+    assert main(["explain", image, "--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "pip install avalanche-rwf[report]" in err
+    assert err.count("\n") == 1

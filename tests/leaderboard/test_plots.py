@@ -8,7 +8,9 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
+from avalanche_rwf.cli import main
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import plots, read_runs
 
@@ -91,6 +93,86 @@ def test_what_was_not_recorded_is_not_drawn_and_said(runs, tmp_path):
         plots.forgetting_by_class(runs)
     with pytest.raises(UsageError, match="got none"):
         plots.anytime_accuracy(runs[runs["status"] == "failed"])
+    costs = ["train_samples_per_second", "trainable_parameters"]
+    with pytest.raises(UsageError, match="their speed or parameters, got none"):
+        plots.accuracy_against_cost(runs.assign(**dict.fromkeys(costs, math.nan)))
+    halves = runs.assign(batch_size=runs["seed"] + 1)
+    with pytest.raises(UsageError, match="of one protocol to be drawn together, got 2"):
+        plots.anytime_accuracy(halves)
+
+
+def test_a_folder_that_takes_no_picture_is_named(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    place = str(tmp_path / "file")
+    assert main(["leaderboard", str(tmp_path), "--plots", place]) == 2
+    err = capsys.readouterr().err
+    assert f"--plots takes a folder that can be written to, and {place!r} cannot" in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_beyond_nine_methods_each_has_a_frame_with_the_others_behind(make_run, tmp_path):
+    for index in range(11):
+        path = make_run(f"m{index}", experiences=2, summary={"a_last": 0.9 - 0.01 * index})
+        (path / "metrics.csv").write_text(metrics(0.01 * index))
+    figure = plots.anytime_accuracy(read_runs(tmp_path).frame)
+    frames = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in frames] == [f"m{index}" for index in range(11)]
+    assert len(figure.axes) == 15  # rows of five; the last four are empty
+    for index, axis in enumerate(frames):
+        grey, *_ = [c for c in axis.collections if isinstance(c, LineCollection)]
+        assert len(grey.get_segments()) == 11
+        y = axis.lines[-1].get_ydata()
+        np.testing.assert_allclose(y, [90 - index, 100 - index, 70 - index])
+    assert "grey: the other methods" in figure.get_supxlabel()
+
+
+def test_what_was_gained_is_hatched_and_said(make_run, tmp_path):
+    path = make_run("rwf", experiences=2)
+    gained = metrics().replace("20,,accuracy_class_0,0.6", "20,,accuracy_class_0,1.0").replace(
+        "10,,accuracy_class_0,1.0", "10,,accuracy_class_0,0.25")
+    (path / "metrics.csv").write_text(gained)
+    axis = plots.forgetting_by_class(read_runs(tmp_path).frame).axes[0]
+    (patch,) = axis.patches
+    assert patch.get_hatch() and patch.get_xy() == (-0.5, -0.5)
+    assert "hatched: gained" in axis.get_xlabel()
+    assert axis.texts[0].get_text() == "-75"
+
+
+DAMAGED = {
+    "a text as a value": metrics().replace("0.7", "abc"),
+    "a truth as a value": re.sub(r"[0-9.]+\n", "True\n", metrics()),
+    "no place": metrics().replace("\n20,", "\n,"),
+    "an endless place": metrics().replace("\n20,", "\ninf,"),
+    "no experience": metrics().replace("20,1,", "20,,"),
+    "an experience with a name": metrics().replace("20,1,", "20,b,"),
+    "an experience of 13 digits": metrics().replace("20,1,", "20,1000000000000,"),
+    "a class of 12 digits": metrics().replace("class_1", "class_100000000000"),
+    "a class with a name": metrics().replace("class_1", "class_b"),
+    "no metric": metrics().replace("accuracy_exposed", ""),
+    "an endless value": metrics().replace("0.7", "inf"),
+    "per cent": metrics().replace("0.7", "70"),
+    "cut in a row": metrics()[:-40],
+    "cut in a number": metrics()[:-2],
+    "other columns": metrics().replace("metric", "name"),
+    "nothing": "",
+    "no text": b"\xff\xfe\x00" * 9,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, tmp_path):
+    for seed in (0, 1):
+        path = make_run("rwf", seed, experiences=2)
+        (path / "metrics.csv").write_text(metrics())
+    content = DAMAGED[case]
+    (path / "metrics.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    runs = read_runs(tmp_path).frame
+    read = plots.read_metrics(runs)
+    assert set(read["seed"]) == {0}
+    assert len(read) == 9
+    np.testing.assert_allclose(plots._matrix(read), [[1.0, math.nan], [0.6, 0.8]])
+    assert main(["report", str(tmp_path)]) == 0
 
 
 def test_few_shot_is_of_several_numbers_of_shots(make_run, tmp_path):

@@ -121,6 +121,8 @@ HOSTILE = {
     "markup in a key": (change(("config", "options", "<b>"), 1), "config.options"),
     "a formula": (change(("config", "method"), "=1+1"), "config.method"),
     "ends that go back": (change((*RUN, "experience_ends"), [20, 10]), "experience_ends"),
+    "a curve that goes back": (change((*RUN, "curve"), [[20, 0.7], [10, 1.0]]), "curve"),
+    "an empty row": (change((*RUN, "accuracy_matrix", 0), [None, None]), "a value in every row"),
     "a control": (change(("backbone", "name"), "vit\x1b[31m"), "backbone.name"),
     "right to left": (change(("config", "method"), "rwf\u202e"), "config.method"),
     "a long name": (change(("config", "method"), "a" * 10_000), "config.method"),
@@ -245,3 +247,72 @@ def test_an_experience_without_samples_is_submitted_too(results, tmp_path):
     theirs = read_metrics(sub.read_entries([write(tmp_path, entry.model_dump_json())]))
     own = own[own["metric"].isin(["accuracy", "accuracy_exposed"])]
     pd.testing.assert_frame_equal(own.reset_index(drop=True), theirs)
+
+
+SPOILT = {
+    "text in the place of a number": METRICS.replace("0.7", "abc"),
+    "an experience without a number": METRICS.replace("20,1,", "20,,"),
+    "cut in a row": METRICS[:-30],
+    "a field of a whole file": METRICS + "20,,accuracy_class_1,0." + "5" * 200_000 + "\n",
+    "no text": b"\xff\xfe\x00",
+    "other columns": METRICS.replace("metric", "name"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_run_with_spoilt_metrics_is_not_submitted(case, results, tmp_path, capsys):
+    path = sorted(results.rglob("metrics.csv"))[1]
+    content = SPOILT[case]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = tmp_path / "entry.json"
+    assert cli.main(["submit", str(results), "--method", "rwf", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert f"{str(path)!r} cannot be read" in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_without_accuracies_on_all_classes_the_matrix_is_the_entry(results):
+    rows = [row for row in METRICS.splitlines() if "exposed" not in row]
+    for path in results.rglob("metrics.csv"):
+        path.write_text("\n".join(rows) + "\n")
+    run = sub.build_entry(read_runs(results).frame, "rwf").runs[0]
+    assert (run.experience_ends, run.accuracy_matrix) == ([10, 20], [[1.0, None], [0.6, 0.8]])
+    assert run.curve == []
+
+
+def test_metrics_of_another_run_contradict_its_summary(results):
+    path = sorted(results.rglob("metrics.csv"))[1]
+    path.write_text(METRICS.replace("0.8", "0.65"))
+    with pytest.raises(UsageError, match=r"summary\.a_last contradicts the last row"):
+        sub.build_entry(read_runs(results).frame, "rwf")
+
+
+@pytest.mark.parametrize("spoilt", [None, "x", ["x"]])
+def test_notes_of_another_type_are_left_out_or_named(spoilt, results):
+    for path in results.rglob("config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "ran": spoilt}))
+    assert sub.build_entry(read_runs(results).frame, "rwf").ran.head is None
+    for path in results.rglob("config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "versions": spoilt}))
+    with pytest.raises(UsageError, match=r"environment\.versions: must be an object"):
+        sub.build_entry(read_runs(results).frame, "rwf")
+
+
+def test_an_entry_is_of_one_version_and_of_a_seed_once(results, tmp_path):
+    runs = read_runs(results).frame
+    copied = pd.concat([runs, runs.iloc[:1].assign(folder=str(tmp_path))], ignore_index=True)
+    with pytest.raises(UsageError, match=r"takes a seed once, and rwf has one twice"):
+        sub.build_entry(copied, "rwf")
+    path = next(results.rglob("config.json"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "source_sha256": "2" * 64}))
+    with pytest.raises(UsageError, match=r"one version of the code.*are of several"):
+        sub.build_entry(read_runs(results).frame, "rwf")
+
+
+def test_a_submitted_seed_that_is_there_twice_is_named_by_its_file(entry, tmp_path):
+    path = write(tmp_path, entry)
+    twice = pd.concat([sub.read_entries([path])] * 2, ignore_index=True)
+    with pytest.raises(UsageError, match=r"a seed once .*entry\.json \(runs\[0\]\)"):
+        aggregate(twice)

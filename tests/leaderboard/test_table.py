@@ -358,3 +358,11 @@ def test_bad_arguments_are_refused(board):
         render_text(board, 10)
     with pytest.raises(UsageError, match="board must be a leaderboard, got a frame without bench"):
         render_text(pd.DataFrame({"method": ["a"]}), 80)
+
+
+def test_a_board_of_another_program_has_arguments_that_are_no_json_and_no_accuracy(board):
+    board = board.drop(columns=[c for c in board if c.startswith("a_last")])
+    board["backbone_args"] = "depth: 9"
+    text = render_text(board, width=200)
+    assert "depth: 9" in text
+    assert all(method in text for method in board["method"])

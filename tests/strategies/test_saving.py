@@ -15,6 +15,7 @@ from avalanche_rwf import (
     UsageError,
     create_strategy,
 )
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.files import read_state, save_state
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -197,6 +198,17 @@ def test_another_strategys_checkpoint_is_refused_with_what_differs(tools, scenar
         loop(tools, scenario, tmp_path, cut=3)
     with pytest.raises(UsageError, match=r"is of another train_mb_size \(5, here 4\)"):
         loop(tools, scenario, tmp_path, train_mb_size=4)
+
+
+def test_a_checkpoint_with_a_part_missing_is_refused(tools, scenario, tmp_path):
+    with pytest.raises(Cut):
+        loop(tools, scenario, tmp_path, cut=3)
+    path = tmp_path / checkpoint.NAME
+    state = read_state(path)
+    del state["strategy"]["model"]["seen"]
+    save_state(path, state)
+    with pytest.raises(UsageError, match=r"checkpoints of this strategy, and .* does not fit \("):
+        loop(tools, scenario, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,15 @@ def test_mnist_files_that_are_cut_truncated_or_others(small_mnist, tmp_path, ser
     assert not (tmp_path / "root" / "others").exists()
 
 
+def test_a_prepared_data_set_that_has_lost_a_file_says_which(small_mnist, tmp_path):
+    small_mnist()
+    name = "train-labels-idx1-ubyte"
+    (tmp_path / "root" / small_mnist.FACTS.name / name).unlink()
+    assert len(small_mnist(train=False)) == 20
+    with pytest.raises(UsageError, match=rf"cannot be used: its files .* \(no {name} in "):
+        small_mnist()
+
+
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_a_copy_on_the_machine_is_read_where_it_is(
     small_mnist, tmp_path, server, monkeypatch, ending

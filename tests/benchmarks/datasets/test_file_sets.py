@@ -208,6 +208,28 @@ def test_an_image_that_is_missing(name, kind, server, make):
         kind(facts=facts)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("index.csv", None), ("index.csv", b""), ("index.csv", b"path,class\na,b\n"),
+        ("index.csv", b"path,class,split\na,b\n"), ("index.csv", b"\xff\xfe"),
+        ("index.csv", b"path,class,split\n" + b"a" * 200_000),
+        ("prepared.json", b"{"), ("prepared.json", b"[]"), ("prepared.json", b"{}"),
+        ("prepared.json", b'{"corrupt": 5}'), ("prepared.json", b'{"corrupt": [5]}'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["split-cub200"], indirect=True)
+def test_a_prepared_folder_that_was_damaged_says_so(name, kind, tmp_path, file, content):
+    folder = kind().folder
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(UsageError) as said:
+        create_benchmark(name, **SHAPES)
+    assert f"in {str(folder)!r} cannot be used: its {file} cannot be read (" in str(said.value)
+    assert str(said.value).endswith("move the folder away, and it is prepared again.")
+
+
 def test_tables_that_cannot_be_read(server, make, tmp_path):
     files = {"CUB_200_2011/images.txt": b"1 a/b.jpg\n", "CUB_200_2011/classes.txt": b"1 a\n"}
     facts = make.facts(server, {"CUB_200_2011.tgz": make.tar(files, "w:gz")}, 1, 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,22 @@ def test_folders_that_are_refused_in_one_sentence(tmp_path, kind):
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         load(root)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("what", ["train", "test/bee"])
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch, what):
+    root = make(tmp_path)
+    entries = Path.iterdir
+
+    def iterdir(self):
+        if self == root / what:
+            raise PermissionError(13, "Permission denied", str(self))
+        return entries(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UsageError) as said:
+        load(root)
+    assert str(said.value) == f"folder {str(root / what)!r} cannot be read (Permission denied)."
 
 
 @pytest.mark.parametrize("what", ["image", "class", "split"])

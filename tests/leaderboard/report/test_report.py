@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 
 from avalanche_rwf.cli import main
@@ -90,6 +91,12 @@ def test_routing_stands_beside_the_accuracy_on_the_same_classes():
         "accuracy_first": [[100, 0.9, None, 1], [200, 0.8, None, 1]],
     }
     assert routing_curves([Metrics(accuracy={100: {0: 0.9}})]) == {}
+
+
+def test_a_routing_metric_that_one_prompt_does_not_have_has_no_point():
+    rows = [(10, 0, "routing_overlap", math.nan, None), (20, 0, "routing_overlap", 0.5, None)]
+    frame = pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value", "end"])
+    assert metrics_of(frame).routing == {"routing_overlap": {20: 0.5}}
 
 
 @pytest.fixture
@@ -255,3 +262,17 @@ def test_an_experience_without_samples_has_its_place(tmp_path, runs):
     found = matrix([metrics])["mean"]
     assert found[0] == found[1] and len(found) == 4
     assert len(routing_curves([metrics])["accuracy_first"]) == 4
+
+
+def test_a_report_on_somebody_elses_run_imports_nothing(tmp_path, runs, monkeypatch):
+    code = tmp_path / "theirs.py"
+    code.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.chdir(tmp_path)
+    path = runs(tmp_path, "rwf", 0, "aaaa")
+    content = json.loads((path / "config.json").read_text())
+    for name in ("theirs.py:Mine", "theirs:Mine", f"{code}:Mine"):
+        content["config"]["method"] = name
+        (path / "config.json").write_text(json.dumps(content))
+        page = write_report(tmp_path)
+        assert page.is_file()
+    assert not (tmp_path / "ran").exists()

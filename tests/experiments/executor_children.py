@@ -1,0 +1,49 @@
+"""What the tests of executors and of stopping have done in processes of the fork server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments.config import RunConfig
+
+
+def follower(orders: Connection, said: Connection) -> None:
+    """A worker that says when it was asked to stop, and does not."""
+    stopping.follow(orders)
+    said.send("follows")
+    while not stopping.stop_requested():
+        time.sleep(0.01)
+    said.send("asked")
+    time.sleep(600)
+
+
+def endless(config: RunConfig, out: Path, device: str, progress: Any = None) -> dict[str, Any]:
+    """A step that takes for ever; a file says which process is in it."""
+    path = out / f"{config.method}{config.seed}"
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").rename(path.with_suffix(".pid"))
+    time.sleep(600)
+    raise AssertionError("nobody stopped it")
+
+
+def awkward(config: RunConfig, out: Path, device: str, progress: Any = None) -> dict[str, Any]:
+    """Another process is at one run at first, and while that is known a worker is killed."""
+    file = out / config.method
+    times = len(file.read_text()) if file.exists() else 0
+    file.write_text("x" * (times + 1))
+    if config.method == "ncm" and not times:
+        return {"status": "busy"}
+    if config.method == "slda" and not times:
+        while not (out / "ncm").exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.method not in ("ncm", "slda"):  # so many are left that nothing is asked for again
+        time.sleep(0.3)
+    return {"status": "done"}
