@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.plain import MOST
 
 __all__ = [
     "OPTIONS",
@@ -95,7 +96,7 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError
-        if value < lowest or (highest is not None and value > highest):
+        if value < lowest or value > (MOST if highest is None else highest):
             raise ValueError
         return value
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
 
 __all__ = [
@@ -200,6 +202,13 @@ def get_method(name: str) -> MethodSpec:
     return _METHODS[name]
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) >= MOST:
+        raise ValueError
+    return number
+
+
 def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
     """Turn the text of ``--set`` into the option's type; leave what is not text as it is."""
     if not isinstance(value, str):
@@ -216,11 +225,14 @@ def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
                 value.lower()
             ]
         if "int" in names and "float" not in names and "str" not in names:
-            return int(value)
+            return _whole(value)
         if "float" in names and "str" not in names:
             if "int" in names and value.lstrip("+-").isdecimal():
-                return int(value)
-            return float(value)
+                return _whole(value)
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
     except (ValueError, KeyError):
         wanted = " or ".join(sorted(names - {"NoneType"}))
         raise UsageError(
