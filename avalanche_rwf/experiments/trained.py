@@ -14,6 +14,7 @@ from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, load_backbone
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.strategies.extensions import may_import
 
 __all__ = ["load_routed"]
 
@@ -26,8 +27,9 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
     not predict.
 
     :param folder: a run directory, ``OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>``.
-    :raises UsageError: if it is none, if the run has no routing weights, or if the backbone's
-        weights are others today.
+    :raises UsageError: if it is none, if the run has no routing weights, if the backbone's weights
+        are others today, or if its method is code that was not named here: a file of somebody's
+        does not decide what is imported.
     """
     content = read_json(folder / "config.json")
     values = (content or {}).get("config")
@@ -51,15 +53,27 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
             f"--run takes a finished run of a method with routing layers, and the one of "
             f"{config.method} in {str(folder)!r} has no {WEIGHTS}."
         )
-    sha256 = (content.get("backbone") or {}).get("sha256")
-    found = backbone_info(load_backbone(config)).sha256
+    if not may_import(config.method):
+        raise UsageError(
+            f"--run takes the run of a method that is here, and config.json in {str(folder)!r} "
+            f"names {config.method!r}, which is other code: --import it if you trust it."
+        )
+    try:
+        found = backbone_info(load_backbone(config)).sha256
+        model = build_strategy(config, num_classes).model
+        expected = routing_state(model)
+        sha256 = content["backbone"]["sha256"]
+    except Exception as error:  # whatever a changed file makes of what builds a model
+        why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise UsageError(
+            f"--run takes a run that can be built again, and config.json in {str(folder)!r} does "
+            f"not say how ({why})."
+        ) from None
     if sha256 != found:
         raise UsageError(
             f"--run takes a run whose backbone is there, and the weights of {config.backbone} are "
             f"{found[:10]} here and were {str(sha256)[:10]} in {str(folder)!r}."
         )
-    model = build_strategy(config, num_classes).model
-    expected = routing_state(model)
     try:
         state = load_file(folder / WEIGHTS)
         fits = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}

@@ -152,11 +152,27 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
                 frame = pd.read_csv(Path(folder) / run_dir / "metrics.csv")
             except (OSError, ValueError):
                 continue
-            if list(frame.columns) != ["samples_seen", "experience", "metric", "value"]:
+            if not _sound(frame):
                 continue
         frames.append(frame.assign(seed=int(seed), end=_ends(frame)))
     columns = ["seed", "samples_seen", "experience", "metric", "value", "end"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _sound(frame: pd.DataFrame) -> bool:
+    """Return whether a frame holds what a `metrics.csv` does: it may be damaged, or anybody's."""
+    if list(frame.columns) != ["samples_seen", "experience", "metric", "value"] or frame.empty:
+        return False
+    numbers = frame[["samples_seen", "experience", "value"]]
+    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes):
+        return False
+    if not pd.api.types.is_integer_dtype(frame["samples_seen"].dtype):
+        return False
+    experiences = frame["experience"].dropna()
+    # Matrices are as large as the largest experience says: each has a row at least.
+    indices = experiences.isin(range(len(frame))).all()
+    named = frame["metric"].map(lambda name: isinstance(name, str)).all()
+    return bool(indices and named and not np.isinf(frame["value"]).any())
 
 
 def _ends(frame: pd.DataFrame) -> NDArray[Any]:

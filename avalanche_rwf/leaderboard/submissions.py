@@ -548,7 +548,7 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
                 if not points or points[-1][0] != seen:
                     points.append((seen, {}))
                 points[-1][1][int(row["experience"])] = value
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
     ends = [point for point in points if point[1]]
     return {

@@ -27,6 +27,7 @@ __all__ = [
     "add_imports",
     "import_code",
     "load_extensions",
+    "may_import",
     "origin_of",
 ]
 
@@ -48,6 +49,19 @@ def add_imports(names: Iterable[str]) -> None:
     known += [str(Path(name).resolve()) if _is_file(name) else name for name in names]
     if known:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(known))
+
+
+def may_import(method: str) -> bool:
+    """Whether a method that a file names needs no import, or one that the user asked for.
+
+    :param method: a registered name, ``avalanche:NAME``, or ``MODULE:NAME`` with a module or a file
+        of :func:`add_imports`.
+    """
+    module = method.rpartition(":")[0]
+    if module in ("", "avalanche"):
+        return True
+    named = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return (str(Path(module).resolve()) if _is_file(module) else module) in named
 
 
 def import_code(name: str, asked: str) -> ModuleType:

@@ -146,6 +146,17 @@ class World:
             os.chdir(stood)
 
 
+def tiny(images: Path, out: Path, methods: str) -> list[str]:
+    """A command that takes a fraction of a second, if nothing is wrong with what is added."""
+    return [
+        *("compare", "--benchmark", f"folder:{images}", "--methods", methods, "--jobs", "1"),
+        *("--backbone", "vit_tiny_patch16_224", "--image-size", "16", "--seeds", "0", "--quiet"),
+        *("--backbone-arg", "pretrained=False", "--backbone-arg", "depth=5"),
+        *("--backbone-arg", "embed_dim=8", "--backbone-arg", "num_heads=2"),
+        *("--backbone-arg", "patch_size=8", "--out", str(out)),
+    ]
+
+
 def refused(answer: Answer) -> None:
     """The command said no, in one sentence, and nothing else on stdout."""
     assert answer.status == 2, answer

@@ -20,7 +20,7 @@ from avalanche_rwf.benchmarks.stream_registry import OPTIONS, get_stream, list_s
 from avalanche_rwf.strategies.registry import get_method, list_methods
 
 from ..runs import make_folder
-from .nonsense import World, examples, refused, words
+from .nonsense import World, examples, refused, tiny, words
 
 CLASSES = 6
 FOLDER: Path
@@ -39,14 +39,7 @@ def images(tmp_path_factory) -> None:
 
 
 def base(world: World, methods: str = "ncm") -> list[str]:
-    """A command that takes a fraction of a second, if nothing is wrong with the rest."""
-    return [
-        *("compare", "--benchmark", f"folder:{FOLDER}", "--methods", methods, "--jobs", "1"),
-        *("--backbone", "vit_tiny_patch16_224", "--image-size", "16", "--seeds", "0", "--quiet"),
-        *("--backbone-arg", "pretrained=False", "--backbone-arg", "depth=5"),
-        *("--backbone-arg", "embed_dim=8", "--backbone-arg", "num_heads=2"),
-        *("--backbone-arg", "patch_size=8", "--out", str(world.out)),
-    ]
+    return tiny(FOLDER, world.out, methods)
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], bool]:

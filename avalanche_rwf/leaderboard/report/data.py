@@ -22,6 +22,7 @@ from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
+from avalanche_rwf.strategies.extensions import may_import
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
 
@@ -410,7 +411,12 @@ def _submitted(run: Mapping[Any, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _defaults(method: str) -> dict[str, Any] | None:
-    """A method's own options, None where it is not known here: the command then gives all."""
+    """A method's own options, None where it is not known here: the command then gives all.
+
+    What a file of a run or an entry names is not imported for that: it may be anybody's.
+    """
+    if not may_import(method):
+        return None
     try:
         return dict(get_method(method).options)
     except UsageError:
