@@ -8,6 +8,7 @@ experience. Images and Avalanche are the business of `splits`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -204,6 +205,7 @@ def resolve_stream_options(
     return {name: value for name, value in values.items() if value is not None}
 
 
+@functools.cache
 def _discover() -> None:
     from avalanche_rwf.benchmarks import streams
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -260,8 +261,7 @@ def tune(
             {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]
         ]
         files[name] = _file(out, config, changes)
-        before = (read_json(files[name]) or {}).get("settings", [])
-        before += [{}] * (len(changes) - len(before))
+        before = _tried(files[name], len(changes))
         contents[name] = {
             "method": name,
             "experiences": k,
@@ -303,6 +303,20 @@ def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) ->
     text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
     name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     return out / "tuning" / name
+
+
+def _tried(file: Path, number: int) -> list[dict[str, Any]]:
+    """What an earlier call has noted of each setting; one whose note is damaged is tried again."""
+    notes = (read_json(file) or {}).get("settings")
+    notes = notes[:number] if isinstance(notes, list) else []
+    return [note if _is_note(note) else {} for note in notes] + [{}] * (number - len(notes))
+
+
+def _is_note(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("error", ""), str):
+        return False
+    numbers = [note.get("seconds", 0.0), note.get("score") or 0.0]
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
 
 
 def _choose(content: dict[str, Any]) -> int:

@@ -345,7 +345,7 @@ def _check_types(config: dict[str, Any]) -> None:
                 raise _UnusableError(
                     f"config.json has {name} of type {type(value).__name__}, not {said}"
                 )
-    for name in _INTEGERS:
+    for name in (*_INTEGERS, "seed"):
         if not -(2**62) < (config.get(name) or 0) < 2**62:
             raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
     tuning = config.get("tuning")

@@ -10,6 +10,7 @@ A name with a colon is a class or method of another module: see :mod:`.adapter`.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
 import inspect
 import math
@@ -163,10 +164,15 @@ def _load() -> None:
 
     Then what ``--import`` and installed packages add.
     """
+    _load_own()
+    load_extensions()
+
+
+@functools.cache
+def _load_own() -> None:
     package = importlib.import_module("avalanche_rwf.strategies")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"avalanche_rwf.strategies.{module.name}")
-    load_extensions()
 
 
 def list_methods(pattern: str = "*") -> list[str]:

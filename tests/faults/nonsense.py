@@ -7,6 +7,7 @@ each time; a failure prints the example, and ``--hypothesis-seed`` repeats a see
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -202,7 +203,7 @@ def mutated(draw: st.DrawFn, value: Any, most: int = 2) -> Any:
         elif kind == "rename" and isinstance(place, dict):
             place[draw(words())] = place.pop(key)
         else:
-            place[key] = draw(st.sampled_from(STRANGE))
+            place[key] = copy.deepcopy(draw(st.sampled_from(STRANGE)))  # it may be changed next
     return value
 
 
@@ -214,7 +215,7 @@ def _twice(text: bytes) -> bytes:
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda text: b"",
     "byte order mark": lambda text: b"\xef\xbb\xbf" + text,
-    "utf-16": lambda text: text.decode().encode("utf-16"),
+    "utf-16": lambda text: text.decode(errors="replace").encode("utf-16"),
     "not utf-8": lambda text: text[: len(text) // 2] + b"\xff\xfe\x80" + text[len(text) // 2 :],
     "deep list": lambda text: b"[" * 100_000,
     "deep object": lambda text: b'{"config": ' * 100_000,

@@ -123,7 +123,7 @@ def with_checksum(body: bytes) -> bytes:
 PLAIN = {"x": torch.arange(50.0), "n": [1, None, {"a": (1, 2)}], "s": "text"}
 
 
-@examples(600)
+@examples(500)
 @given(st.data())
 def test_state_files_with_a_checksum_that_fits(tmp_path_factory, data):
     """Damage that a checksum hides: a state, or a sentence, and no other file."""
@@ -179,7 +179,7 @@ def cut(configure, do, tmp_path, monkeypatch) -> Cut:
 
 # Each example makes the folder anew that the fixture has made for all.
 @settings(
-    examples(30),
+    examples(20),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.data())

@@ -203,7 +203,7 @@ HARMLESS = (
 )
 
 
-@examples(700)
+@examples(600)
 @given(
     st.lists(st.sampled_from(HARMLESS), max_size=3),
     wrong_flag() | wrong_flag() | wrong_flag() | wrong_stream() | unknown(),
@@ -231,7 +231,7 @@ def test_what_compare_does_not_know(words, world):
     refused(world.say([*base(world), *words]))
 
 
-@examples(40)
+@examples(20)
 @given(st.lists(st.sampled_from(HARMLESS), max_size=6))
 def test_harmless_flags_in_any_order_are_taken(world, harmless):
     """What the refusals above are not of."""
@@ -243,7 +243,7 @@ OPTIONS_OF = [(name, key) for name in list_methods() for key in get_method(name)
 NOT_NUMBERS = ("x", "nan", "inf", "-inf", "1e999", "1.5.2", "[]", "()", "0x10", "💥", "1,2", "--1")
 
 
-@examples(250)
+@examples(150)
 @given(st.sampled_from(OPTIONS_OF), st.sampled_from(NOT_NUMBERS) | words())
 def test_an_option_of_a_method_takes_its_type(world, option, word):
     method, key = option
@@ -266,7 +266,7 @@ def test_an_option_of_a_method_takes_its_type(world, option, word):
 ARGUMENTS = tuple(inspect.signature(VisionTransformer).parameters)
 
 
-@examples(150)
+@examples(100)
 @given(
     st.sampled_from(ARGUMENTS) | words(),
     st.sampled_from((*NOT_NUMBERS, "-1", "0", "True", "None", "7", "-0.5", "9" * 25, "1e300"))

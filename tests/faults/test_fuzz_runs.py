@@ -28,7 +28,10 @@ class Results:
         self.world = World(root)
         self.images = make_folder(root / "images", 2)
         self.compare = [*tiny(self.images, self.out, "ncm"), "--experiences", "2"]
-        done = self.world.say([*self.compare, "--methods", "ncm,rwf"], train=True)
+        # Few prompts in one block: `explain` draws each.
+        self.both = ["--methods", "ncm,rwf", "--set", "rwf.num_prompts=2"]
+        self.both += ["--set", "rwf.routed_blocks=last 1"]
+        done = self.world.say([*self.compare, *self.both], train=True)
         assert done.status == 0, done
         self.folder = next(self.out.glob("runs/*/rwf/*/seed0"))
         self.sound = {name: (self.folder / name).read_bytes() for name in FILES}
@@ -52,7 +55,7 @@ class Results:
                 "cl-baselines": ["leaderboard", str(self.out), "--format", "cl-baselines"],
                 "plots": ["leaderboard", str(self.out), "--plots", str(self.out / "plots")],
                 "compare": [*self.compare, "--format", "csv"],
-                "again": [*self.compare, "--methods", "ncm,rwf", "--format", "csv"],
+                "again": [*self.compare, *self.both, "--format", "csv"],
                 "report": ["report", str(self.out)],
                 "submit": [
                     *("submit", str(self.out), "--method", "rwf"),
@@ -108,7 +111,7 @@ def content(draw: st.DrawFn, results: Results, name: str) -> bytes:
     return draw(damaged(whole))
 
 
-@examples(450)
+@examples(250)
 @given(st.data(), st.sampled_from(READ))
 def test_damaged_files_of_a_run(results, data, verb):
     results.restore()
@@ -126,7 +129,7 @@ def test_each_classic_damage(results, verb):
             results.check(verb)
 
 
-@examples(25)
+@examples(15)
 @given(st.data(), st.sampled_from(("config.json", "weights.safetensors")))
 def test_explain_of_a_damaged_run(results, data, name):
     results.restore()

@@ -119,7 +119,7 @@ def wrong_verb(draw: st.DrawFn) -> tuple[str, list[str]]:
     return verb, list(itertools.chain(*lines))
 
 
-@examples(150)
+@examples(100)
 @given(wrong_verb())
 def test_several_wrong_things_to_other_verbs(world, finished, wrong):
     verb, more = wrong
@@ -129,7 +129,7 @@ def test_several_wrong_things_to_other_verbs(world, finished, wrong):
 @examples(100)
 @given(
     st.sampled_from(("", "list", "inspect", "leaderboard", "submit", "report", "explain")),
-    st.lists(words().filter(lambda word: "*" not in word and not word.startswith("-h")), max_size=3),
+    st.lists(words().filter(lambda word: not re.search(r"\*|^-h", word)), max_size=3),
 )
 def test_any_words(world, verb, more):
     """No verb takes them alone, and none writes anything."""
