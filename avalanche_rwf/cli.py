@@ -658,7 +658,7 @@ def _check_words(words: Sequence[str]) -> None:
         if word != flag and equals and value == "--":
             raise UsageError(f"{named} takes a value, not '--'.")
         if word == "" or (equals and value == ""):
-            raise UsageError(f"{named} takes no empty value.")
+            raise UsageError(f"{named} takes a value, not ''.")
         if "\0" in word:
             raise UsageError(f"{named} takes no text with a NUL character, such as {word[:50]!r}.")
 

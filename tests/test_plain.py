@@ -1,4 +1,4 @@
-"""JSON of anybody's: an object, or a refusal in a few words, soon and without filling the memory."""
+"""JSON of anybody's: an object, or a refusal in a few words, and no waiting for a pipe."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     (tmp_path / "zero").symlink_to("/dev/zero")  # and this fill the memory
     for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
-        with pytest.raises(OSError, match="no file|directory"):
+        with pytest.raises(OSError, match=r"no file|directory"):
             read_object(path)

@@ -315,7 +315,8 @@ def _tried(file: Path, number: int) -> list[dict[str, Any]]:
 def _is_note(note: Any) -> bool:
     if not isinstance(note, dict) or not isinstance(note.get("error", ""), str):
         return False
-    numbers = [note.get("seconds", 0.0), note.get("score") or 0.0]
+    score = note.get("score")
+    numbers = [note.get("seconds", 0.0), 0.0 if score is None else score]
     return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
 
 

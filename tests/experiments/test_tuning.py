@@ -253,8 +253,9 @@ def test_a_second_call_reads_the_record(scores, choose):
 @pytest.mark.parametrize(
     "settings",
     [
-        *(None, 3, "x", {"a": 1}, [3], [None] * 9, [{"seconds": "x"}], [{"seconds": 1, "score": []}]),
-        *([{"seconds": 1.0, "score": float("nan")}], [{"seconds": 1.0, "error": 3}]),
+        *(None, 3, "x", {"a": 1}, [3], [None] * 9, [{"seconds": "x"}]),
+        *([{"seconds": 1.0, "score": s}] for s in ([], "x", float("nan"))),
+        [{"seconds": 1.0, "error": 3}],
     ],
 )
 def test_what_is_damaged_in_a_record_is_tried_again(settings, scores, choose):
