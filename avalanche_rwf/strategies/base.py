@@ -75,6 +75,22 @@ def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
     return {"prompt": lr, "head": lr if lr_head is None else lr_head}
 
 
+def _check_groups(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Check what PyTorch takes as it comes and misses at the next step: the groups' settings.
+
+    :raises ValueError: if a group has other settings than the optimizer's, or one of another type.
+    """
+
+    def about(group: Mapping[str, Any]) -> dict[str, Any]:
+        kinds: dict[str, Any] = {key: type(value) for key, value in group.items()}
+        return {**kinds, "name": group.get("name")}
+
+    given, own = ([about(group) for group in of["param_groups"]]
+                  for of in (state, optimizer.state_dict()))  # fmt: skip
+    if given != own:
+        raise ValueError("The saved state does not fit this optimizer: its groups are others.")
+
+
 def build_optimizer(
     model: FrozenViT, rates: Mapping[str, float], weight_decay: float = 0.0
 ) -> Optimizer | None:
@@ -518,6 +534,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 f"{len(unexpected)} unexpected ({', '.join([*missing, *unexpected][:4])})."
             )
         if self.trains:
+            _check_groups(self.optimizer, state["optimizer"])
             # A copy: PyTorch would go on updating the tensors of the state that it was given.
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
             self.optimized_param_id = {}

@@ -244,7 +244,7 @@ def test_code_that_a_run_of_others_names_is_not_imported(verb, configure, folder
     content["config"]["method"] = f"{place / 'evil.py'}:Evil"
     (place / "config.json").write_text(json.dumps(content))
     line = {
-        "leaderboard": ["leaderboard", str(world.out), "--format", "cl-baselines"],
+        "leaderboard": ["leaderboard", str(world.out), "--wide"],
         "report": ["report", str(world.out)],
         "compare": [
             *("compare", "--benchmark", f"folder:{folder}", "--methods", "ncm", "--seeds", "0"),
