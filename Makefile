@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types format check tables profile clean
+.PHONY: demo test lint types format check profile gallery audit clean
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,5 +34,11 @@ profile: $(BIN)/.installed  ## speed as ratios to one frozen forward
 gallery: $(BIN)/.installed  ## the pictures in docs/images, from a fresh comparison
 	$(BIN)/python examples/gallery.py
 
+audit: $(BIN)/.installed  ## known weaknesses of what is installed; needs the internet
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install -q pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --skip-editable --path \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

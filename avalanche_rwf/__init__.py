@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from avalanche_rwf.models.classifier import FrozenViT
     from avalanche_rwf.routing.layer import RoutingLayer
     from avalanche_rwf.routing.model import RoutedViT
+    from avalanche_rwf.strategies.avalanche_checkpoint import avalanche_checkpoints
     from avalanche_rwf.strategies.avalanche_l2p import OnlineL2P
     from avalanche_rwf.strategies.base import FrozenBackboneStrategy
     from avalanche_rwf.strategies.registry import (
@@ -43,6 +44,7 @@ _HOMES = {
     "FrozenViT": "models.classifier",
     "RoutingLayer": "routing.layer",
     "RoutedViT": "routing.model",
+    "avalanche_checkpoints": "strategies.avalanche_checkpoint",
     "OnlineL2P": "strategies.avalanche_l2p",
     "FrozenBackboneStrategy": "strategies.base",
     "create_strategy": "strategies.registry",
@@ -65,6 +67,7 @@ __all__ = [
     "RwFStrategy",
     "UsageError",
     "__version__",
+    "avalanche_checkpoints",
     "create_backbone",
     "create_benchmark",
     "create_strategy",

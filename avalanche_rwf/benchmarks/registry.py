@@ -15,6 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from avalanche_rwf.checks import (
+    check_choice,
+    check_flags,
+    check_mapping,
+    check_number,
+    check_text,
+    check_whole,
+    is_number,
+    is_whole,
+)
 from avalanche_rwf.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -104,6 +114,7 @@ def register_benchmark(
 def list_benchmarks(pattern: str = "*") -> list[str]:
     """Registered names that match the wildcard `pattern`, sorted; "folder:" takes a path after
     it."""
+    check_text("pattern", pattern)
     _discover()
     return [name for name in sorted(_REGISTRY) if fnmatch.fnmatch(name, pattern)]
 
@@ -113,6 +124,7 @@ def get_benchmark(name: str) -> BenchmarkSpec:
 
     :raises UsageError: no such benchmark; the nearest names are given.
     """
+    check_text("The benchmark's name", name)
     _discover()
     key = name.split(":", 1)[0] + ":" if ":" in name else name
     if key not in _REGISTRY:
@@ -166,6 +178,7 @@ def create_benchmark(
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
+    check_mapping("stream_options", stream_options)
     options = _check_options(
         StreamOptions(
             seed=seed,
@@ -208,6 +221,7 @@ def plan_benchmark(
 
     :raises UsageError: as there.
     """
+    check_mapping("stream_options", stream_options)
     options = _check_options(
         StreamOptions(
             seed=seed,
@@ -247,37 +261,23 @@ def _discover() -> None:
 
 def _check_options(options: StreamOptions) -> StreamOptions:
     o = options
-    if not _is_int(o.seed) or not 0 <= o.seed < 2**32:
+    if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
         raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {o.seed!r}.")
-    if o.experiences is not None and (not _is_int(o.experiences) or o.experiences < 1):
-        raise UsageError(f"experiences is a whole number of at least 1, not {o.experiences!r}.")
-    if not _is_int(o.image_size) or o.image_size < 1:
-        raise UsageError(f"image_size is a positive whole number of pixels, not {o.image_size!r}.")
+    check_whole("experiences", o.experiences, optional=True)
+    check_whole("image_size", o.image_size)
+    check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
     if any(value <= 0 for value in o.std):
         raise UsageError(f"std is three positive numbers, not {o.std!r}.")
-    if o.interpolation not in INTERPOLATIONS:
-        raise UsageError(
-            f"interpolation is one of {', '.join(INTERPOLATIONS)}, not {o.interpolation!r}."
-        )
-    if not _is_number(o.crop_pct) or not 0 < o.crop_pct <= 1:
-        raise UsageError(f"crop_pct is above 0 and at most 1, not {o.crop_pct!r}.")
-    if o.augment not in AUGMENTATIONS:
-        raise UsageError(f"augment is one of {', '.join(AUGMENTATIONS)}, not {o.augment!r}.")
-    if not _is_number(o.holdout) or not 0 <= o.holdout < 1:
+    check_choice("interpolation", o.interpolation, INTERPOLATIONS)
+    check_number("crop_pct", o.crop_pct, above=0, most=1)
+    check_choice("augment", o.augment, AUGMENTATIONS)
+    if not is_number(o.holdout) or not 0 <= o.holdout < 1:
         raise UsageError(f"holdout is a share of at least 0 and below 1, not {o.holdout!r}.")
     return options
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
     numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    if len(numbers) != 3 or not all(_is_number(v) and math.isfinite(v) for v in numbers):
+    if len(numbers) != 3 or not all(is_number(v) and math.isfinite(v) for v in numbers):
         raise UsageError(f"{name} is three numbers, one per channel, not {values!r}.")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

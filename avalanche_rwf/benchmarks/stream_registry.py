@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.plain import MOST
 
@@ -95,11 +96,10 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str):
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        most = MOST if highest is None else highest
+        if not is_whole(value) or not lowest <= value <= most:
             raise ValueError
-        if value < lowest or value > (MOST if highest is None else highest):
-            raise ValueError
-        return value
+        return int(value)
 
     return read
 
@@ -164,6 +164,8 @@ def get_stream(name: str) -> StreamSpec:
     :raises UsageError: no such kind; the nearest names are given.
     """
     names = list_streams()
+    if not isinstance(name, str):
+        raise UsageError(f"stream must be one of {', '.join(names)}, not {name!r}.")
     if name not in _STREAMS:
         raise UsageError(f"--stream {name!r} is unknown; {nearest(name, names)}.")
     return _STREAMS[name]

@@ -7,35 +7,25 @@ from typing import Any
 
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 
+from avalanche_rwf.checks import check_whole
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.emitting import EmittedMetric
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 
 __all__ = ["AnytimeAUC", "ExposedAccuracy", "anytime_metrics"]
 
 
-class _RecordedMetric(PluginMetric[float]):
+class _RecordedMetric(EmittedMetric):
     """A value of the points of a `PredictionRecorder`, emitted after each evaluation it records."""
-
-    name = ""
 
     def __init__(self, recorder: PredictionRecorder) -> None:
         super().__init__()
+        if not isinstance(recorder, PredictionRecorder):
+            raise UsageError(f"recorder must be a PredictionRecorder, not {recorder!r}.")
         self.recorder = recorder
-        self._value: float | None = None
         self._points = 0
-
-    def __str__(self) -> str:
-        return self.name
-
-    def result(self) -> float | None:
-        """The value after the last recorded evaluation; None before."""
-        return self._value
-
-    def reset(self) -> None:
-        """Forget the last value; the recorder keeps its points."""
-        self._value = None
 
     def measure(self) -> float:
         """The value of all points so far."""
@@ -60,9 +50,7 @@ class _RecordedMetric(PluginMetric[float]):
         """Emit the value, unless the evaluation was of another stream than the recorder's."""
         if len(self.recorder.points) == self._points:
             return []
-        self._value = self.measure()
-        name = get_metric_name(self, strategy, add_experience=False, add_task=False)
-        return [MetricValue(self, name, self._value, strategy.clock.train_iterations)]
+        return self.emit(strategy, self.measure())
 
 
 class ExposedAccuracy(_RecordedMetric):
@@ -85,6 +73,7 @@ class AnytimeAUC(_RecordedMetric):
 
     def __init__(self, recorder: PredictionRecorder, every: int | None = None) -> None:
         super().__init__(recorder)
+        check_whole("every", every, optional=True)
         self.every = every
 
     def measure(self) -> float:

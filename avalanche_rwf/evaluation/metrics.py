@@ -14,12 +14,15 @@ exist (nothing tested, or no class of it met yet) is NaN and never counts as zer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avalanche_rwf.checks import check_whole
+from avalanche_rwf.errors import UsageError
 
 __all__ = [
     "EvaluationPoint",
@@ -63,29 +66,30 @@ class EvaluationPoint:
     test_experience: IntArray
 
     def __post_init__(self) -> None:
+        check_whole("samples_seen", self.samples_seen, least=0)
+        check_whole("experience", self.experience, least=0, optional=True)
         object.__setattr__(self, "samples_seen", int(self.samples_seen))
-        if self.samples_seen < 0:
-            raise ValueError(f"samples_seen must not be negative, got {self.samples_seen}.")
         if self.experience is not None:
             object.__setattr__(self, "experience", int(self.experience))
-            if self.experience < 0:
-                raise ValueError(f"experience must be None or not negative, got {self.experience}.")
         for name in ("targets", "predictions", "test_experience"):
             object.__setattr__(self, name, _integers(getattr(self, name), name))
         n = len(self.targets)
         if n == 0:
             raise ValueError("targets must hold at least one sample, got an empty array.")
-        for name in ("targets", "test_experience"):
-            if int(getattr(self, name).min()) < 0:
-                raise ValueError(
-                    f"{name} must not be negative, got {int(getattr(self, name).min())}."
-                )
         for name in ("predictions", "test_experience"):
             if len(getattr(self, name)) != n:
                 raise ValueError(
                     f"{name} must be as long as targets ({n}), got {len(getattr(self, name))}."
                 )
-        object.__setattr__(self, "exposed", tuple(sorted({int(c) for c in self.exposed})))
+        for name in ("targets", "test_experience"):
+            if int(getattr(self, name).min()) < 0:
+                raise ValueError(
+                    f"{name} must not be negative, got {int(getattr(self, name).min())}."
+                )
+        exposed = self.exposed
+        listed = list(exposed) if isinstance(exposed, Collection) else exposed
+        classes = set(_integers(listed, "exposed").tolist())
+        object.__setattr__(self, "exposed", tuple(sorted(classes)))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -109,13 +113,10 @@ def _integers(values: Any, name: str) -> IntArray:
 
 
 def _check_points(points: Sequence[EvaluationPoint]) -> None:
+    if not isinstance(points, Sequence) or not all(isinstance(p, EvaluationPoint) for p in points):
+        raise UsageError(f"points must be a list of EvaluationPoint, got {points!r}.")
     if len(points) == 0:
-        raise ValueError("points must hold at least one EvaluationPoint, got an empty sequence.")
-
-
-def _check_experiences(n_experiences: int) -> None:
-    if n_experiences < 1:
-        raise ValueError(f"n_experiences must be at least 1, got {n_experiences}.")
+        raise UsageError("points must hold at least one EvaluationPoint, got an empty sequence.")
 
 
 def _rank(index: int, point: EvaluationPoint) -> tuple[int, bool, int]:
@@ -211,8 +212,7 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
         ValueError: if there are no points or `every` is not positive.
     """
     _check_points(points)
-    if every is not None and every < 1:
-        raise ValueError(f"every must be None or at least 1, got {every}.")
+    check_whole("every", every, optional=True)
     places = _distinct(points)
     if every is not None:
         kept = {places[-1].samples_seen}
@@ -236,7 +236,7 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
         ValueError: if there are no points, or if a point is of an experience >= `n_experiences`.
     """
     _check_points(points)
-    _check_experiences(n_experiences)
+    check_whole("n_experiences", n_experiences)
     matrix = np.full((n_experiences, n_experiences), np.nan)
     for t, point in _experience_ends(points).items():
         last = max(t, int(point.test_experience.max()))
@@ -269,7 +269,8 @@ def class_accuracy_matrix(
             a target is not below `n_classes`.
     """
     _check_points(points)
-    _check_experiences(n_experiences)
+    check_whole("n_experiences", n_experiences)
+    check_whole("n_classes", n_classes, optional=True)
     needed = 1 + max(int(point.targets.max()) for point in points)
     if n_classes is not None and n_classes < needed:
         raise ValueError(f"n_classes must be above every target, got {n_classes} for {needed - 1}.")

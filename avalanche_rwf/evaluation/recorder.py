@@ -16,6 +16,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_rwf.checks import check_mapping, check_whole
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import EvaluationPoint
 from avalanche_rwf.evaluation.stream_position import StreamPosition, attribute, stream_name
 from avalanche_rwf.evaluation.subset import subset_experiences
@@ -112,6 +114,8 @@ class PredictionRecorder(_Position):
 
     def __init__(self, stream: str | None = "test") -> None:
         super().__init__()
+        if not (stream is None or (isinstance(stream, str) and stream)):
+            raise UsageError(f"stream must be a stream's name or None, not {stream!r}.")
         self.stream = stream
         self.points: list[EvaluationPoint] = []
         # (label,) when announced by begin; a tuple, as None is a label too.
@@ -127,6 +131,7 @@ class PredictionRecorder(_Position):
 
         :param experience: index of the training experience that just ended; None in mid-stream.
         """
+        check_whole("experience", experience, least=0, optional=True)
         self._announced = (experience,)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -256,13 +261,16 @@ class AnytimeEvaluation(_Position):
         subset: int | None = None,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be at least 1 sample, got {every}.")
+        check_whole("every", every)
+        check_mapping("eval_kwargs", eval_kwargs)
+        check_whole("subset", subset, optional=True)
         self.every = int(every)
         self.eval_kwargs = dict(eval_kwargs or {})
-        tests = list(test_stream)
+        tests = list(test_stream) if isinstance(test_stream, Iterable) else [test_stream]
         if not tests:
-            raise ValueError("test_stream must hold at least one experience, got none.")
+            raise UsageError("test_stream must hold at least one experience, got none.")
+        if not all(hasattr(test, "current_experience") for test in tests):
+            raise UsageError(f"test_stream must hold test experiences, got {test_stream!r}.")
         if subset is not None:
             tests = subset_experiences(tests, subset)
         self._tests = [(test, _classes(test)) for test in tests]

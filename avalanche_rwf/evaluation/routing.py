@@ -33,9 +33,9 @@ import torch
 import torch.nn.functional as F
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_rwf.evaluation.emitting import EmittedMetric
 from avalanche_rwf.models.blockwise import forward_blocks
 from avalanche_rwf.routing.layer import RoutingDiagnostics
 from avalanche_rwf.routing.model import RoutedViT
@@ -188,34 +188,17 @@ class RoutingProbe:
         self._latest = None
 
 
-class _RoutingMetric(PluginMetric[float]):
-    """One of the probe's metrics, emitted after each training experience."""
-
-    name = ""
+class _RoutingMetric(EmittedMetric):
+    """One of the probe's metrics, emitted after each training experience if the model has it."""
 
     def __init__(self, probe: RoutingProbe) -> None:
         super().__init__()
         self.probe = probe
-        self._value: float | None = None
-
-    def __str__(self) -> str:
-        return self.name
-
-    def result(self) -> float | None:
-        """The value at the last experience end; None before, and for a model that has none."""
-        return self._value
-
-    def reset(self) -> None:
-        """Forget the last value; the probe keeps its first reading."""
-        self._value = None
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Read the probe and emit the value."""
-        self._value = self.probe.measure_at(strategy).get(self.name)
-        if self._value is None:
-            return []
-        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
-        return [MetricValue(self, name, self._value, strategy.clock.train_iterations)]
+        value = self.probe.measure_at(strategy).get(self.name)
+        return self.emit(strategy, value, add_experience=True)
 
 
 class RoutingEntropy(_RoutingMetric):

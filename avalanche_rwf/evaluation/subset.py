@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avalanche_rwf.checks import check_whole
+
 __all__ = ["stratified_subset", "subset_experiences"]
 
 _SEED = 1993  # of the choice; not that of the stream, and none of the process's generators
@@ -25,6 +27,7 @@ def stratified_subset(targets: NDArray[np.int64], size: int) -> NDArray[np.int64
     :returns: ascending positions, [min(size, n)].
     :raises ValueError: if `size` is smaller than the number of classes.
     """
+    check_whole("size", size)
     classes, counts = np.unique(targets, return_counts=True)
     if size >= len(targets):
         return np.arange(len(targets))

@@ -31,6 +31,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_rwf.checks import check_flag, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.files import StateFileError, read_state, save_state
@@ -347,7 +348,7 @@ class Checkpoints(SupervisedPlugin):
         self.by_part, self.stop = by_part, stop
         self.within = True  # False writes at experience ends alone
         self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
-        self.seconds = 0.0  # spent on writing
+        self.seconds, self.written = 0.0, 0  # spent on writing, and how often it was done
         self._every = every
         self._resume = resume
         self._schedule = Schedule(every)
@@ -491,7 +492,7 @@ class Checkpoints(SupervisedPlugin):
             previous=self.folder / PREVIOUS,
         )
         seconds = time.perf_counter() - start
-        self.seconds += seconds
+        self.seconds, self.written = self.seconds + seconds, self.written + 1
         self._schedule.wrote(seconds)
 
 
@@ -527,8 +528,12 @@ class CheckpointPlugin:
         shuffled: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if every is not None and (not isinstance(every, int) or every < 0):
-            raise UsageError(f"every must be a whole number of at least 0 or None, not {every!r}.")
+        if not isinstance(folder, (str, os.PathLike)):
+            raise UsageError(f"folder must be a path, not {folder!r}.")
+        check_whole("every", every, least=0, optional=True)
+        check_flag("shuffled", shuffled)
+        if not callable(log):
+            raise UsageError(f"log must be a function that takes a sentence, not {log!r}.")
         self.folder, self.every, self.shuffled, self.log = Path(folder), every, shuffled, log
 
     def experiences(self, strategy: Any, stream: Iterable[Any]) -> Iterator[Any]:

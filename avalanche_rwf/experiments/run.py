@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ from avalanche_rwf.experiments.checkpoint import (
     rest_of,
 )
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.failures import (
+    failure_reason,
+    free_memory,
+    largest_that_fits,
+    out_of_memory,
+)
 from avalanche_rwf.experiments.loading import (
     NormaliseOnDevice,
     loader_workers,
@@ -98,6 +105,7 @@ BUSY = "busy"
 
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
+
 
 @functools.lru_cache(maxsize=2)
 def _backbone(
@@ -630,45 +638,44 @@ def _run_alone(
         trace = traceback.format_exc().rstrip()
         summary = {
             "status": "failed",
-            "error": _reason(error, folder, config)[:500],
+            "error": failure_reason(error, folder, config.batch_size)[:500],
             "error_type": type(error).__name__,
         }
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for the runs that follow in this process
+        gpu_full = isinstance(error, torch.cuda.OutOfMemoryError)
+    finally:
+        torch.set_num_threads(threads)
+    # Here nothing holds the error any more, and with it the tensors of the functions it came from.
+    if summary["status"] == "failed":
+        if gpu_full:
+            fits = largest_that_fits(config.batch_size, functools.partial(_try, config, device))
+            summary["error"] = out_of_memory(config.batch_size, fits)
+        free_memory()  # for the runs that follow in this process
         # Where the results cannot be written, neither can this: the summary is returned.
         with contextlib.suppress(OSError):
             log(trace)
             write_json(folder / "summary.json", summary, make_folder=False)
-    finally:
-        torch.set_num_threads(threads)
     if summary["status"] == "done":
         remove(folder)
     return summary
 
 
-def _reason(error: Exception, folder: Path, config: RunConfig) -> str:
-    """An error in one sentence."""
-    if _out_of_memory(error):
-        smaller = max(1, config.batch_size // 2)
-        advice = (
-            f"--batch-size {smaller} takes about half of it"
-            if config.batch_size > 1
-            else "a smaller --backbone or --image-size takes less"
-        )
-        return f"The memory is not enough for a batch of {config.batch_size} images: {advice}."
-    if isinstance(error, OSError) and error.strerror:
-        if not folder.is_dir():
-            return f"The run directory {str(folder)!r} was removed while the run was going on."
-        where = f": {error.filename!r}" if error.filename else ""
-        return f"{error.strerror}{where}."
-    return " ".join(str(error).split()) or type(error).__name__
+def _try(config: RunConfig, device: str, batch_size: int) -> None:
+    """Two training steps and an evaluated batch of a configuration with another batch size."""
+    config = replace(config, batch_size=batch_size)
+    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    info = backbone_info(load_backbone(config))
+    plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std)]
+    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
 
+    def first(experiences: list[Any], count: int) -> Any:
+        """The first samples of the first experience that has some."""
+        experience = next(e for e in experiences if len(e.dataset))
+        part = copy.copy(experience)
+        part.dataset = experience.dataset.subset(range(min(count, len(experience.dataset))))
+        return part
 
-def _out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the host, for which PyTorch has no error of its own."""
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
+    train_experience(strategy, first(list(benchmark.train_stream), 2 * batch_size))
+    strategy.eval([first(list(benchmark.test_stream), strategy.eval_mb_size)])
 
 
 def _log_lines(path: Path) -> list[str]:
@@ -803,6 +810,7 @@ def _run(
         by_part=config.boundary_free,
         resume=not os.environ.get(FRESH),
     )
+    start = time.perf_counter()
     try:
         seconds = run_strategy(
             strategy,
@@ -821,6 +829,8 @@ def _run(
         # Half loaded, the strategy is of no use: everything is built again.
         log(f"a checkpoint does not fit and was removed ({error})")
         return _run(config, folder, device, progress, log)
+    share = checkpoints.seconds / max(time.perf_counter() - start, 1e-9)
+    log(f"{checkpoints.written} checkpoints, {100 * share:.2f} % of the time")
     n = len(benchmark.classes_per_experience)
     every = config.eval_every_samples or None
     summary: dict[str, Any] = dict(summarise(recorder.points, n, every))

@@ -46,6 +46,7 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_flag, check_text, check_whole
 from avalanche_rwf.errors import UsageError, nearest
 
 __all__ = [
@@ -165,12 +166,8 @@ def create_backbone(
             "the timm model such "
             "as depth=9."
         )
-    if image_size is not None and (
-        isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1
-    ):
-        raise UsageError(f"image_size is a positive whole number of pixels, not {image_size!r}.")
-    if not isinstance(pretrained, bool):
-        raise UsageError(f"pretrained is True or False, not {pretrained!r}.")
+    check_whole("image_size", image_size, optional=True)
+    check_flag("pretrained", pretrained)
     path = None if weights is None else _check_path(weights)
     source = "file" if path else "random"
     if path is None and pretrained:
@@ -267,7 +264,24 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
     An architecture without published weights is listed by its bare name.
     """
+    check_text("pattern", pattern)
     return [name for name in [PACKAGED, *_supported_names()] if fnmatch.fnmatch(name, pattern)]
+
+
+def _label(name: str | None) -> str:
+    return repr(name) if name is not None else "the given model"
+
+
+def check_architecture(model: nn.Module, name: str | None = None) -> VisionTransformer:
+    """Return `model` if methods can put their prompts into it, whatever its images' size.
+
+    :raises UsageError: as :func:`check_backbone`, but for the sizes.
+    """
+    why = _unsupported_because(model)
+    if why:
+        raise UsageError(f"backbone {_label(name)} {why}; {_SUPPORTED}.")
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransformer:
@@ -277,12 +291,9 @@ def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransform
         blocks of another kind, an input that is not square RGB, or an image size that is not a
         multiple of the patch size.
     """
-    label = repr(name) if name is not None else "the given model"
-    why = _unsupported_because(model)
-    if why:
-        raise UsageError(f"backbone {label} {why}; {_SUPPORTED}.")
-    assert isinstance(model, VisionTransformer)
-    size, patch = model.patch_embed.img_size, model.patch_embed.patch_size
+    label = _label(name)
+    vit = check_architecture(model, name)
+    size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if size is None or size[0] != size[1] or patch[0] != patch[1]:
         raise UsageError(
             f"backbone {label} takes images of {size} in patches of {patch}; both must be square."
@@ -293,7 +304,7 @@ def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransform
             f"{label}; take "
             f"{max(1, size[0] // patch[0]) * patch[0]} or {(size[0] // patch[0] + 1) * patch[0]}."
         )
-    return model
+    return vit
 
 
 # -----------------------------------------------------------------------------------------------
@@ -474,6 +485,8 @@ def _describe(model: VisionTransformer, name: str, source: str, path: Path | Non
 # -----------------------------------------------------------------------------------------------
 # weights
 def _check_path(weights: str | Path) -> Path:
+    if not isinstance(weights, (str, Path)):
+        raise UsageError(f"weights must be the path of a file or None, not {weights!r}.")
     path = Path(weights)
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"weights file {str(path)!r} is none of {', '.join(_SUFFIXES)}.")

@@ -23,6 +23,16 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import (
+    check_choice,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_whole,
+    is_whole,
+)
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.heads import Head, create_head
 from avalanche_rwf.models.remember import MEMORY
@@ -36,14 +46,17 @@ _NAMES = itertools.count()
 _READING = ("_features", "read", "retrieved", "extra_tokens", "_cls", "_mean_patch", "prompt")
 
 
-def parse_blocks(blocks: str | Collection[int], depth: int) -> tuple[int, ...]:
+def parse_blocks(
+    blocks: str | Collection[int], depth: int, name: str = "blocks"
+) -> tuple[int, ...]:
     """Block indices from "first 3", "last 5", "all", "none", "0,2,4" or a collection of integers.
 
     Negative indices count from the end. The result is sorted and has no duplicates.
 
-    :raises ValueError: if it cannot be read or an index is not a block of the backbone.
+    :param name: what the argument is called, for the error.
+    :raises UsageError: if it cannot be read or an index is not a block of the backbone.
     """
-    takes = f"'first N', 'last N', 'all', 'none' or indices from 0 to {depth - 1}"
+    takes = f"{name} must be 'first N', 'last N', 'all', 'none' or indices from 0 to {depth - 1}"
     if isinstance(blocks, str):
         words = blocks.replace("first", "first ").replace("last", "last ").split()
         try:
@@ -57,12 +70,25 @@ def parse_blocks(blocks: str | Collection[int], depth: int) -> tuple[int, ...]:
             else:
                 indices = [int(word) for word in blocks.split(",")]
         except ValueError:
-            raise ValueError(f"Blocks are {takes}, not {blocks!r}.") from None
+            raise UsageError(f"{takes}, not {blocks!r}.") from None
     else:
+        if not isinstance(blocks, Collection) or isinstance(blocks, Tensor):
+            raise UsageError(f"{takes}, not {blocks!r}.")
         indices = list(blocks)
-    if any(not -depth <= i < depth for i in indices):
-        raise ValueError(f"Blocks are {takes}, not {blocks!r}.")
+    if any(not is_whole(i) or not -depth <= i < depth for i in indices):
+        raise UsageError(f"{takes}, not {blocks!r}.")
     return tuple(sorted({i % depth for i in indices}))
+
+
+def _check_head(head: Head, width: int, num_classes: int) -> None:
+    """Refuse a head that was made for other features or classes."""
+    weight = getattr(head, "weight", None)
+    if isinstance(weight, Tensor) and weight.shape[-1] != width:
+        raise UsageError(f"head must take {width} features, and it takes {weight.shape[-1]}.")
+    if head.num_classes != num_classes:
+        raise UsageError(
+            f"head must have num_classes={num_classes} classes, and it has {head.num_classes}."
+        )
 
 
 class FrozenViT(nn.Module):
@@ -108,15 +134,19 @@ class FrozenViT(nn.Module):
         super().__init__()
         if readout == "routes" and type(self).retrieved is FrozenViT.retrieved:
             raise ValueError("readout='routes' needs routing layers, which are not here.")
-        if readout not in self.readouts:
-            raise ValueError(f"readout must be one of {', '.join(self.readouts)}, not {readout!r}.")
+        check_architecture(backbone)
+        check_whole("num_classes", num_classes)
+        check_choice("readout", readout, self.readouts)
+        check_mapping("head_options", head_options)
+        check_flag("frozen", frozen)
+        check_number("mean_centre", mean_centre, above=0, optional=True)
         self.backbone = backbone
         self.frozen = frozen
         self.readout = readout
         self.depth = len(backbone.blocks)
         self.dim = int(backbone.embed_dim)
         self.num_prefix_tokens = int(backbone.num_prefix_tokens)
-        self.readout_blocks = parse_blocks(readout_blocks, self.depth)
+        self.readout_blocks = parse_blocks(readout_blocks, self.depth, "readout_blocks")
         self.mean_centre = mean_centre
         weights = None
         if mean_centre is not None:
@@ -130,6 +160,7 @@ class FrozenViT(nn.Module):
             if isinstance(head, Head)
             else create_head(head, self.feature_width(), num_classes, **(head_options or {}))
         )
+        _check_head(self.head, self.feature_width(), num_classes)
         # A closed form has no gradient with which prompts could learn: they learn through a head
         # of their own, and predictions come from the closed form.
         self.training_head: Head | None = None

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_number, check_whole
+
 __all__ = [
     "HEADS",
     "CosineHead",
@@ -50,11 +52,8 @@ class Head(nn.Module, ABC):
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
-        if in_features < 1 or num_classes < 1:
-            raise ValueError(
-                "in_features and num_classes must be at least 1, "
-                f"not {in_features} and {num_classes}."
-            )
+        check_whole("in_features", in_features)
+        check_whole("num_classes", num_classes)
         self.in_features = in_features
         self.num_classes = num_classes
 
@@ -134,8 +133,7 @@ class CosineHead(Head):
 
     def __init__(self, in_features: int, num_classes: int, tau: float = 0.1) -> None:
         super().__init__(in_features, num_classes)
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, not {tau!r}.")
+        check_number("tau", tau, above=0)
         self.tau = tau
         self.weight = nn.Parameter(self._fresh(num_classes))
 
@@ -201,6 +199,8 @@ class WhiteHead(CosineHead):
         refresh: float = 1.2,
     ) -> None:
         super().__init__(in_features, num_classes, tau)
+        check_number("shrinkage", shrinkage, above=0, most=1)
+        check_number("refresh", refresh, least=1)
         self.shrinkage = shrinkage
         self.refresh = refresh
         double = torch.float64
@@ -519,8 +519,7 @@ class SLDAHead(ClosedFormHead):
 
     def __init__(self, in_features: int, num_classes: int, shrinkage: float = 0.05) -> None:
         super().__init__(in_features, num_classes)
-        if not 0 < shrinkage <= 1:
-            raise ValueError(f"shrinkage must be in (0, 1], not {shrinkage!r}.")
+        check_number("shrinkage", shrinkage, above=0, most=1)
         self.shrinkage = shrinkage
 
     def solve(self) -> tuple[Tensor, Tensor]:
@@ -555,9 +554,10 @@ class RidgeHead(ClosedFormHead):
         penalty: float = 0.01,
         projections: int = 0,
     ) -> None:
+        check_whole("in_features", in_features)
+        check_whole("projections", projections, least=0)
+        check_number("penalty", penalty, above=0)
         super().__init__(projections or in_features, num_classes)
-        if not penalty > 0:
-            raise ValueError(f"penalty must be positive, not {penalty!r}.")
         self.penalty = penalty
         if projections:
             self.register_buffer("random", torch.randn(in_features, projections))
@@ -594,8 +594,7 @@ class RandomRidgeHead(RidgeHead):
         penalty: float = 0.1,
         projections: int = 2000,
     ) -> None:
-        if projections < 1:
-            raise ValueError(f"projections must be at least 1, not {projections!r}.")
+        check_whole("projections", projections)
         super().__init__(in_features, num_classes, penalty, projections)
 
 
@@ -613,8 +612,7 @@ HEADS: dict[str, type[Head]] = {
 def create_head(name: str, in_features: int, num_classes: int, **options: float) -> Head:
     """A head by name, one of ``HEADS``.
 
-    :raises ValueError: for an unknown name.
+    :raises UsageError: for an unknown name.
     """
-    if name not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {name!r}.")
+    check_choice("head", name, HEADS)
     return HEADS[name](in_features, num_classes, **options)

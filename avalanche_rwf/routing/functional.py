@@ -40,6 +40,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_rwf.checks import is_number
+from avalanche_rwf.errors import UsageError
+
 __all__ = ["association", "free_energy", "minimum_free_energy", "retrieve", "scores"]
 
 Beta = float | Tensor
@@ -48,8 +51,26 @@ Beta = float | Tensor
 def _check_beta(beta: Beta) -> None:
     if isinstance(beta, Tensor):
         return  # a check of a tensor's value would wait for the device at each call
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta must be a positive finite number, not {beta!r}.")
+    if not (is_number(beta) and beta > 0 and math.isfinite(beta)):
+        raise UsageError(f"beta must be a positive finite number, not {beta!r}.")
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(f"{name} must be a tensor, not {value!r}.")
+
+
+def _check_prior(log_prior: Tensor | None, tokens: int) -> None:
+    """By the shape alone: a look at the values would wait for the device at each call."""
+    if log_prior is None:
+        return
+    _check_tensors(log_prior=log_prior)
+    if log_prior.dim() and log_prior.shape[-1] not in (1, tokens):
+        raise UsageError(
+            f"log_prior must have one entry for each of the {tokens} tokens, not "
+            f"{log_prior.shape[-1]}."
+        )
 
 
 def scores(queries: Tensor, keys: Tensor) -> Tensor:
@@ -64,9 +85,11 @@ def association(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> 
     :param beta: inverse temperature, > 0; a tensor must broadcast with `scores`.
     :param log_prior: a [N], up to a constant; -inf leaves a token out; None is uniform.
     :returns: weights [..., N], non-negative, summing to one. Scores of any finite size are safe.
-    :raises ValueError: if beta is a number that is not positive and finite.
+    :raises UsageError: if beta is a number that is not positive and finite, or the rest no tensor.
     """
     _check_beta(beta)
+    _check_tensors(scores=scores)
+    _check_prior(log_prior, scores.shape[-1])
     logits = scores * beta
     return torch.softmax(logits if log_prior is None else logits + log_prior, dim=-1)
 
@@ -79,9 +102,11 @@ def free_energy(p: Tensor, scores: Tensor, beta: Beta, log_prior: Tensor | None 
     :param beta: inverse temperature, > 0.
     :param log_prior: a [N]; None is 0. The energy of a point on a token that is left out is inf.
     :returns: energies [...], in the unit of the scores.
-    :raises ValueError: if beta is a number that is not positive and finite.
+    :raises UsageError: if beta is a number that is not positive and finite, or the rest no tensor.
     """
     _check_beta(beta)
+    _check_tensors(p=p, scores=scores)
+    _check_prior(log_prior, scores.shape[-1])
     negative_entropy = torch.special.xlogy(p, p).sum(-1)
     if log_prior is not None:
         # 0 times a token that is left out counts as 0, as in 0 log 0.
@@ -96,6 +121,8 @@ def free_energy(p: Tensor, scores: Tensor, beta: Beta, log_prior: Tensor | None 
 def minimum_free_energy(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> Tensor:
     """F(p*) = -(1 / beta) logsumexp(beta * scores + log_prior): [..., N] -> [...]."""
     _check_beta(beta)
+    _check_tensors(scores=scores)
+    _check_prior(log_prior, scores.shape[-1])
     logits = scores * beta
     value = torch.logsumexp(logits if log_prior is None else logits + log_prior, dim=-1)
     if isinstance(beta, Tensor) and beta.dim() > 0:
@@ -143,16 +170,21 @@ def retrieve(
         used and p* is never stored.
     :param log_prior: log p0 [N], up to a constant; -inf leaves a token out; None is uniform.
     :returns: patterns [..., L, d_v], and p* if asked for.
-    :raises ValueError: if beta is a number that is not positive and finite, or the widths of
-        queries and keys, or the lengths of keys and values, differ.
+    :raises UsageError: if beta is a number that is not positive and finite, or the widths of
+        queries and keys, or the lengths of keys, values and prior, differ.
     """
     _check_beta(beta)
+    _check_tensors(queries=queries, keys=keys, values=values)
+    for name, tensor in (("queries", queries), ("keys", keys), ("values", values)):
+        if tensor.dim() < 2:
+            raise UsageError(f"{name} must be [..., length, width], not {tuple(tensor.shape)}.")
     if queries.shape[-1] != keys.shape[-1]:
-        raise ValueError(
+        raise UsageError(
             f"queries of width {queries.shape[-1]} do not fit keys of width {keys.shape[-1]}."
         )
     if keys.shape[-2] != values.shape[-2]:
-        raise ValueError(f"{keys.shape[-2]} keys do not fit {values.shape[-2]} values.")
+        raise UsageError(f"{keys.shape[-2]} keys do not fit {values.shape[-2]} values.")
+    _check_prior(log_prior, keys.shape[-2])
     if need_association:
         p = association(scores(queries, keys), beta, log_prior)
         return p @ values, p

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.routing.model import RoutedViT
@@ -71,7 +72,7 @@ class HeldRoutedViT(RoutedViT):
     :param lr: their rate; a query's entries have a size of one.
     :param options: of :class:`RoutedViT`, with ``insert_prompts=False``, ``readout="routes"`` and
         ``head="slda"``.
-    :raises ValueError: if ``hold_after`` or ``steps`` is below 1.
+    :raises UsageError: if ``hold_after`` or ``steps`` is below 1, or ``lr`` is not positive.
     """
 
     held: Tensor
@@ -87,10 +88,9 @@ class HeldRoutedViT(RoutedViT):
         lr: float = 0.03,
         **options: Any,
     ) -> None:
-        if hold_after < 1 or steps < 1:
-            raise ValueError(
-                f"hold_after and steps must be at least 1, not {hold_after} and {steps}."
-            )
+        check_whole("hold_after", hold_after)
+        check_whole("steps", steps)
+        check_number("lr", lr, above=0)
         super().__init__(*args, insert_prompts=False, readout="routes", head="slda", **options)
         self.hold_after, self.steps, self.lr = hold_after, steps, lr
         self._entering: Tensor | None = None

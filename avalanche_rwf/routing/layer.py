@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_flags, check_number, check_whole
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.routing.functional import association, minimum_free_energy, retrieve
 
@@ -102,12 +104,11 @@ class RoutingLayer(nn.Module):
     ) -> None:
         super().__init__()
         _validate(dim, num_prompts, heads, beta, trainable, projections, insert, source, values)
+        _validate_more(source, stop_gradient, affine, query_std, log_prior)
         self.dim, self.num_prompts, self.heads = dim, num_prompts, heads
         self.insert, self.source, self.values = insert, source, values
         self.stop_gradient = stop_gradient
         self.trainable = tuple(t for t in TRAINABLE if t in trainable)
-        if log_prior is not None and source != "tokens":
-            raise ValueError(f"source={source!r} retrieves nothing that log_prior could guide.")
         # Given by the options and the images' size, so it is not part of the state.
         self.register_buffer("log_prior", log_prior, persistent=False)
 
@@ -302,28 +303,47 @@ def _validate(
     source: str,
     values: str,
 ) -> None:
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, not {dim}.")
-    if num_prompts < 0:
-        raise ValueError(f"num_prompts must not be negative, not {num_prompts}.")
-    if heads < 1 or dim % heads:
-        raise ValueError(f"heads must divide dim={dim}, and {heads} does not.")
-    if beta is not None and not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta must be a positive finite number, not {beta!r}.")
-    if isinstance(trainable, str) or not trainable or not set(trainable) <= set(TRAINABLE):
-        raise ValueError(
+    check_whole("dim", dim)
+    check_whole("num_prompts", num_prompts, least=0)
+    check_whole("heads", heads)
+    if dim % heads:
+        raise UsageError(f"heads must divide dim={dim}, and {heads} does not.")
+    check_number("beta", beta, above=0, optional=True)
+    if not _are_of(trainable, TRAINABLE) or not trainable:
+        raise UsageError(
             f"trainable must be a non-empty subset of {', '.join(TRAINABLE)}, not {trainable!r}."
         )
-    if isinstance(projections, str) or not set(projections) <= {"q", "k", "v", "o"}:
-        raise ValueError(f"projections must be a subset of q, k, v, o, not {projections!r}.")
-    for name, got, takes in (
-        ("insert", insert, get_args(Insert)),
-        ("source", source, get_args(Source)),
-        ("values", values, get_args(Values)),
-    ):
-        if got not in takes:
-            raise ValueError(f"{name} must be one of {', '.join(takes)}, not {got!r}.")
+    if not _are_of(projections, ("q", "k", "v", "o")):
+        raise UsageError(f"projections must be a subset of q, k, v, o, not {projections!r}.")
+    check_choice("insert", insert, get_args(Insert))
+    check_choice("source", source, get_args(Source))
+    check_choice("values", values, get_args(Values))
     if source != "tokens" and {"q", "k", "beta"} & set(trainable):
         raise ValueError(f"source={source!r} has no q, k or beta to train, but got {trainable!r}.")
     if source == "static" and "v" in trainable:
         raise ValueError(f"source='static' has no v to train, but got {trainable!r}.")
+
+
+def _are_of(names: Collection[str], known: Collection[str]) -> bool:
+    # A text is a collection of its letters, and none of these is meant by it.
+    return (
+        isinstance(names, Collection)
+        and not isinstance(names, (str, Tensor))
+        and all(isinstance(name, str) and name in known for name in names)
+    )
+
+
+def _validate_more(
+    source: str, stop_gradient: bool, affine: bool, query_std: float, log_prior: Tensor | None
+) -> None:
+    check_flags(stop_gradient=stop_gradient, affine=affine)
+    check_number("query_std", query_std, least=0)
+    if log_prior is None:
+        return
+    if source != "tokens":
+        raise ValueError(f"source={source!r} retrieves nothing that log_prior could guide.")
+    if not isinstance(log_prior, Tensor) or log_prior.dim() != 1:
+        got = f"of shape {tuple(log_prior.shape)}" if isinstance(log_prior, Tensor) else log_prior
+        raise UsageError(f"log_prior must be a tensor of one dimension or None, not {got}.")
+    if not bool((log_prior < float("inf")).all()):
+        raise UsageError("log_prior must hold finite numbers or -inf, not NaN or inf.")

@@ -12,6 +12,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_flag, check_number, check_whole
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
 from avalanche_rwf.models.heads import Head
@@ -62,13 +65,14 @@ class RoutedViT(FrozenViT):
         centre: float | None = None,
         **routing: Any,
     ) -> None:
-        if queries not in ("random", "principal"):
-            raise ValueError(f"queries must be 'random' or 'principal', not {queries!r}.")
-        if num_prompts < 0:
-            raise ValueError(f"num_prompts must be at least 0, not {num_prompts!r}.")
+        check_architecture(backbone)
+        check_choice("queries", queries, ("random", "principal"))
+        check_whole("num_prompts", num_prompts, least=0)
+        check_flag("insert_prompts", insert_prompts)
+        check_number("centre", centre, above=0, optional=True)
         depth = len(backbone.blocks)
         dim = int(backbone.embed_dim)
-        blocks = parse_blocks(routed_blocks, depth)
+        blocks = parse_blocks(routed_blocks, depth, "routed_blocks")
         self._routed = blocks if num_prompts > 0 else ()
         self._num_prompts = num_prompts
         self.insert_prompts = insert_prompts
@@ -88,6 +92,13 @@ class RoutedViT(FrozenViT):
         if centre is not None:
             grid = cast("tuple[int, int]", backbone.patch_embed.grid_size)
             routing["log_prior"] = centre_prior(grid, centre, self.num_prefix_tokens)
+        prior = routing.get("log_prior")
+        tokens = self.num_prefix_tokens + int(backbone.patch_embed.num_patches)
+        if isinstance(prior, Tensor) and prior.numel() != tokens:
+            raise UsageError(
+                f"log_prior must have one entry for each of the {tokens} tokens, not "
+                f"{prior.numel()}."
+            )
         self.layers = nn.ModuleDict(
             {str(i): RoutingLayer(dim, num_prompts, **routing) for i in self._routed}
         )

@@ -14,6 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avalanche_rwf.checks import check_number, check_whole
+from avalanche_rwf.errors import UsageError
+
 __all__ = ["centre_prior"]
 
 
@@ -23,10 +26,14 @@ def centre_prior(grid: tuple[int, int], width: float, num_prefix_tokens: int = 1
     :param grid: rows and columns of patches; N is their product and the prefix tokens.
     :param width: w, the standard deviation in halves of a side, > 0; large is uniform.
     :param num_prefix_tokens: class token and registers, before the patches.
-    :raises ValueError: if the width is not positive.
+    :raises UsageError: if an argument is out of range, such as a width that is not positive.
     """
-    if not width > 0:
-        raise ValueError(f"width must be positive, not {width!r}.")
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise UsageError(f"grid must be two numbers of patches, rows and columns, not {grid!r}.")
+    for n in grid:
+        check_whole("grid", n)
+    check_number("width", width, above=0)
+    check_whole("num_prefix_tokens", num_prefix_tokens, least=0)
     rows, columns = (((torch.arange(n) - (n - 1) / 2) / (n / 2)).square() for n in grid)
     patches = -(rows[:, None] + columns[None, :]).flatten() / (2 * width**2)
     return torch.cat([torch.full((num_prefix_tokens,), float("-inf")), patches])

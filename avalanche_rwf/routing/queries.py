@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_rwf.checks import check_whole
+from avalanche_rwf.errors import UsageError
+
 __all__ = ["principal_queries"]
 
 
@@ -29,11 +32,14 @@ def principal_queries(tokens: Tensor, num_queries: int) -> Tensor:
     The sign of an eigenvector is arbitrary; the pairs make the set independent of it. For an odd L
     the last direction comes with one sign only.
 
-    :raises ValueError: if L is larger than 2 D.
+    :raises UsageError: if L is no whole number from 1 to 2 D.
     """
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        raise UsageError(f"tokens must be a tensor [B, N, D], not {tokens!r}.")
     dim = tokens.shape[-1]
+    check_whole("num_queries", num_queries)
     if num_queries > 2 * dim:
-        raise ValueError(f"num_queries must be at most 2 D = {2 * dim}, not {num_queries}.")
+        raise UsageError(f"num_queries must be at most 2 D = {2 * dim}, not {num_queries}.")
     x = F.layer_norm(tokens.double(), (dim,)).flatten(0, -2)
     x = x - x.mean(0)
     _, vectors = torch.linalg.eigh(x.T @ x)  # ascending

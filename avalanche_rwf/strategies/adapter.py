@@ -20,11 +20,12 @@ What is added to a class, and nothing else:
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import avalanche.training.supervised as supervised
 import torch
@@ -33,6 +34,7 @@ from avalanche.training.templates import SupervisedTemplate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
@@ -40,6 +42,7 @@ from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.extensions import import_code, origin_of
+from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import MethodSpec, option_types
 
 __all__ = ["PREFIX", "REFUSED", "RUNNING", "AdaptedViT", "list_adapted", "resolve"]
@@ -238,6 +241,24 @@ class _OnFrozenViT:
     def _after_eval(self, **kwargs: Any) -> None:
         super()._after_eval(**kwargs)  # type: ignore[misc]
         self.model.remembers = self._outside
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # No module has a class that was made here under its name: a pickle names what it is of.
+        _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return (_blank, (type(self).__bases__[1],), *state)
+
+
+@functools.cache
+def _on_frozen_vit(cls: type) -> type:
+    """The class with what is added to it."""
+    made = types.new_class(cls.__name__, (_OnFrozenViT, cls))
+    made.__module__ = cls.__module__
+    return made
+
+
+def _blank(cls: type) -> Any:
+    made: Any = _on_frozen_vit(cls)
+    return made.__new__(made)
 
 
 def list_adapted(pattern: str = "*") -> list[str]:
@@ -471,16 +492,14 @@ def _build(
         trained = list(classifier.parameters()) if "classifier" in taken else []
     if "optimizer" in taken:
         lr = options.get("lr", 5e-3)
-        if not 0 <= lr < float("inf"):
-            raise UsageError(f"The option {name}.lr takes a rate of at least 0, not {lr!r}.")
+        check_number(f"The option {name}.lr", lr, least=0)
         given["optimizer"] = torch.optim.Adam(trained, lr=lr) if trained else None
     passed = {key: value for key, value in given.items() if key in taken}
     passed.update((key, value) for key, value in loop.items() if key in arguments)
     passed.update((key, value) for key, value in options.items() if key in arguments)
     if not ours:
         passed["plugins"] = [_MarkSeen(), *(passed.get("plugins") or [])]
-    made = cls if ours else types.new_class(cls.__name__, (_OnFrozenViT, cls))
-    made.__module__ = cls.__module__
+    made = cls if ours else _on_frozen_vit(cls)
     try:
         strategy = made(**passed)
     except UsageError:
@@ -506,14 +525,13 @@ def _check(
     """Refuse what a class cannot do, each in one sentence."""
     if "plugins" not in arguments or "evaluator" not in arguments:
         raise UsageError(f"{name} must take plugins and evaluator, as Avalanche's strategies do.")
+    check_loop(loop)
     steps = loop.get("gradient_steps", 1)
     if steps != 1 and "gradient_steps" not in arguments:
         raise UsageError(
             f"{name} makes 1 update per mini-batch, so gradient_steps must be 1 for it, "
             f"not {steps!r}."
         )
-    if precision not in ("fp32", "bf16"):
-        raise UsageError(f"precision must be 'fp32' or 'bf16', not {precision!r}.")
     on_ours = bool(taken & {"model", "slda_model", "feature_extractor"})
     if precision != "fp32" and not on_ours and "precision" not in arguments:
         raise UsageError(

@@ -32,11 +32,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.heads import create_head
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 
 __all__ = [
@@ -96,18 +97,15 @@ def _check_pool(pool_size: int, prompt_length: int, top_k: int, num_classes: int
         "num_classes": num_classes,
     }
     for name, value in sizes.items():
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value!r}.")
+        check_whole(name, value)
     if top_k > pool_size:
         raise UsageError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
 
 
 def _check_rates(sim_coefficient: float, **rates: float) -> None:
     for name, value in rates.items():
-        if not value > 0:
-            raise UsageError(f"{name} must be positive, not {value!r}.")
-    if not sim_coefficient >= 0:
-        raise UsageError(f"sim_coefficient must not be negative, not {sim_coefficient!r}.")
+        check_number(name, value, above=0)
+    check_number("sim_coefficient", sim_coefficient, least=0)
 
 
 def _vit_arguments(backbone: VisionTransformer) -> dict[str, Any]:
@@ -209,6 +207,7 @@ class PromptPoolViT(FrozenViT):
     :raises UsageError: naming the argument that does not fit.
     """
 
+    readouts = _READOUTS
     transient = ("similarity",)
 
     def __init__(
@@ -223,13 +222,9 @@ class PromptPoolViT(FrozenViT):
         readout: str = "prompt",
     ) -> None:
         _check_pool(pool_size, prompt_length, top_k, num_classes)
-        if readout not in _READOUTS:
-            raise UsageError(f"readout must be one of {', '.join(_READOUTS)}, not {readout!r}.")
         query = prompted_vit(backbone)
         vit = prompted_vit(backbone, pool_size=pool_size, prompt_length=prompt_length, top_k=top_k)
-        width = vit.embed_dim * (2 if readout == "cls+mean" else 1)
-        super().__init__(backbone, num_classes, head=create_head(head, width, num_classes))
-        self.readout = readout
+        super().__init__(backbone, num_classes, head=head, readout=readout)
         self.prompt_tokens = top_k * prompt_length
         self.pool: Any = vit.prompt
         # A tuple is not registered: these hold the backbone's and the pool's modules, which are.
@@ -375,6 +370,8 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         :param peval_mode: as in Avalanche.
         :raises UsageError: naming the argument that is out of range.
         """
+        if not isinstance(model, PromptPoolViT):
+            raise UsageError(f"model must be a PromptPoolViT, not a {type(model).__name__}.")
         lr_head = lr if lr_head is None else lr_head
         _check_rates(sim_coefficient, lr=lr, lr_head=lr_head)
         self.lr = lr
@@ -482,13 +479,13 @@ class LearningToPromptAsShipped(LearningToPrompt):
         source = _check_backbone(backbone)
         _check_pool(pool_size, prompt_length, top_k, num_classes)
         _check_rates(sim_coefficient, lr=lr)
+        given = {"gradient_steps": gradient_steps, "precision": precision, "device": device}
+        check_loop({**given, **kwargs})
         if gradient_steps != 1:
             raise UsageError(
                 "Avalanche's L2P as shipped makes 1 update per mini-batch, so gradient_steps must "
                 f"be 1 for it, not {gradient_steps!r}."
             )
-        if precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision must be 'fp32' or 'bf16', not {precision!r}.")
         self.precision = precision
         with timm_compat(**_vit_arguments(source)):
             super().__init__(

@@ -29,11 +29,13 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.checks import check_choice, check_flag, check_mapping, check_number
+from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
+from avalanche_rwf.strategies.loop_arguments import check_loop
 
 if TYPE_CHECKING:
     from avalanche_rwf.strategies.replay import Replay
@@ -71,7 +73,12 @@ class NonFiniteLossError(RuntimeError):
 
 
 def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
-    """Rates of a prompt method: `lr` for prompts and keys, `lr_head` or the same for the head."""
+    """Rates of a prompt method: `lr` for prompts and keys, `lr_head` or the same for the head.
+
+    :raises UsageError: if one is negative or no finite number.
+    """
+    check_number("lr", lr, least=0)
+    check_number("lr_head", lr_head, least=0, optional=True)
     return {"prompt": lr, "head": lr if lr_head is None else lr_head}
 
 
@@ -97,15 +104,16 @@ def build_optimizer(
     """Adam with one parameter group per kind, or None for a model that trains nothing.
 
     :param rates: kind -> learning rate; kinds that the model does not have are ignored.
-    :raises ValueError: if a kind has no rate, or one that is negative, infinite or NaN.
+    :raises UsageError: if a kind has no rate, or one that is negative, infinite or NaN.
     """
     groups = []
     for kind, parameters in model.parameter_groups().items():
         if kind not in rates:
-            raise ValueError(f"learning_rates has no rate for the parameters of kind {kind!r}.")
-        if not 0 <= rates[kind] < float("inf"):  # PyTorch looks at no rate of a group
-            raise ValueError(f"The rate of {kind!r} must be at least 0, not {rates[kind]!r}.")
-        groups.append({"params": parameters, "lr": rates[kind], "name": kind})
+            raise UsageError(f"learning_rates has no rate for the parameters of kind {kind!r}.")
+        check_number(f"The rate of {kind!r}", rates[kind], least=0)  # PyTorch checks no group's
+        # A number of NumPy's would be in the optimizer's state, and so in files.
+        lr = rates[kind] if type(rates[kind]) in (int, float) else float(rates[kind])
+        groups.append({"params": parameters, "lr": lr, "name": kind})
     return torch.optim.Adam(groups, weight_decay=weight_decay) if groups else None
 
 
@@ -128,6 +136,39 @@ def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(path)!r} is none."
         )
     return saved
+
+
+def _check_parts(
+    model: FrozenViT,
+    optimizer: Optimizer | None,
+    replay: Replay | None,
+    learning_rates: Mapping[str, float] | None,
+    grows: bool,
+) -> None:
+    """Check what a strategy is put together from."""
+    if not isinstance(model, FrozenViT):
+        raise UsageError(f"model must be a FrozenViT, not a {type(model).__name__}.")
+    if not isinstance(optimizer, Optimizer | None):
+        raise UsageError(
+            f"optimizer must be an optimizer of PyTorch's or None, not a "
+            f"{type(optimizer).__name__}."
+        )
+    if optimizer is not None:
+        mine = {id(parameter) for parameter in model.parameters()}
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not given & mine:
+            raise UsageError("optimizer must have parameters of the model, and it has none of it.")
+    if replay is not None and not hasattr(replay, "take_in"):
+        raise UsageError(f"replay must be a Replay or None, not {replay!r}.")
+    check_flag("grows", grows)
+    check_mapping("learning_rates", learning_rates)
+    kinds = {*DEFAULT_RATES, *model.parameter_groups()}
+    for kind in learning_rates or {}:
+        if kind not in kinds:
+            raise UsageError(
+                f"learning_rates takes kinds of parameters, and {kind!r} is none; "
+                f"{nearest(kind, sorted(kinds))}."
+            )
 
 
 class _NoOptimizer(torch.optim.SGD):
@@ -191,21 +232,17 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param evaluator: Avalanche's evaluation plugin, a function that makes one, or None.
         :param eval_every: as in Avalanche.
         :param peval_mode: as in Avalanche.
-        :raises ValueError: naming the argument that is out of range.
+        :raises UsageError: naming the argument that is out of range.
         """
+        check_loop(locals())
+        _check_parts(model, optimizer, replay, learning_rates, grows)
         if replay is not None and replay.replay == "er-ace":
             mask = replay.mask(mask)
-        elif mask not in MASKS:
-            raise ValueError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}.")
-        if not isinstance(gradient_steps, int) or gradient_steps < 1:
-            raise ValueError(f"gradient_steps must be at least 1, not {gradient_steps!r}.")
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', not {precision!r}.")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive or None, not {clip_norm!r}.")
+        else:
+            check_choice("mask", mask, MASKS)
         model.to(device)  # before the optimizer: its groups hold the tensors on the device
         rates = {**DEFAULT_RATES, **(learning_rates or {})}
-        built = optimizer or build_optimizer(model, rates)
+        built = build_optimizer(model, rates) if optimizer is None else optimizer
         self.trains = built is not None
         self.mask = mask
         self.replay = replay if self.trains else None

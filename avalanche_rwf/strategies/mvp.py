@@ -7,6 +7,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from avalanche_rwf.checks import check_number
 from avalanche_rwf.models.masks import training_mask
 from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
@@ -34,13 +35,9 @@ class MVPStrategy(FrozenBackboneStrategy):
         power: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        for name, value, fits, takes in (
-            ("margin", margin, margin > 0, "above 0"),
-            ("share", share, 0 <= share <= 1, "from 0 to 1"),
-            ("power", power, power >= 0, "at least 0"),
-        ):
-            if not fits:
-                raise ValueError(f"{name} must be {takes}, not {value!r}.")
+        check_number("margin", margin, above=0)
+        check_number("share", share, least=0, most=1)
+        check_number("power", power, least=0)
         self.margin, self.share, self.power = margin, share, power
         super().__init__(model=model, **kwargs)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_number, is_whole
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
@@ -183,6 +184,7 @@ def list_methods(pattern: str = "*") -> list[str]:
     >>> "rwf" in list_methods("rwf*")
     True
     """
+    check_text("pattern", pattern)
     _load()
     if ":" in pattern:
         return _adapter().list_adapted(pattern)
@@ -200,6 +202,7 @@ def get_method(name: str) -> MethodSpec:
     :param name: a registered name, or ``avalanche:NAME`` or ``MODULE:NAME``.
     :raises UsageError: if there is none, with the nearest names.
     """
+    check_text("The method's name", name)
     _load()
     if ":" in name:
         return _adapter().resolve(name)
@@ -216,14 +219,16 @@ def _whole(text: str) -> int:
 
 
 def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
-    """Turn the text of ``--set`` into the option's type; leave what is not text as it is."""
-    if not isinstance(value, str):
-        return value
+    """Turn the text of ``--set`` into the option's type; what is not text must be of it."""
     kind, default = spec.types.get(key, str), spec.options[key]
     names = {k.__name__ for k in typing.get_args(kind) if isinstance(k, type)} or {
         getattr(kind, "__name__", "str")
     }
     try:
+        if not isinstance(value, str):
+            if value is not default and not _fits(value, names):
+                raise ValueError
+            return value
         if value.lower() in ("none", "null") and "NoneType" in names:
             return None
         if isinstance(default, bool) or names == {"bool"}:
@@ -247,10 +252,22 @@ def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
     return value
 
 
+def _fits(value: Any, names: set[str]) -> bool:
+    """Whether a value is of one of the types; of others than numbers the method knows more."""
+    if not names <= {"int", "float", "bool", "NoneType"}:
+        return True
+    return (
+        ("NoneType" in names and value is None)
+        or ("bool" in names and isinstance(value, bool))
+        or ("int" in names and is_whole(value))
+        or ("float" in names and is_number(value) and math.isfinite(value))
+    )
+
+
 def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The method's options with `overrides` applied; text values are converted.
 
-    :raises UsageError: if the method has no such option or the text is not of its type.
+    :raises UsageError: if the method has no such option or the value is not of its type.
     """
     spec = get_method(name)
     options = dict(spec.options)
@@ -281,6 +298,10 @@ def create_strategy(
     :raises UsageError: for an unknown method or option.
     """
     spec = get_method(name)
+    if not isinstance(backbone, nn.Module):
+        raise UsageError(f"backbone must be a timm ViT, not a {type(backbone).__name__}.")
+    check_whole("num_classes", num_classes)
+    check_mapping("loop", loop)
     return spec.build(
         backbone=backbone,
         num_classes=num_classes,

@@ -36,6 +36,7 @@ from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamp
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from avalanche_rwf.checks import check_choice, check_number, check_whole
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import batch_classes
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
@@ -56,12 +57,10 @@ def check_replay(buffer: int, replay: str, smallest: int = 1) -> None:
     :param buffer: images to keep.
     :param replay: a name of ``REPLAY_LOSSES``.
     :param smallest: the smallest `buffer` that makes sense where it is asked.
-    :raises ValueError: naming the argument, what it got and what it takes.
+    :raises UsageError: naming the argument, what it got and what it takes.
     """
-    if not isinstance(buffer, int) or isinstance(buffer, bool) or buffer < smallest:
-        raise ValueError(f"buffer must be a whole number of at least {smallest}, not {buffer!r}.")
-    if replay not in REPLAY_LOSSES:
-        raise ValueError(f"replay must be one of {', '.join(REPLAY_LOSSES)}, not {replay!r}.")
+    check_whole("buffer", buffer, least=smallest)
+    check_choice("replay", replay, REPLAY_LOSSES)
 
 
 class _Numbers(Dataset[int]):
@@ -136,13 +135,10 @@ class Replay:
         beta: float = 0.5,
     ) -> None:
         check_replay(buffer, replay)
-        if replay_batch is not None and (not isinstance(replay_batch, int) or replay_batch < 1):
-            raise ValueError(f"replay_batch must be at least 1 or None, not {replay_batch!r}.")
-        if storage not in STORAGES:
-            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}.")
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be at least 0, not {value!r}.")
+        check_whole("replay_batch", replay_batch, optional=True)
+        check_choice("storage", storage, STORAGES)
+        check_number("alpha", alpha, least=0)
+        check_number("beta", beta, least=0)
         self.buffer, self.replay, self.replay_batch = buffer, replay, replay_batch
         self.storage, self.alpha, self.beta = storage, alpha, beta
         self._policy: ExemplarsBuffer

@@ -7,6 +7,7 @@ of the preset ``rwf`` are this project's, chosen on images held out of the train
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -18,10 +19,12 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_rwf.checks import check_flag, check_mapping, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
+from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay, check_replay
 
@@ -111,20 +114,26 @@ class RwFStrategy(FrozenBackboneStrategy):
         :param evaluator: Avalanche's evaluation plugin, a function that makes one, or None.
         :param eval_every: as in Avalanche.
         :param peval_mode: as in Avalanche.
-        :raises ValueError: naming the argument that is wrong, before any work is done.
+        :raises UsageError: naming the argument that is wrong, before any work is done.
         """
         given = dict(locals())
         self._arguments = {name: given[name] for name in _ARGUMENTS}
         self._built_from = "model" if model is not None else "name"
         if model is not None and model_name is not None:
             raise ValueError("Give either model or model_name to RwFStrategy, not both.")
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-            raise ValueError(f"num_classes must be at least 1 or None, not {num_classes!r}.")
+        check_whole("num_classes", num_classes, optional=True)
+        check_flag("pretrained", pretrained)
+        check_mapping("backbone_kwargs", backbone_kwargs)
+        check_mapping("routing_kwargs", routing_kwargs)
+        check_mapping("learning_rates", learning_rates)
         check_replay(buffer, replay, smallest=0)
+        for name, rate in (("lr", lr), ("lr_queries", lr_queries), ("lr_maps", lr_maps)):
+            check_number(name, rate, least=0)
+        check_loop(given)  # before a backbone is made or fetched
         grows = model is None and num_classes is None
         if model is None:
             backbone = create_backbone(
-                model_name or PACKAGED,
+                PACKAGED if model_name is None else model_name,
                 weights=weights,
                 image_size=image_size,
                 pretrained=pretrained,
@@ -140,7 +149,12 @@ class RwFStrategy(FrozenBackboneStrategy):
                 **dict(routing_kwargs or {}),
             )
         elif not isinstance(model, RoutedViT):
-            raise ValueError(f"model must be a RoutedViT, not a {type(model).__name__}.")
+            raise UsageError(f"model must be a RoutedViT, not a {type(model).__name__}.")
+        elif num_classes not in (None, model.num_classes):
+            raise UsageError(
+                f"num_classes must be left out where a model is given, or be its "
+                f"{model.num_classes}, not {num_classes!r}."
+            )
         maps = dict.fromkeys(("q", "k", "v", "o"), lr_maps)
         rates = {"head": lr, "queries": lr_queries, **maps, **(learning_rates or {})}
         super().__init__(
@@ -164,7 +178,6 @@ class RwFStrategy(FrozenBackboneStrategy):
             peval_mode=peval_mode,
             **kwargs,
         )
-
 
     def _saved_arguments(self) -> dict[str, Any]:
         if self._built_from == "model":
@@ -217,8 +230,10 @@ def _plain(name: str, value: Any) -> Any:
 
     :raises UsageError: if it is none, such as a function in `backbone_kwargs`.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, numbers.Real):  # NumPy's too, of which no file is to know
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(name, one) for key, one in value.items()}
     if isinstance(value, Collection):
@@ -229,8 +244,10 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """"queries,o" or "queries o" -> ("queries", "o")."""
+def _names(text: str | Collection[str]) -> Collection[str]:
+    """"queries,o" or "queries o" -> ("queries", "o"); a collection is as it is."""
+    if not isinstance(text, str):
+        return text
     return tuple(word for word in re.split(r"[,+\s]+", text) if word)
 
 

@@ -64,12 +64,16 @@ def test_unknown_names(name, message):
         ("interpolation", ["random", "", "BICUBIC"]),
         ("crop_pct", [0, 1.1, -1, None, float("nan")]),
         ("augment", ["crop", "", None]),
-        ("holdout", [1, 1.0, -0.1, float("nan"), "half"]),
+        ("skip_corrupt", [None, 1, "x"]),
+        ("normalised", [None, 0]),
+        ("stream_options", ["shots=1", 3, {1: 2}]),
+        ("stream", [None, 3, []]),
+        ("holdout", [True, 1, 1.0, -0.1, float("nan"), "half"]),
     ],
 )
 def test_options_out_of_range(field, values):
     for value in values:
-        with pytest.raises(UsageError, match=f"^{field} is ") as error:
+        with pytest.raises(UsageError, match=f"^{field} (is|must be) ") as error:
             create_benchmark("split-digits", **{**GOOD, field: value})
         assert "\n" not in str(error.value)
 

@@ -9,6 +9,7 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import TextLogger
 from avalanche.training.plugins import EvaluationPlugin
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation import (
     AnytimeEvaluation,
     DataFrameLogger,
@@ -17,6 +18,8 @@ from avalanche_rwf.evaluation import (
     accuracy_exposed,
     anytime_metrics,
 )
+
+from ..nonsense import NO_COUNT, without
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -65,3 +68,12 @@ def test_a_recorder_that_records_nothing_is_refused(nc, make_naive):
     strategy = make_naive([PredictionRecorder()], evaluator)
     with pytest.raises(ValueError, match="recorder of Top1_Acc_Exposed must be among"):
         strategy.train(nc.train_stream[0])
+
+
+def test_nonsense_is_refused_by_name():
+    for value in (None, 3, "x", PredictionRecorder):
+        with pytest.raises(UsageError, match="recorder must be a PredictionRecorder"):
+            anytime_metrics(value)
+    for value in without(NO_COUNT, None):
+        with pytest.raises(UsageError, match="every must be a whole number"):
+            anytime_metrics(PredictionRecorder(), value)

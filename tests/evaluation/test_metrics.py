@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import (
     EvaluationPoint,
     a_auc,
@@ -19,6 +20,8 @@ from avalanche_rwf.evaluation.metrics import (
     forgetting_experience,
     summarise,
 )
+
+from ..nonsense import NO_COUNT, without
 
 # Ten test samples: classes 0 and 1 in test experience 0 (3 + 2), 2 in 1 (3), 3 in 2 (2).
 TARGETS = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
@@ -164,8 +167,8 @@ def test_point_normalises_what_it_is_given():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples_seen": -1}, "samples_seen must not be negative, got -1."),
-        ({"experience": -2}, "experience must be None or not negative, got -2."),
+        ({"samples_seen": -1}, "samples_seen must be a whole number of at least 0, not -1."),
+        ({"experience": -2}, "experience must be a whole number of at least 0 or None, not -2."),
         ({"targets": []}, "targets must hold at least one sample, got an empty array."),
         ({"targets": [[0, 1]]}, r"targets must have one dimension, got shape \(1, 2\)."),
         ({"targets": [0.5, 1.0]}, "targets must hold integers, got float64."),
@@ -191,9 +194,9 @@ def test_bad_arguments_are_refused(run):
     for function in (a_last, a_avg, a_auc):
         with pytest.raises(ValueError, match="points must hold at least one EvaluationPoint"):
             function([])
-    with pytest.raises(ValueError, match="every must be None or at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"every must be a whole number .* or None, not 0"):
         a_auc(run, every=0)
-    with pytest.raises(ValueError, match="n_experiences must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"n_experiences must be a whole number .* not 0"):
         accuracy_matrix(run, 0)
     with pytest.raises(ValueError, match="got 2 and a point with experience 2"):
         accuracy_matrix(run, 2)
@@ -205,3 +208,32 @@ def test_bad_arguments_are_refused(run):
         forgetting_experience(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="class_matrix must be"):
         forgetting_class(np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["samples_seen", "experience", "exposed", "targets"])
+def test_points_of_nonsense_are_refused(name):
+    good = {
+        "samples_seen": 1, "experience": 0, "targets": [0, 1], "predictions": [0, 1],
+        "exposed": (0, 1), "test_experience": [0, 0],
+    }  # fmt: skip
+    counted = name in ("samples_seen", "experience")
+    others = [None, 3, "x", [0.5, 1.0], [True, False], ["a", "b"]]
+    for value in without(NO_COUNT, 0, None if name == "experience" else 0) if counted else others:
+        with pytest.raises(ValueError, match=f"^{name} must "):
+            EvaluationPoint(**{**good, name: value})
+
+
+def test_nonsense_is_refused_by_name(run):
+    for value in NO_COUNT:
+        with pytest.raises(UsageError, match="n_experiences must be a whole number"):
+            accuracy_matrix(run, value)
+        with pytest.raises(UsageError, match="n_experiences must be a whole number"):
+            class_accuracy_matrix(run, value)
+    for value in without(NO_COUNT, None):
+        with pytest.raises(UsageError, match="every must be a whole number"):
+            a_auc(run, value)
+        with pytest.raises(UsageError, match="n_classes must be a whole number"):
+            class_accuracy_matrix(run, 3, value)
+    for points in (None, 3, "x", [3], run[0]):
+        with pytest.raises(UsageError, match="points must be a list of EvaluationPoint"):
+            a_last(points)

@@ -15,9 +15,12 @@ from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_matrix, summarise
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import StreamPosition, experience_index
+
+from ..nonsense import NO_COUNT, without
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -331,7 +334,7 @@ def test_anytime_evaluation_takes_blurred_test_experiences(nc, make_naive):
 
 
 def test_anytime_evaluation_refuses_bad_arguments(nc, make_naive):
-    with pytest.raises(ValueError, match="every must be at least 1 sample, got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number of at least 1, not 0"):
         AnytimeEvaluation(nc.test_stream, 0)
     with pytest.raises(ValueError, match="test_stream must hold at least one experience"):
         AnytimeEvaluation([], 5)
@@ -411,3 +414,24 @@ def test_a_subset_is_for_points_in_mid_stream_and_always_the_same(nc, make_naive
     assert all(np.array_equal(p.targets, last[0].targets) for p in last)
     with pytest.raises(ValueError, match="at least one of each of the 6 classes, not 5"):
         AnytimeEvaluation(nc.test_stream, every=8, subset=5)
+
+
+def test_nonsense_is_refused_by_name(nc):
+    for value in NO_COUNT:
+        with pytest.raises(UsageError, match="every must be a whole number of at least 1, not"):
+            AnytimeEvaluation(nc.test_stream, value)
+    for value in without(NO_COUNT, None):
+        with pytest.raises(UsageError, match="subset must be a whole number"):
+            AnytimeEvaluation(nc.test_stream, 5, subset=value)
+    for value in (0, "x", [], {1: 2}):
+        with pytest.raises(UsageError, match="eval_kwargs must be a dictionary"):
+            AnytimeEvaluation(nc.test_stream, 5, eval_kwargs=value)
+    for value in (None, 3, "x", [3]):
+        with pytest.raises(UsageError, match="test_stream must hold test experiences"):
+            AnytimeEvaluation(value, 5)
+    for value in (3, "", True, []):
+        with pytest.raises(UsageError, match="stream must be a stream's name or None"):
+            PredictionRecorder(stream=value)
+    for value in without(NO_COUNT, None, 0):
+        with pytest.raises(UsageError, match="experience must be a whole number"):
+            PredictionRecorder().begin(value)

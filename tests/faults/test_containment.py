@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import signal
+import weakref
 
 import fault_children as children  # by the path that conftest adds
 import pytest
@@ -42,8 +43,8 @@ def raising(monkeypatch, error: Exception, method: str) -> None:
         (
             torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."),
             4,
-            "The memory is not enough for a batch of 4 images: --batch-size 2 takes about half "
-            "of it.",
+            "The memory is not enough for a batch of 4 images: a smaller --backbone or "
+            "--image-size takes less.",
         ),
         (MemoryError(), 7, "batch of 7 images: --batch-size 3 takes"),
         (
@@ -70,6 +71,36 @@ def test_a_method_that_raises_fails_its_run_alone(
     assert board["failed"].to_dict() == {"linear-probe": 1, "ncm": 0}
     (reason,) = runs[runs["method"] == "linear-probe"]["error"]
     assert reason == results[0][1]["error"]
+
+
+@pytest.mark.parametrize("method", ["rwf", "er", "avalanche-l2p-as-shipped"])
+def test_a_full_gpu_is_told_the_batch_size_that_fits(method, configure, tmp_path, monkeypatch):
+    build, held = module.build_strategy, []
+
+    def limited(*args, **kwargs):
+        strategy = build(*args, **kwargs)
+        forward = strategy.forward
+
+        def small() -> torch.Tensor:
+            if strategy.is_training and len(strategy.mb_x) > 3:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+            return forward()
+
+        strategy.forward = small
+        # What still refers to a strategy while another one is tried would be on the GPU as well.
+        held.append(sum(old() is not None for old in strategies))
+        strategies.append(weakref.ref(strategy.model))
+        return strategy
+
+    strategies: list = []
+    monkeypatch.setattr(module, "build_strategy", limited)
+    summary = run(configure(method, batch_size=14), tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"] == (
+        "The memory is not enough for a batch of 14 images: --batch-size 3 fits."
+    )
+    assert held == [0, 0, 0]  # 14, 7, 3
+    assert run(configure(method, batch_size=3), tmp_path)["status"] == "done"
 
 
 @pytest.mark.parametrize("method", ["rwf", "linear-probe", "er", "avalanche-l2p-as-shipped"])

@@ -326,9 +326,9 @@ def test_unsupported_and_unknown_names(name, message):
     [
         ({"image_size": 30}, "not a multiple of the patch size 16"),
         ({"image_size": 8}, "not a multiple"),
-        ({"image_size": 0}, "positive whole number"),
-        ({"image_size": -16}, "positive whole number"),
-        ({"image_size": 32.0}, "positive whole number"),
+        ({"image_size": 0}, "whole number of at least 1"),
+        ({"image_size": -16}, "whole number of at least 1"),
+        ({"image_size": 32.0}, "whole number of at least 1"),
         ({"image_size": 32, "img_size": 32}, "give the image size once"),
         ({"num_classes": 3}, "'num_classes' is set by create_backbone"),
         ({"in_chans": 1}, "'in_chans'"),

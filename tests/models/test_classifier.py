@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.heads import LinearHead
 from avalanche_rwf.routing.priors import centre_prior
+
+from ..nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 
 @torch.no_grad()
@@ -25,5 +29,39 @@ def test_the_mean_patch_may_be_weighed_around_the_centre(vit, images):
 
 
 def test_a_width_that_is_not_positive_is_refused(vit):
-    with pytest.raises(ValueError, match="width must be positive, not 0"):
+    with pytest.raises(ValueError, match="mean_centre must be a finite number above 0"):
         FrozenViT(vit, 5, readout="cls+mean", mean_centre=0.0)
+
+
+NONSENSE = {
+    "backbone": [None, "vit", 3, torch.nn.Linear(2, 2)],
+    "num_classes": NO_COUNT,
+    "head": NO_NAME,
+    "readout": NO_NAME,
+    "readout_blocks": [None, 0, 1.5, True, [True], [0.5], [9]],
+    "head_options": [0, "x", [], {1: 2}],
+    "frozen": NO_FLAG,
+    "mean_centre": [0, *without(NO_RATE, None)],
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_by_name(name, vit):
+    said = "^backbone the given model is a " if name == "backbone" else f"^{name} must be "
+    for value in NONSENSE[name]:
+        with pytest.raises(UsageError, match=said):
+            FrozenViT(**{"backbone": vit, "num_classes": 4, name: value})
+
+
+def test_a_backbone_without_class_token_has_nothing_to_read(tools):
+    vit = tools.vit(class_token=False, global_pool="avg")
+    with pytest.raises(UsageError, match="has no class token"):
+        FrozenViT(vit, 4)
+
+
+def test_a_head_made_for_something_else_is_refused(vit):
+    assert FrozenViT(vit, 4, head=LinearHead(32, 4)).num_classes == 4
+    with pytest.raises(UsageError, match="head must take 64 features, and it takes 32"):
+        FrozenViT(vit, 4, head=LinearHead(32, 4), readout="cls+mean")
+    with pytest.raises(UsageError, match="head must have num_classes=4 classes, and it has 5"):
+        FrozenViT(vit, 4, head=LinearHead(32, 5))

@@ -1,11 +1,15 @@
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import HEADS, StreamingMoments, create_head
+
+from ..nonsense import NO_COUNT, NO_NAME, NO_RATE, without
 
 C, W, NUM = 4, 12, 200
 
@@ -245,10 +249,10 @@ def test_moments_solve_the_same_before_and_after_folding(n, within):
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("linear", {"in_features": 0}, "must be at least 1"),
-        ("cosine", {"tau": 0.0}, "tau must be positive"),
-        ("slda", {"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\]"),
-        ("ridge", {"penalty": -1.0}, "penalty must be positive"),
+        ("linear", {"in_features": 0}, "must be a whole number of at least 1"),
+        ("cosine", {"tau": 0.0}, "tau must be a finite number above 0"),
+        ("slda", {"shrinkage": 0.0}, r"shrinkage must be a finite number above 0 and at most 1"),
+        ("ridge", {"penalty": -1.0}, "penalty must be a finite number above 0"),
         ("mlp", {}, "head must be one of linear, .*slda, ridge, rp-ridge, not 'mlp'"),
     ],
 )
@@ -256,3 +260,26 @@ def test_bad_arguments_are_named(name, options, text):
     arguments = {"in_features": W, "num_classes": C, **options}
     with pytest.raises(ValueError, match=text):
         create_head(name, **arguments)
+
+
+NONSENSE = {
+    "in_features": NO_COUNT,
+    "num_classes": NO_COUNT,
+    "tau": [0, *NO_RATE],
+    "shrinkage": [0, 1.5, *NO_RATE],
+    "refresh": [0.5, *NO_RATE],
+    "penalty": [0, *NO_RATE],
+    "projections": without(NO_COUNT, 0),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nonsense_is_refused_by_name(head):
+    taken = inspect.signature(HEADS[head]).parameters
+    for name in NONSENSE.keys() & taken.keys():
+        for value in NONSENSE[name]:
+            with pytest.raises(UsageError, match=rf"^{name} must be "):
+                HEADS[head](**{"in_features": 8, "num_classes": 3, name: value})
+    for value in without(NO_NAME, None):
+        with pytest.raises(UsageError, match="head must be one of "):
+            create_head(value, 8, 3)

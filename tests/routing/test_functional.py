@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.routing.functional import (
     association,
     free_energy,
@@ -191,3 +192,42 @@ def test_without_scores_the_prior_alone_weighs_the_values():
     # The prior is known up to a constant only, and a constant one changes nothing.
     torch.testing.assert_close(retrieve(q, k, v, 0.7, log_prior=torch.full((9,), 3.0).double()),
                                retrieve(q, k, v, 0.7))
+
+
+@pytest.mark.parametrize("beta", [None, "x", True, [1.0]])
+def test_beta_of_another_kind_is_named(beta):
+    q, k, v = problem()
+    for call in (lambda: retrieve(q, k, v, beta), lambda: association(q, beta)):
+        with pytest.raises(UsageError, match="beta must be a positive finite number"):
+            call()
+
+
+@pytest.mark.parametrize("value", [None, "x", 3, 0.5, [0.0]])
+def test_what_is_no_tensor_is_named(value):
+    q, k, v = problem()
+    calls = {
+        "queries": lambda: retrieve(value, k, v, 1.0),
+        "keys": lambda: retrieve(q, value, v, 1.0),
+        "values": lambda: retrieve(q, k, value, 1.0),
+        "scores": lambda: association(value, 1.0),
+        "p": lambda: free_energy(value, q, 1.0),
+    }
+    for name, call in calls.items():
+        with pytest.raises(UsageError, match=f"^{name} must be a tensor, not "):
+            call()
+    with pytest.raises(UsageError, match="values must be "):
+        retrieve(q, k, v[..., 0, 0], 1.0) if v.dim() == 2 else retrieve(q, k, torch.ones(3), 1.0)
+
+
+def test_a_prior_of_another_length_is_named():
+    q, k, v = problem()
+    tokens = k.shape[-2]
+    prior = torch.zeros(tokens + 1)
+    for call in (
+        lambda: retrieve(q, k, v, 1.0, log_prior=prior),
+        lambda: association(scores(q, k), 1.0, prior),
+        lambda: free_energy(association(scores(q, k), 1.0), scores(q, k), 1.0, prior),
+        lambda: minimum_free_energy(scores(q, k), 1.0, prior),
+    ):
+        with pytest.raises(UsageError, match=f"each of the {tokens} tokens, not {tokens + 1}"):
+            call()

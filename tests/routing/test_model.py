@@ -2,8 +2,11 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.routing.model import RoutedViT
+
+from ..nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 
 def routed(vit, **options):
@@ -105,7 +108,7 @@ def test_blocks_are_read_in_every_form(vit, blocks, expected):
 
 @pytest.mark.parametrize("blocks", ["first 5", "some", "0,x", [4], "last -1", ""])
 def test_blocks_that_do_not_exist_are_named(vit, blocks):
-    with pytest.raises(ValueError, match="Blocks are 'first N', 'last N'"):
+    with pytest.raises(ValueError, match="routed_blocks must be 'first N', 'last N'"):
         routed(vit, routed_blocks=blocks)
 
 
@@ -159,3 +162,24 @@ def test_remembered_features_are_those_of_a_fresh_model(tools, images):
     twin.features(images)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin.features(images), after)
+
+
+NONSENSE = {
+    "backbone": [None, "vit", 3, torch.nn.Linear(2, 2)],
+    "num_classes": NO_COUNT,
+    "num_prompts": without(NO_COUNT, 0),
+    "insert_prompts": NO_FLAG,
+    "queries": NO_NAME,
+    "centre": [0, *without(NO_RATE, None)],
+    "readout_blocks": [0, 1.5, "first", [9], [True]],
+    "log_prior": [torch.zeros(3)],
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_by_name(name, vit):
+    said = "^backbone the given model is a " if name == "backbone" else f"^{name} must "
+    for value in NONSENSE[name]:
+        arguments = {"backbone": vit, "num_classes": 4, "routed_blocks": "all", name: value}
+        with pytest.raises(UsageError, match=said):
+            RoutedViT(**arguments)

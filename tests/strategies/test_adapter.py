@@ -241,7 +241,7 @@ def test_options_and_their_types():
         ({"gradient_steps": 2}, {}, "1 update per mini-batch.*gradient_steps must be 1.*not 2"),
         ({"precision": "fp16"}, {}, "precision must be 'fp32' or 'bf16', not 'fp16'"),
         ({}, {"head": "slda"}, "head takes linear or cosine, not 'slda'"),
-        ({}, {"lr": -1.0}, r"lr takes a rate of at least 0, not -1\.0"),
+        ({}, {"lr": -1.0}, r"lr must be a finite number of at least 0, not -1\.0"),
         ({}, {"mode": "twice"}, "cannot be built with these arguments"),
     ],
 )

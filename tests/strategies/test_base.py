@@ -270,7 +270,7 @@ def test_rates_reach_their_groups_and_a_missing_one_is_named(tools):
     ("options", "text"),
     [
         ({"mask": "all"}, "mask must be one of"),
-        ({"gradient_steps": 0}, "gradient_steps must be at least 1"),
+        ({"gradient_steps": 0}, "gradient_steps must be a whole number of at least 1"),
         ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
     ],

@@ -1,12 +1,14 @@
 """Every registered method, driven by the registry: a new method is tested by being registered."""
 
 import copy
+import typing
 
 import pytest
 import torch
 
+from avalanche_rwf.benchmarks.registry import get_benchmark, list_benchmarks
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.backbone import weights_sha256
+from avalanche_rwf.models.backbone import list_backbones, weights_sha256
 from avalanche_rwf.strategies.registry import (
     create_strategy,
     get_method,
@@ -320,3 +322,49 @@ def test_a_name_is_registered_once_and_options_need_defaults():
         register_method("rwf", summary="again")(lambda *, backbone, num_classes, loop: None)
     with pytest.raises(ValueError, match="needs a default"):
         register_method("x", summary="x")(lambda *, backbone, num_classes, loop, size: None)
+
+
+NUMBERS = {int, float, bool, type(None)}
+OF_A_KIND = [
+    (name, option)
+    for name in METHODS
+    for option, kind in get_method(name).types.items()
+    if set(typing.get_args(kind) or (kind,)) <= NUMBERS
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OF_A_KIND)
+def test_an_option_of_another_kind_is_refused_by_name(name, option):
+    spec = get_method(name)
+    assert resolve_options(name, {option: spec.options[option]}) == spec.options
+    kinds = set(typing.get_args(spec.types[option]) or (spec.types[option],))
+    wrong = [[], {}, object(), torch.zeros(2)]
+    wrong += [1, 0.5] if bool in kinds else [True]
+    wrong += [None] if type(None) not in kinds else []
+    wrong += [1.5] if int in kinds and float not in kinds else []
+    wrong += [float("nan"), float("inf"), "nan", "-inf"]
+    for value in wrong:
+        with pytest.raises(UsageError, match=rf"^The option {name}\.{option} takes .*, not "):
+            resolve_options(name, {option: value})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_every_method_takes_is_checked(name, vit):
+    for arguments, said in (
+        ({"num_classes": 0}, "num_classes must be a whole number"),
+        ({"num_classes": True}, "num_classes must be a whole number"),
+        ({"backbone": "vit"}, "backbone must be a timm ViT, not a str"),
+        ({"loop": [1]}, "loop must be a dictionary"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            create_strategy(name, **{"backbone": vit, "num_classes": 4, **arguments})
+
+
+def test_names_and_patterns_are_texts():
+    for value in (None, 3, []):
+        for call in (list_methods, list_backbones, list_benchmarks):
+            with pytest.raises(UsageError, match="pattern must be a text"):
+                call(value)
+        for call in (get_method, get_benchmark):
+            with pytest.raises(UsageError, match="name must be a text"):
+                call(value)

@@ -104,7 +104,7 @@ def test_no_warning_reaches_a_user(tools, scenario):
     [
         ({"model": "vit"}, "either model or model_name"),
         ({"model": torch.nn.Linear(2, 2), "model_name": None}, "model must be a RoutedViT"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
         ({"head": "mlp"}, "head must be one of"),
         ({"routing_kwargs": {"heads": 5}}, "heads must divide"),
         ({"image_size": -3}, "image_size"),

@@ -197,5 +197,16 @@ def test_another_strategys_checkpoint_is_refused_with_what_differs(tools, scenar
         loop(tools, scenario, tmp_path, cut=3)
     with pytest.raises(UsageError, match=r"is of another train_mb_size \(5, here 4\)"):
         loop(tools, scenario, tmp_path, train_mb_size=4)
-    with pytest.raises(UsageError, match="every must be a whole number"):
-        CheckpointPlugin(tmp_path, every=-1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every": -1}, {"every": True}, {"every": 1.5}, {"folder": None}, {"folder": 7},
+        {"shuffled": "no"}, {"log": "file.txt"},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_plugins_arguments_are_checked(wrong, tmp_path):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=rf"^{name} must be .*, not .*\.$"):
+        CheckpointPlugin(**{"folder": tmp_path, **wrong})

@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_number
+from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import parse_blocks
 from avalanche_rwf.models.prompts.common import TaskViT, check_insert, check_sizes
@@ -85,16 +87,15 @@ class CodaPromptViT(TaskViT):
     ) -> None:
         check_sizes(prompt_length=prompt_length, components=components, tasks=tasks)
         check_insert(insert)
+        check_architecture(backbone)
         if insert == "prefix" and prompt_length % 2:
             raise ValueError(f"prompt_length must be even for a prefix, not {prompt_length}.")
         if components > int(backbone.embed_dim):
             raise ValueError(
                 f"components must be at most the width D = {backbone.embed_dim}, not {components}."
             )
-        if not 0 <= ortho < float("inf"):
-            raise ValueError(f"ortho must be at least 0, not {ortho!r}.")
-        if slices not in ("all", "task"):
-            raise ValueError(f"slices must be 'all' or 'task', not {slices!r}.")
+        check_number("ortho", ortho, least=0)
+        check_choice("slices", slices, ("all", "task"))
         if slices == "task" and tasks > components:
             raise ValueError(f"tasks must be at most components={components}, not {tasks}.")
         self._blocks = parse_blocks(blocks, len(backbone.blocks))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_whole
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
 
@@ -29,20 +30,18 @@ INSERTS = ("prefix", "token")
 def check_sizes(**sizes: int) -> None:
     """Refuse a size below one.
 
-    :raises ValueError: naming the argument.
+    :raises UsageError: naming the argument.
     """
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        check_whole(name, value)
 
 
 def check_insert(insert: str) -> None:
     """Refuse an unknown way of inserting prompts.
 
-    :raises ValueError: if it is neither "prefix" nor "token".
+    :raises UsageError: if it is neither "prefix" nor "token".
     """
-    if insert not in INSERTS:
-        raise ValueError(f"insert must be 'prefix' or 'token', not {insert!r}.")
+    check_choice("insert", insert, INSERTS)
 
 
 def uniform(*shape: int) -> nn.Parameter:

@@ -28,6 +28,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.checks import check_choice, check_number
+from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.classifier import parse_blocks
 from avalanche_rwf.models.prompts.common import (
@@ -78,13 +80,12 @@ class DualPromptViT(TaskViT):
             general_length=general_length, expert_length=expert_length, pool_size=pool_size
         )
         check_insert(insert)
-        if not 0 <= pull < float("inf"):
-            raise ValueError(f"pull must be at least 0, not {pull!r}.")
-        if slots not in ("query", "task"):
-            raise ValueError(f"slots must be 'query' or 'task', not {slots!r}.")
+        check_number("pull", pull, least=0)
+        check_choice("slots", slots, ("query", "task"))
+        check_architecture(backbone)
         depth = len(backbone.blocks)
-        self._general = parse_blocks(general_blocks, depth)
-        self._expert = parse_blocks(expert_blocks, depth)
+        self._general = parse_blocks(general_blocks, depth, "general_blocks")
+        self._expert = parse_blocks(expert_blocks, depth, "expert_blocks")
         if set(self._general) & set(self._expert):
             raise ValueError(
                 f"expert_blocks must have no block of general_blocks {self._general}, "

@@ -39,6 +39,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from avalanche_rwf.checks import check_flag, check_number
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.prompts.common import QueriedViT, check_sizes, cosine_distance, uniform
@@ -78,8 +79,8 @@ class L2PViT(QueriedViT):
         check_sizes(pool_size=pool_size, prompt_length=prompt_length, top_k=top_k)
         if top_k > pool_size:
             raise ValueError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
-        if not 0 <= pull < float("inf"):
-            raise ValueError(f"pull must be at least 0, not {pull!r}.")
+        check_number("pull", pull, least=0)
+        check_flag("diversify", diversify)
         super().__init__(backbone, num_classes, readout=readout, **options)
         self.top_k = top_k
         self.pull = pull

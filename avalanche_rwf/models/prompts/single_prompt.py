@@ -18,6 +18,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
 from avalanche_rwf.models.prompts.common import (
@@ -53,6 +54,7 @@ class SinglePromptViT(FrozenViT):
     ) -> None:
         check_sizes(prompt_length=prompt_length)
         check_insert(insert)
+        check_architecture(backbone)
         self._blocks = parse_blocks(blocks, len(backbone.blocks))
         if not self._blocks:
             raise ValueError(f"blocks must name a block, not {blocks!r}.")

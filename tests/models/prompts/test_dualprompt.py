@@ -96,7 +96,7 @@ def test_where_training_stands_is_part_of_the_state(vit):
         ({"slots": "best"}, "slots must be 'query' or 'task', not 'best'"),
         ({"expert_blocks": "0"}, "must have no block of general_blocks"),
         ({"expert_blocks": "none"}, "expert_blocks must name a block"),
-        ({"pull": -1.0}, "pull must be at least 0"),
+        ({"pull": -1.0}, "pull must be a finite number of at least 0"),
         ({"expert_length": 0}, "expert_length must be a whole number"),
     ],
 )

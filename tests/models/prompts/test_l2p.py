@@ -83,7 +83,7 @@ def test_counts_are_of_the_stream_and_spread_the_choice(vit, images):
     [
         ({"pool_size": 0}, "pool_size must be a whole number of at least 1, not 0"),
         ({"pool_size": 3, "top_k": 4}, "top_k must be at most pool_size=3, not 4"),
-        ({"pull": -1.0}, "pull must be at least 0, not -1.0"),
+        ({"pull": -1.0}, "pull must be a finite number of at least 0, not -1.0"),
         ({"readout": "mean"}, "readout must be one of .*prompt, not 'mean'"),
     ],
 )

@@ -1,0 +1,142 @@
+"""Checks of arguments: each raises one sentence that names the argument, what it got and takes.
+
+They are for constructors and entry points, before work starts, and not for what runs at each step.
+A truth value is no number here, although it is an ``int`` to Python; NumPy's numbers are numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from avalanche_rwf.errors import UsageError
+
+__all__ = [
+    "check_choice",
+    "check_flag",
+    "check_flags",
+    "check_mapping",
+    "check_number",
+    "check_text",
+    "check_whole",
+    "is_number",
+    "is_whole",
+]
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number by its type: 1 is, 1.0 and True are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number by its type, perhaps infinite or NaN."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _got(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _refuse(name: str, takes: str, optional: bool, value: Any) -> UsageError:
+    return UsageError(f"{name} must be {takes}{' or None' * optional}, not {_got(value)}.")
+
+
+def check_whole(
+    name: str, value: Any, least: int = 1, most: int | None = None, optional: bool = False
+) -> None:
+    """Refuse what is no whole number from `least` to `most`.
+
+    :param optional: whether None is taken too.
+    :raises UsageError: "{name} must be a whole number of at least {least}, not {value}."
+    """
+    if optional and value is None:
+        return
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise _refuse(name, f"a whole number {bounds}", optional, value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    optional: bool = False,
+) -> None:
+    """Refuse what is no finite number, or is out of bounds.
+
+    :param least: the smallest that is taken.
+    :param above: the largest that is too small.
+    :param most: the largest that is taken.
+    :param optional: whether None is taken too.
+    :raises UsageError: such as "{name} must be a finite number above 0, not {value}."
+    """
+    if optional and value is None:
+        return
+    if (
+        is_number(value)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+    ):
+        return
+    bounds = [
+        *([f"of at least {least}"] if least is not None else []),
+        *([f"above {above}"] if above is not None else []),
+        *([f"at most {most}"] if most is not None else []),
+    ]
+    takes = " ".join(("a finite number", " and ".join(bounds))).rstrip()
+    raise _refuse(name, takes, optional, value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Refuse what is none of some names.
+
+    :raises UsageError: "{name} must be one of {choices}, not {value}.", or "'a' or 'b'" of two.
+    """
+    if not isinstance(value, str) or value not in choices:
+        two = len(choices) == 2
+        takes = " or ".join(map(repr, choices)) if two else f"one of {', '.join(choices)}"
+        raise _refuse(name, takes, False, value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    :raises UsageError: "{name} must be True or False, not {value}."
+    """
+    if not isinstance(value, bool):
+        raise _refuse(name, "True or False", False, value)
+
+
+def check_flags(**flags: Any) -> None:
+    """:func:`check_flag` of several."""
+    for name, value in flags.items():
+        check_flag(name, value)
+
+
+def check_text(name: str, value: Any) -> None:
+    """Refuse what is no text.
+
+    :raises UsageError: "{name} must be a text, not {value}."
+    """
+    if not isinstance(value, str):
+        raise _refuse(name, "a text", False, value)
+
+
+def check_mapping(name: str, value: Any, optional: bool = True) -> None:
+    """Refuse what is no mapping of names to values.
+
+    :raises UsageError: "{name} must be a dictionary of options or None, not {value}."
+    """
+    if optional and value is None:
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _refuse(name, "a dictionary of options", optional, value)

@@ -1,0 +1,75 @@
+"""What a failed run says: its reason in one sentence, and the batch size that would have fitted."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ["failure_reason", "free_memory", "largest_that_fits", "out_of_memory"]
+
+
+def failure_reason(error: Exception, folder: Path, batch_size: int) -> str:
+    """An error in one sentence.
+
+    :param folder: the run directory, which may be gone.
+    :param batch_size: of the run.
+    """
+    if _out_of_memory(error):
+        return out_of_memory(batch_size, None)
+    if isinstance(error, OSError) and error.strerror:
+        if not folder.is_dir():
+            return f"The run directory {str(folder)!r} was removed while the run was going on."
+        where = f": {error.filename!r}" if error.filename else ""
+        return f"{error.strerror}{where}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the host, for which PyTorch has no error of its own."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def out_of_memory(batch_size: int, fits: int | None) -> str:
+    """The sentence of a run whose memory was not enough.
+
+    :param batch_size: that it had.
+    :param fits: one that was tried and fits, 0 if none does, None if none was tried.
+    """
+    if fits:
+        advice = f"--batch-size {fits} fits"
+    elif fits is None and batch_size > 1:
+        advice = f"--batch-size {batch_size // 2} takes about half of it"
+    else:
+        advice = "a smaller --backbone or --image-size takes less"
+    return f"The memory is not enough for a batch of {batch_size} images: {advice}."
+
+
+def largest_that_fits(batch_size: int, attempt: Callable[[int], None]) -> int | None:
+    """The largest of the batch size's halves that a GPU's memory is enough for.
+
+    :param attempt: does some steps with a batch size, as the run would.
+    :returns: 0 if even one image is too much; None if an attempt failed for another reason.
+    """
+    while batch_size > 1:
+        batch_size //= 2
+        free_memory()
+        try:
+            attempt(batch_size)
+        except torch.cuda.OutOfMemoryError:
+            continue
+        except Exception:  # it is only for advice
+            return None
+        return batch_size
+    return 0
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, of the GPU too."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,107 @@
+"""Checks of what every strategy's loop takes: batch sizes, device, plugins, evaluator, ...
+
+Avalanche looks at hardly any of them: a batch size of 0 is an error of PyTorch's in the first
+experience, a plugin that was forgotten to be made is silently never called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from avalanche_rwf.checks import check_choice, check_whole, is_number, is_whole
+from avalanche_rwf.errors import UsageError
+
+__all__ = ["PRECISIONS", "check_loop"]
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def check_loop(arguments: Mapping[str, Any]) -> None:
+    """Check those of the loop's arguments that are there; others are passed over.
+
+    :param arguments: name -> value.
+    :raises UsageError: naming the argument, what it got and what it takes.
+    """
+    for name, check in _CHECKS.items():
+        if name in arguments:
+            check(name, arguments[name])
+
+
+def _check_size(name: str, value: Any) -> None:
+    check_whole(name, value)
+
+
+def _check_every(name: str, value: Any) -> None:
+    check_whole(name, value, least=-1)
+
+
+def _check_mode(name: str, value: Any) -> None:
+    check_choice(name, value, ("epoch", "experience", "iteration"))
+
+
+def _check_precision(name: str, value: Any) -> None:
+    check_choice(name, value, PRECISIONS)
+
+
+def _check_norm(name: str, value: Any) -> None:
+    if value is not None and not (is_number(value) and value > 0):  # infinity clips nothing
+        raise UsageError(f"{name} must be positive or None, not {value!r}.")
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if value is not None and (not callable(value) or inspect.isclass(value)):
+        raise UsageError(f"{name} must be a loss of logits and targets or None, not {value!r}.")
+
+
+def _check_device(name: str, value: Any) -> None:
+    said = f"{name} must be one that PyTorch has here, such as 'cpu' or 'cuda', not {value!r}"
+    if not (isinstance(value, (str, torch.device)) or is_whole(value)):
+        raise UsageError(f"{said}.")
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().split("\n")[0][:150].rstrip(".")
+        raise UsageError(f"{said} ({why})." if why else f"{said}.") from None
+
+
+def _check_plugins(name: str, value: Any) -> None:
+    if value is None:
+        return
+    takes = f"{name} must be a list of Avalanche plugins or None"
+    if not isinstance(value, (list, tuple)):
+        raise UsageError(f"{takes}, not {value!r}.")
+    for plugin in value:
+        hooks = (key for key in dir(plugin) if key.startswith(("before_", "after_")))
+        if inspect.isclass(plugin):
+            raise UsageError(f"{takes}, and {plugin.__name__} is a class: make an object of it.")
+        if not any(callable(getattr(plugin, key, None)) for key in hooks):
+            raise UsageError(f"{takes}, and {plugin!r} has nothing that a strategy would call.")
+
+
+def _check_evaluator(name: str, value: Any) -> None:
+    if value is None or callable(value):
+        return
+    if not hasattr(value, "before_eval"):
+        raise UsageError(
+            f"{name} must be an EvaluationPlugin, a function that makes one or None, not {value!r}."
+        )
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "train_mb_size": _check_size,
+    "train_epochs": _check_size,
+    "eval_mb_size": _check_size,
+    "gradient_steps": _check_size,
+    "eval_every": _check_every,
+    "peval_mode": _check_mode,
+    "precision": _check_precision,
+    "clip_norm": _check_norm,
+    "criterion": _check_callable,
+    "device": _check_device,
+    "plugins": _check_plugins,
+    "evaluator": _check_evaluator,
+}

@@ -1,0 +1,166 @@
+"""What every strategy's loop takes is checked by every strategy, before it is built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+
+from avalanche_rwf import FrozenViT, OnlineL2P, RoutedViT, RwFStrategy
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.strategies.avalanche_l2p import PromptPoolViT
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.loop_arguments import check_loop
+from avalanche_rwf.strategies.registry import create_strategy
+
+from ..nonsense import INFINITY, NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
+
+BAD = {
+    "train_mb_size": NO_COUNT,
+    "train_epochs": NO_COUNT,
+    "eval_mb_size": NO_COUNT,
+    "eval_every": [None, -2, 1.5, True, INFINITY, "x"],
+    "peval_mode": NO_NAME,
+    "precision": NO_NAME,
+    "device": [None, "x", "cuda:99", -1, True, 1.5, object()],
+    "plugins": ["x", 3, torch.zeros(2), [3], ["x"], [None], [ReplayPlugin]],
+    "evaluator": ["x", 3, [], object()],
+}
+OURS = {
+    "gradient_steps": NO_COUNT,
+    "clip_norm": [-1, 0, True, float("nan"), "x", []],
+    "criterion": ["x", 3, torch.nn.CrossEntropyLoss],
+}
+METHODS = ["rwf-literal", "er", "avalanche-l2p", "avalanche-l2p-as-shipped", "avalanche:EWC"]
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_kind_of_strategy_refuses_nonsense(method, name, tools):
+    vit = tools.vit(init_values=None, depth=2)
+    options = {"routed_blocks": "all"} if method == "rwf-literal" else {}
+    for value in BAD[name]:
+        loop = {"evaluator": tools.silent(), name: value}
+        with pytest.raises(UsageError, match=rf"^{name} must be .*\.$"):
+            create_strategy(method, backbone=vit, num_classes=4, loop=loop, **options)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_only_strategies_here_take(name, vit, tools):
+    model = FrozenViT(vit, 4)
+    for value in OURS[name]:
+        with pytest.raises(UsageError, match=rf"^{name} must be .*\.$"):
+            FrozenBackboneStrategy(model=model, evaluator=tools.silent(), **{name: value})
+
+
+def test_what_is_right_passes(tools):
+    class Mine:
+        def after_training_exp(self, strategy, **kwargs):
+            """Called by its name alone."""
+
+    check_loop({
+        "train_mb_size": 1, "eval_every": -1, "peval_mode": "iteration", "precision": "bf16",
+        "clip_norm": INFINITY, "device": torch.device("cpu"), "plugins": [ReplayPlugin(4), Mine()],
+        "evaluator": lambda: EvaluationPlugin(), "criterion": torch.nn.functional.cross_entropy,
+        "something": "else",
+    })  # fmt: skip
+    check_loop({"clip_norm": None, "plugins": None, "evaluator": None, "criterion": None})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": 3}, "model must be a FrozenViT, not a int"),
+        ({"optimizer": "adam"}, "optimizer must be an optimizer of PyTorch's or None, not a str"),
+        ({"optimizer": []}, "optimizer must be an optimizer of PyTorch's or None, not a list"),
+        ({"replay": 500}, "replay must be a Replay or None, not 500"),
+        ({"learning_rates": [1e-3]}, "learning_rates must be a dictionary"),
+        ({"learning_rates": {"haed": 1e-3}}, "'haed' is none; the nearest names are 'head'"),
+        ({"learning_rates": {"head": True}}, "rate of 'head' must be a finite number of at least"),
+        ({"learning_rates": {"head": None}}, "rate of 'head' must be a finite number of at least"),
+    ],
+)
+def test_what_a_strategy_is_put_together_from(options, said, vit, tools):
+    arguments = {"model": FrozenViT(vit, 4), "evaluator": tools.silent(), **options}
+    with pytest.raises(UsageError, match=said):
+        FrozenBackboneStrategy(**arguments)
+
+
+def test_an_optimizer_of_another_model_would_train_nothing(vit, tools):
+    other = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="optimizer must have parameters of the model"):
+        FrozenBackboneStrategy(
+            model=FrozenViT(vit, 4), optimizer=other, evaluator=tools.silent()
+        )
+
+
+@pytest.mark.parametrize("value", without(NO_FLAG))
+def test_grows_is_a_flag(value, vit, tools):
+    with pytest.raises(UsageError, match="grows must be True or False"):
+        FrozenBackboneStrategy(model=FrozenViT(vit, 4), grows=value, evaluator=tools.silent())
+
+
+ROUTED = {
+    "model_name": [0, [], "", 1.5],
+    "num_classes": without(NO_COUNT, None),
+    "pretrained": NO_FLAG,
+    "weights": [0, 1.5, [], "absent.pth", "absent"],
+    "image_size": without(NO_COUNT, None),
+    "backbone_kwargs": [0, "x", [], {1: 2}],
+    "routed_blocks": [None, 0, 1.5, True, [0.5], [True], "first", torch.zeros(2)],
+    "num_prompts": without(NO_COUNT, 0),
+    "head": NO_NAME,
+    "readout": NO_NAME,
+    "routing_kwargs": [0, "x", [], {1: 2}],
+    "mask": NO_NAME,
+    "buffer": without(NO_COUNT, 0),
+    "replay": NO_NAME,
+    "lr": NO_RATE,
+    "lr_queries": NO_RATE,
+    "lr_maps": NO_RATE,
+    "learning_rates": [0, "x", [], {"queries": -1}],
+}
+# Said of the thing that the argument names.
+SAID = {"model_name": "backbone", "weights": "weights", "learning_rates": "queries|learning_rates"}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_rwf_refuses_nonsense(name, tools):
+    arguments = {
+        "model_name": "vit_tiny_patch16_224", "pretrained": False, "image_size": 32,
+        "backbone_kwargs": {"depth": 2, "embed_dim": 32, "num_heads": 2}, "num_classes": 4,
+        "num_prompts": 2, "routed_blocks": [0], "evaluator": tools.silent(),
+    }  # fmt: skip
+    RwFStrategy(**arguments)
+    for value in ROUTED[name]:
+        with pytest.raises(UsageError, match=SAID.get(name, rf"^{name} must be ")):
+            RwFStrategy(**{**arguments, name: value})
+
+
+def test_a_model_has_its_number_of_classes(vit, tools):
+    model = RoutedViT(vit, 4, routed_blocks="all")
+    assert RwFStrategy(model=model, num_classes=4, evaluator=tools.silent()).model is model
+    with pytest.raises(UsageError, match=r"num_classes must be left out .* its 4, not 100"):
+        RwFStrategy(model=model, num_classes=100, evaluator=tools.silent())
+
+
+def test_numbers_of_numpy_are_numbers_and_can_be_saved(tools, tmp_path):
+    import numpy as np
+
+    strategy = RwFStrategy(
+        model_name="vit_tiny_patch16_224", pretrained=False, image_size=32, num_prompts=2,
+        backbone_kwargs={"depth": 2, "embed_dim": 32, "num_heads": 2}, num_classes=np.int64(4),
+        routed_blocks=np.arange(2), lr=np.float64(1e-3), evaluator=tools.silent(),
+    )  # fmt: skip
+    strategy.save(tmp_path / "rwf.pt", backbone=True)
+    again = RwFStrategy.load(tmp_path / "rwf.pt", evaluator=tools.silent())
+    assert again.model.num_classes == 4
+    assert again.model.routed_blocks() == (0, 1)
+
+
+@pytest.mark.parametrize("value", [None, 3, "x"])
+def test_avalanches_l2p_has_its_own_kind_of_model(value, vit, tools):
+    vit = tools.vit(init_values=None)
+    assert OnlineL2P(model=PromptPoolViT(vit, 4), evaluator=tools.silent()).num_classes == 4
+    with pytest.raises(UsageError, match="model must be a PromptPoolViT"):
+        OnlineL2P(model=value, evaluator=tools.silent())
