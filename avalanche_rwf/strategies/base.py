@@ -90,7 +90,7 @@ def _check_groups(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
     def about(group: Mapping[str, Any]) -> dict[str, Any]:
         kinds: dict[str, Any] = {key: type(value) for key, value in group.items()}
-        return {**kinds, "name": group.get("name")}
+        return {**kinds, "name": group.get("name"), "params": group.get("params")}
 
     given, own = ([about(group) for group in of["param_groups"]]
                   for of in (state, optimizer.state_dict()))  # fmt: skip
