@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import fnmatch
 import io
 import json
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import MOST
 from avalanche_rwf.version import __version__
 
 __all__ = ["main"]
 
 # Those of leaderboard.table, which imports pandas: `--help` need not wait for it.
 FORMATS = ("text", "csv", "md", "latex", "html")
+# Each is a process: more than any machine's cores are a slip.
+_MOST_WORKERS = 1024
 # What create_backbone takes besides timm's arguments has a flag of its own.
 _BACKBONE_FLAGS = {"name": "--backbone", "weights": "--weights", "image_size": "--image-size"}
 
@@ -59,12 +63,18 @@ def _integers(text: str) -> list[int]:
             raise UsageError(f"--seeds takes whole numbers such as 0,1,2 or 0-4, not {text!r}.")
         # Never more than are refused below, however long the range.
         end = int(last or first) if len(last) <= 12 else 2**40
+        if end < int(first):
+            raise UsageError(f"--seeds takes ranges that go up, such as 0-4, not {word!r}.")
         numbers += range(int(first), min(end, int(first) + 1000) + 1)
-    if not numbers or len(numbers) > 1000:
+    if len(numbers) > 1000:
         raise UsageError(f"--seeds takes 1 to 1000 whole numbers, not {text!r}.")
     if max(numbers) >= 2**32:
         raise UsageError(f"--seeds takes whole numbers below 2**32, not {text!r}.")
     return list(dict.fromkeys(numbers))
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _value(text: str) -> Any:
@@ -74,9 +84,8 @@ def _value(text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return {"true": True, "false": False}.get(text.lower(), text)
     value = tuple(value) if isinstance(value, list) else value
-    flat = value if isinstance(value, tuple) else (value,)
     # Nothing that has no hash or no JSON: the configuration has both.
-    plain = all(item is None or isinstance(item, (int, float, str)) for item in flat)
+    plain = all(item is None or isinstance(item, (int, float, str)) for item in _flat(value))
     return value if plain else text
 
 
@@ -90,6 +99,9 @@ def backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
         if key in _BACKBONE_FLAGS:
             raise UsageError(f"--backbone-arg {key}: give it as {_BACKBONE_FLAGS[key]}.")
         values[key] = _value(text)
+        numbers = [v for v in _flat(values[key]) if isinstance(v, (int, float))]
+        if any(not -MOST < v < MOST for v in numbers):
+            raise UsageError(f"--backbone-arg {key} takes finite numbers, not {text!r}.")
     return values
 
 
@@ -282,8 +294,10 @@ def _add_data_root(parser: argparse.ArgumentParser) -> None:
 def _set_loading(args: argparse.Namespace) -> None:
     """Put what changes no number into the environment: this process's and its workers'."""
     if args.workers is not None:
-        if args.workers < 0:
-            raise UsageError(f"--workers takes a whole number of at least 0, not {args.workers}.")
+        if not 0 <= args.workers <= _MOST_WORKERS:
+            raise UsageError(
+                f"--workers takes a whole number from 0 to {_MOST_WORKERS}, not {args.workers}."
+            )
         os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
     if args.checkpoint_every is not None:
         if not re.fullmatch("auto|[0-9]{1,12}", args.checkpoint_every):
@@ -301,7 +315,8 @@ def _set_loading(args: argparse.Namespace) -> None:
 def _set_data_root(args: argparse.Namespace) -> None:
     if args.data_root is not None:
         folder = Path(args.data_root).expanduser()
-        if not args.data_root or (folder.exists() and not folder.is_dir()):
+        # The folder may be made later, but not below a file.
+        if not next((p for p in (folder, *folder.parents) if p.exists()), folder).is_dir():
             raise UsageError(f"--data-root takes a folder, and {args.data_root!r} is none.")
         os.environ["AVALANCHE_RWF_DATA"] = str(folder.absolute())
 
@@ -628,6 +643,26 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what argparse lets through and no flag of any verb takes.
+
+    An empty word is most often a variable of the shell that was not set: as a folder it would be
+    the one that one stands in.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("-"):
+            flag, equals, value = before, "", word
+        named = flag if flag.startswith("-") else "avalanche-rwf"
+        # argparse takes it for the end of the options and gives the flag an empty list.
+        if word != flag and equals and value == "--":
+            raise UsageError(f"{named} takes a value, not '--'.")
+        if word == "" or (equals and value == ""):
+            raise UsageError(f"{named} takes a value, not ''.")
+        if "\0" in word:
+            raise UsageError(f"{named} takes no text with a NUL character, such as {word[:50]!r}.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     # Two libraries warn of each other's changes at import; a user can do nothing about it.
@@ -638,15 +673,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal that has no sign for ± gets a question mark, not a traceback.
             stream.reconfigure(errors="replace")
     try:
-        for word in sys.argv[1:] if argv is None else argv:
-            flag, equals, value = word.partition("=")
-            # argparse takes it for the end of the options and gives the flag an empty list.
-            if flag.startswith("-") and equals and value == "--":
-                raise UsageError(f"{flag} takes a value, not '--'.")
-        args = _parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        _check_words(words)
+        args = _parser().parse_args(words)
         return int(args.run(args))
     except UsageError as error:
-        _say(f"avalanche-rwf: {error}")
+        # On one line, and nothing that a terminal would obey.
+        said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        _say(f"avalanche-rwf: {said}")
         return 2
     except KeyboardInterrupt:
         from avalanche_rwf.experiments.stopping import stopped_by
@@ -659,4 +693,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A full disk or a folder that is gone, where no run is to blame.
         where = f" {str(error.filename)!r}" if error.filename else ""
         _say(f"avalanche-rwf: {error.strerror or error}{where}.")
-        return 1
+        # No name of a file that the system takes can have been meant by that.
+        return 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1

@@ -16,7 +16,7 @@ from avalanche_rwf.checks import (
 )
 from avalanche_rwf.errors import UsageError
 
-from .nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE
+from .wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE
 
 
 def test_what_is_right_passes():

@@ -8,6 +8,7 @@ experience. Images and Avalanche are the business of `splits`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -19,6 +20,7 @@ import numpy as np
 
 from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.plain import MOST
 
 __all__ = [
     "OPTIONS",
@@ -94,7 +96,8 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str):
             value = int(value)
-        if not is_whole(value) or value < lowest or (highest is not None and value > highest):
+        most = MOST if highest is None else highest
+        if not is_whole(value) or not lowest <= value <= most:
             raise ValueError
         return int(value)
 
@@ -204,6 +207,7 @@ def resolve_stream_options(
     return {name: value for name, value in values.items() if value is not None}
 
 
+@functools.cache
 def _discover() -> None:
     from avalanche_rwf.benchmarks import streams
 

@@ -208,8 +208,8 @@ class PredictionRecorder(_Position):
         super().load_state_dict(state)
         self.points = [
             EvaluationPoint(
-                samples_seen=point["samples_seen"],
-                experience=point["experience"],
+                samples_seen=int(point["samples_seen"]),
+                experience=None if point["experience"] is None else int(point["experience"]),
                 targets=point["targets"].numpy(),
                 predictions=point["predictions"].numpy(),
                 exposed=tuple(point["exposed"]),

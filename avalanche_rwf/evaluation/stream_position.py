@@ -6,7 +6,7 @@ experience or a data set, so whatever holds one can be pickled and saved.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 __all__ = ["StreamPosition", "attribute", "experience_index", "stream_name"]
@@ -146,12 +146,16 @@ class StreamPosition:
         """Take the counters from `state_dict()`.
 
         Raises:
-            ValueError: if a counter is missing or unknown.
+            ValueError: if a counter is missing, unknown or no number.
         """
         if set(state) != set(self.state_dict()):
             raise ValueError(
                 f"state must hold exactly {sorted(self.state_dict())}, got {sorted(state)}."
             )
+        for field in fields(self):
+            value, takes = state[field.name], str(field.type)
+            if not (isinstance(value, int) or (value is None and "None" in takes)):
+                raise ValueError(f"{field.name} must be {takes}, got {value!r}.")
         for name, value in state.items():
             setattr(self, name, value)
 

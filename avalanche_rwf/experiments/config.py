@@ -17,6 +17,10 @@ from avalanche_rwf.version import __version__
 __all__ = ["RunConfig", "run_directory", "slug"]
 
 
+# What an entry of the leaderboard takes, and more than any stream has.
+_MOST = 10**9
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One run: benchmark, stream seed, method with all its options, backbone, seed.
@@ -87,15 +91,18 @@ class RunConfig:
         for name in ("experiences", "image_size", "batch_size", "gradient_steps"):
             value = getattr(self, name)
             optional = name in ("experiences", "image_size")
+            flag = "--" + name.replace("_", "-")
             if (value is None and not optional) or (value is not None and value < 1):
-                flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag} takes a whole number of at least 1, not {value}.")
-        if self.eval_every_samples < 0:
-            raise UsageError(
-                f"--eval-every-samples takes 0 or more samples, not {self.eval_every_samples}."
-            )
-        if self.eval_subset < 0:
-            raise UsageError(f"--eval-subset takes 0 or more samples, not {self.eval_subset}.")
+            if value is not None and value > _MOST:
+                raise UsageError(f"{flag} takes a whole number of at most {_MOST}, not {value}.")
+        for name in ("eval_every_samples", "eval_subset"):
+            value = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
+            if value < 0:
+                raise UsageError(f"{flag} takes 0 or more samples, not {value}.")
+            if value > _MOST:
+                raise UsageError(f"{flag} takes at most {_MOST} samples, not {value}.")
         resolve_stream_options(self.stream, self.stream_options, self.benchmark)
         if self.seed < 0:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")

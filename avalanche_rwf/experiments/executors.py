@@ -289,7 +289,7 @@ def _pool(
     # Workers read one end; that the other one is closed tells them to stop.
     orders, giver = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        jobs,
+        min(jobs, len(configs)),  # a queue has room for each
         mp_context=context,
         initializer=_initialise,
         initargs=(progress, orders, threads, features.name, _settings()),

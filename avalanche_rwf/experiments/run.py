@@ -120,7 +120,11 @@ def _backbone(
 
 def load_backbone(config: RunConfig) -> nn.Module:
     """The configuration's backbone; loaded once per process, copied by who trains it."""
-    args = tuple(sorted(config.backbone_args.items()))
+    # What was a tuple is a list in JSON.
+    args = tuple(
+        (key, tuple(value) if isinstance(value, list) else value)
+        for key, value in sorted(config.backbone_args.items())
+    )
     return _backbone(config.backbone, config.weights, config.image_size, args)
 
 

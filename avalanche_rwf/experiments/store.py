@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.files import load_state, save_state, write_whole
+from avalanche_rwf.plain import read_object
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -93,10 +94,9 @@ def write_json(path: Path, values: Mapping[str, Any], make_folder: bool = True) 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is absent or is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:

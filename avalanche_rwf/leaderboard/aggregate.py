@@ -25,6 +25,7 @@ import pandas as pd
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
+from avalanche_rwf.plain import read_object
 
 __all__ = [
     "BrokenRun",
@@ -259,15 +260,11 @@ class _UnusableError(Exception):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - ten thousand times, and Path is slow
-            content = json.loads(file.read().decode())
+        return read_object(path)
     except FileNotFoundError:
         raise _UnusableError(f"unfinished: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _UnusableError(f"{path.name} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise _UnusableError(f"{path.name} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def _part(content: dict[str, Any], key: str, file: str) -> dict[str, Any]:
@@ -348,7 +345,7 @@ def _check_types(config: dict[str, Any]) -> None:
                 raise _UnusableError(
                     f"config.json has {name} of type {type(value).__name__}, not {said}"
                 )
-    for name in _INTEGERS:
+    for name in (*_INTEGERS, "seed"):
         if not -(2**62) < (config.get(name) or 0) < 2**62:
             raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
     tuning = config.get("tuning")
@@ -674,7 +671,8 @@ def write_leaderboard(
     target = out / "leaderboard.csv"
     temporary = out / f".leaderboard.csv.{os.getpid()}.tmp"
     try:
-        board.to_csv(temporary, index=False)
+        # A folder's name need not be Unicode.
+        board.to_csv(temporary, index=False, errors="backslashreplace")
         temporary.replace(target)
     except OSError as error:
         raise UsageError(

@@ -14,7 +14,9 @@ import fnmatch
 import functools
 import hashlib
 import importlib.resources
+import inspect
 import json
+import math
 import pickle
 import re
 import socket
@@ -396,12 +398,43 @@ def _supported_names() -> tuple[str, ...]:
 
 # -----------------------------------------------------------------------------------------------
 # building
+def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
+    """Check what timm itself takes as it comes: `qkv_bias="flase"` would be true, and -1 heads
+    divide any width.
+
+    :raises UsageError: an argument of `VisionTransformer` of another type than its default, or out
+        of range; None leaves timm's own.
+    """
+    parameters = inspect.signature(VisionTransformer).parameters
+    for key, value in timm_kwargs.items():
+        default = parameters[key].default if key in parameters else None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        takes, fits = "", True
+        if key == "init_values":
+            takes, fits = "a finite number", number and math.isfinite(value)
+        elif isinstance(default, bool):
+            takes, fits = "True or False", isinstance(value, bool)
+        elif key in ("depth", "num_heads", "embed_dim"):
+            takes = "a whole number of at least 1"
+            fits = number and isinstance(value, int) and value >= 1
+        elif key == "reg_tokens":
+            takes = "a whole number of at least 0"
+            fits = number and isinstance(value, int) and value >= 0
+        elif key.endswith("_rate") and isinstance(default, float):
+            takes, fits = "a share from 0 to below 1", number and 0 <= value < 1
+        elif key == "mlp_ratio":
+            takes, fits = "a number above 0", number and 0 < value < math.inf
+        if value is not None and not fits:
+            raise UsageError(f"backbone argument {key}={value!r} is wrong: it takes {takes}.")
+
+
 def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
+    _check_arguments(timm_kwargs)
     try:
         if name == PACKAGED:
             return build_packaged_architecture(**timm_kwargs)
         return timm.create_model(name, pretrained=False, num_classes=0, **timm_kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # whatever timm and torch make of an argument that they do not take
         shown = ", ".join(f"{key}={value!r}" for key, value in timm_kwargs.items()) or "none"
         raise UsageError(
             f"backbone {name!r} cannot be built with these arguments ({shown}): "

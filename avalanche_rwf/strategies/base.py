@@ -29,7 +29,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.checks import check_choice, check_flag, check_mapping, check_number
+from avalanche_rwf.checks import check_choice, check_flag, check_mapping, check_number, is_number
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.models.backbone import weights_sha256
@@ -80,6 +80,27 @@ def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
     check_number("lr", lr, least=0)
     check_number("lr_head", lr_head, least=0, optional=True)
     return {"prompt": lr, "head": lr if lr_head is None else lr_head}
+
+
+def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Put an optimizer's state back; PyTorch takes groups as they come.
+
+    :raises ValueError: if a group is another one, or lacks a setting that the next step reads.
+    """
+    before = [{**group, "params": None} for group in optimizer.param_groups]
+    # A copy: PyTorch would go on updating the tensors of the state that it was given.
+    optimizer.load_state_dict(copy.deepcopy(dict(state)))
+    for own, loaded in zip(before, optimizer.param_groups, strict=True):
+        same = own.get("name") == loaded.get("name")
+        if not same or not all(key in loaded and _alike(own[key], loaded[key]) for key in own):
+            raise ValueError("The saved state does not fit this optimizer: its groups are others.")
+
+
+def _alike(own: Any, loaded: Any) -> bool:
+    """Whether a setting can stand in another one's place; None leaves it to PyTorch."""
+    if own is None or loaded is None or (is_number(own) and is_number(loaded)):
+        return True
+    return type(own) is type(loaded)
 
 
 def build_optimizer(
@@ -555,8 +576,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 f"{len(unexpected)} unexpected ({', '.join([*missing, *unexpected][:4])})."
             )
         if self.trains:
-            # A copy: PyTorch would go on updating the tensors of the state that it was given.
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            _load_optimizer(self.optimizer, state["optimizer"])
             self.optimized_param_id = {}
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])

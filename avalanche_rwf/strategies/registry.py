@@ -10,6 +10,7 @@ A name with a colon is a class or method of another module: see :mod:`.adapter`.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
 import inspect
 import math
@@ -25,6 +26,7 @@ from torch import nn
 
 from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_number, is_whole
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
 
 __all__ = [
@@ -163,10 +165,15 @@ def _load() -> None:
 
     Then what ``--import`` and installed packages add.
     """
+    _load_own()
+    load_extensions()
+
+
+@functools.cache
+def _load_own() -> None:
     package = importlib.import_module("avalanche_rwf.strategies")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"avalanche_rwf.strategies.{module.name}")
-    load_extensions()
 
 
 def list_methods(pattern: str = "*") -> list[str]:
@@ -204,6 +211,13 @@ def get_method(name: str) -> MethodSpec:
     return _METHODS[name]
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) >= MOST:
+        raise ValueError
+    return number
+
+
 def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
     """Turn the text of ``--set`` into the option's type; what is not text must be of it."""
     kind, default = spec.types.get(key, str), spec.options[key]
@@ -222,13 +236,14 @@ def _convert(spec: MethodSpec, key: str, value: Any) -> Any:
                 value.lower()
             ]
         if "int" in names and "float" not in names and "str" not in names:
-            return int(value)
+            return _whole(value)
         if "float" in names and "str" not in names:
             if "int" in names and value.lstrip("+-").isdecimal():
-                return int(value)
-            if not math.isfinite(float(value)):
+                return _whole(value)
+            number = float(value)
+            if not math.isfinite(number):
                 raise ValueError
-            return float(value)
+            return number
     except (ValueError, KeyError):
         wanted = " or ".join(sorted(names - {"NoneType"}))
         raise UsageError(

@@ -19,7 +19,7 @@ from avalanche_rwf.evaluation import (
     anytime_metrics,
 )
 
-from ..nonsense import NO_COUNT, without
+from ..wrong_values import NO_COUNT, without
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 

@@ -21,7 +21,7 @@ from avalanche_rwf.evaluation.metrics import (
     summarise,
 )
 
-from ..nonsense import NO_COUNT, without
+from ..wrong_values import NO_COUNT, without
 
 # Ten test samples: classes 0 and 1 in test experience 0 (3 + 2), 2 in 1 (3), 3 in 2 (2).
 TARGETS = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]

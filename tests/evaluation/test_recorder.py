@@ -20,7 +20,7 @@ from avalanche_rwf.evaluation.metrics import a_auc, accuracy_matrix, summarise
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import StreamPosition, experience_index
 
-from ..nonsense import NO_COUNT, without
+from ..wrong_values import NO_COUNT, without
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 

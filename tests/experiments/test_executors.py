@@ -74,6 +74,11 @@ def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, conf
     assert "Not a directory" in failed["error"]
 
 
+def test_more_jobs_than_a_queue_has_room_for(configure, tmp_path):
+    (result,) = execute([configure("ncm")], tmp_path, "cpu", 10**12, lambda config: 24, quiet=True)
+    assert result[1]["status"] == "done"
+
+
 def test_the_progress_bar_is_on_stderr_and_full_at_the_end(configure, tmp_path, capsys):
     list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda config: 24))
     captured = capsys.readouterr()

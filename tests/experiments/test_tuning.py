@@ -250,6 +250,22 @@ def test_a_second_call_reads_the_record(scores, choose):
     assert first.file.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(None, 3, "x", {"a": 1}, [3], [None] * 9, [{"seconds": "x"}]),
+        *([{"seconds": 1.0, "score": s}] for s in ([], "x", float("nan"))),
+        [{"seconds": 1.0, "error": 3}],
+    ],
+)
+def test_what_is_damaged_in_a_record_is_tried_again(settings, scores, choose):
+    scores(lambda rate: rate / 10)
+    first = choose()
+    first.file.write_text(json.dumps({**first.content, "settings": settings}))
+    again = choose()
+    assert (again.options, again.record()) == (first.options, first.record())
+
+
 def test_an_interrupted_search_goes_on_where_it_was(scores, choose, tmp_path):
     scores(lambda rate: KeyboardInterrupt() if rate == 0.04 else rate / 10)
     with pytest.raises(KeyboardInterrupt):

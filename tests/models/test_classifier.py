@@ -8,7 +8,7 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import LinearHead
 from avalanche_rwf.routing.priors import centre_prior
 
-from ..nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
+from ..wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 
 @torch.no_grad()

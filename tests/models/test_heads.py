@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import HEADS, StreamingMoments, create_head
 
-from ..nonsense import NO_COUNT, NO_NAME, NO_RATE, without
+from ..wrong_values import NO_COUNT, NO_NAME, NO_RATE, without
 
 C, W, NUM = 4, 12, 200
 

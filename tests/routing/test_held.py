@@ -8,7 +8,7 @@ from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.routing.held import HeldRoutedViT, lda_loss
 from avalanche_rwf.routing.model import RoutedViT
 
-from ..nonsense import NO_COUNT
+from ..wrong_values import NO_COUNT
 
 
 def problem(n=30, m=12, width=20, classes=3):

@@ -8,7 +8,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import TokenPrompt, block_forward
 from avalanche_rwf.routing.layer import TRAINABLE, RoutingLayer
 
-from ..nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
+from ..wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 D, N, B = 32, 17, 5
 

@@ -6,7 +6,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.routing.model import RoutedViT
 
-from ..nonsense import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
+from ..wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 
 def routed(vit, **options):

@@ -13,7 +13,7 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import create_strategy
 
-from ..nonsense import INFINITY, NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
+from ..wrong_values import INFINITY, NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 BAD = {
     "train_mb_size": NO_COUNT,

@@ -95,6 +95,33 @@ def test_every_strategy_here_can_be_saved_and_restored(method, tools, scenario, 
         build("fine-tune" if method == "slda" else "slda", 0).restore(tmp_path / "it.pt")
 
 
+def test_a_schedulers_rates_are_loaded_and_a_group_without_a_rate_is_refused(
+    tools, scenario, tmp_path
+):
+    strategy = small(tools)
+    # It adds a setting to each group, and may leave a rate as a whole number.
+    torch.optim.lr_scheduler.LambdaLR(strategy.optimizer, lambda step: 0.5)
+    strategy.optimizer.param_groups[0]["lr"] = 1
+    train(strategy, scenario.train_stream[0])
+    strategy.save(tmp_path / "it.pt", backbone=True)
+    again = RwFStrategy.load(tmp_path / "it.pt", evaluator=tools.silent())
+    assert_same(strategy, again)
+    assert again.optimizer.param_groups[0]["lr"] == 1
+    state = strategy.trained_state()
+    for damage in ("lr", "betas", "name"):
+        groups = [dict(group) for group in state["optimizer"]["param_groups"]]
+        del groups[-1][damage]
+        with pytest.raises(ValueError, match="does not fit this optimizer: its groups are others"):
+            small(tools).load_trained_state(
+                {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
+            )
+    groups[-1]["name"] = groups[0]["name"]
+    with pytest.raises(ValueError, match="its groups are others"):
+        small(tools).load_trained_state(
+            {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
+        )
+
+
 class Payload:
     def __init__(self, path) -> None:
         self.path = path

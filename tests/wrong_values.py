@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-_OTHER = ["x", [], {}, object(), torch.zeros(2)]
+
+class _Thing:
+    def __repr__(self) -> str:
+        return "thing"  # where in memory it is would be another name for a test in each process
+
+
+_OTHER = ["x", [], {}, _Thing(), torch.zeros(2)]
 NAN, INFINITY = float("nan"), float("inf")
 NO_COUNT = [None, -1, 0, 1.5, True, NAN, INFINITY, *_OTHER]
 """No whole number of at least 1."""
