@@ -7,13 +7,14 @@ installed package names its modules in the entry point group ``avalanche_rwf.met
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -162,7 +163,13 @@ def origin_of(code: Any) -> dict[str, str]:
         path = Path(file).resolve()
         origin["file"] = str(path)
         origin["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    names = metadata.packages_distributions().get(top, [])
+    names = _distributions(tuple(sys.path)).get(top, [])
     if names:
         origin["version"] = f"{names[0]} {metadata.version(names[0])}"
     return origin
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Installed distributions by top-level module; their file lists are read once for a path."""
+    return metadata.packages_distributions()
