@@ -54,6 +54,7 @@ __all__ = [
     "pareto_front",
     "read_metrics",
     "svg",
+    "unreadable",
     "write_plots",
 ]
 
@@ -148,16 +149,34 @@ def read_metrics(runs: pd.DataFrame) -> pd.DataFrame:
 
             frame = entry_metrics(folder, int(seed))
         else:
-            try:
-                text = (Path(folder) / run_dir / "metrics.csv").read_text(encoding="utf-8")
-                frame = pd.read_csv(io.StringIO(text))
-            except (OSError, ValueError):
+            read = _read(Path(folder) / run_dir)
+            if read is None:
                 continue
-            if not (text.endswith("\n") and _sound(frame)):  # without it, it is cut
-                continue
+            frame = read
         frames.append(frame.assign(seed=int(seed), end=_ends(frame)))
     columns = ["seed", "samples_seen", "experience", "metric", "value", "end"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def unreadable(runs: pd.DataFrame) -> list[str]:
+    """Return the directories of finished runs whose `metrics.csv` gives no rows.
+
+    Args:
+        runs: the frame of `read_runs`.
+    """
+    own = runs[(runs["status"] == "done") & ~runs["submitted"].astype(bool)]
+    places = (Path(folder) / run for folder, run in zip(own["folder"], own["run_dir"], strict=True))
+    return [str(place) for place in places if _read(place) is None]
+
+
+def _read(run: Path) -> pd.DataFrame | None:
+    """Return a run's `metrics.csv`, or None if it is not what a run writes."""
+    try:
+        text = (run / "metrics.csv").read_text(encoding="utf-8")
+        frame = pd.read_csv(io.StringIO(text))
+    except (OSError, ValueError):
+        return None
+    return frame if text.endswith("\n") and _sound(frame) else None  # without it, it is cut
 
 
 def _sound(frame: pd.DataFrame) -> bool:
@@ -756,7 +775,7 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
     """
     out = Path(folder)
     paths: list[Path] = []
-    notes: list[str] = []
+    notes = [f"no curve of {run}: its metrics.csv cannot be read" for run in unreadable(runs)]
 
     def write(place: Path, name: str, title: str, draw: Callable[[], Figure]) -> None:
         try:

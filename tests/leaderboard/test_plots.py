@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +173,20 @@ def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, t
     assert set(read["seed"]) == {0}
     assert len(read) == 9
     np.testing.assert_allclose(plots._matrix(read), [[1.0, math.nan], [0.6, 0.8]])
+    (place,) = plots.unreadable(runs)
+    assert Path(place) == path
     assert main(["report", str(tmp_path)]) == 0
+    board = (tmp_path / "report/data/board.js").read_text()
+    assert board.count("in the table, but left out of the curves: its metrics.csv cannot be read") == 1
+
+
+def test_a_run_without_curves_is_named_beside_the_pictures(make_run, tmp_path, capsys):
+    for seed in (0, 1):
+        path = make_run("rwf", seed, experiences=2)
+        (path / "metrics.csv").write_text(metrics())
+    (path / "metrics.csv").write_text(metrics()[:-2])
+    assert main(["leaderboard", str(tmp_path), "--plots", str(tmp_path / "plots")]) == 0
+    assert f"no curve of {path}: its metrics.csv cannot be read" in capsys.readouterr().err
 
 
 def test_few_shot_is_of_several_numbers_of_shots(make_run, tmp_path):

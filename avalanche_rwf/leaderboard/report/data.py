@@ -200,6 +200,7 @@ class Row:
     :param values: of the board, by column.
     :param runs: rows of the frame of runs, by column, by seed.
     :param metrics: of those that are done.
+    :param unread: of those that are done, those without readable metrics.
     """
 
     key: str
@@ -210,6 +211,7 @@ class Row:
     values: dict[str, Any]
     runs: list[dict[Any, Any]]
     metrics: list[Metrics]
+    unread: list[dict[Any, Any]]
 
     @property
     def label(self) -> str:
@@ -233,7 +235,9 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
         table = tables._table(values, tables._offered(values))
         for place, row in enumerate(values):
             mine = runs[row_key(row)].sort_values("seed")
-            done = read_metrics(mine[mine["status"] == "done"])
+            finished = mine[mine["status"] == "done"]
+            done = read_metrics(finished)
+            without = ~finished["seed"].isin(done["seed"]) & ~finished["submitted"].astype(bool)
             key = str(row["config_hash"])
             seen[key] = seen.get(key, 0) + 1
             rows.append(
@@ -246,6 +250,7 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
                     values=row,
                     runs=mine.to_dict("records"),
                     metrics=[metrics_of(one) for _, one in done.groupby("seed")],
+                    unread=finished[without].to_dict("records"),
                 )
             )
     return rows
@@ -308,13 +313,19 @@ def board_data(
                 "data": _stream(mine),
             }
         )
-    failed = frame[frame["status"] == "failed"]
+    failed = frame[frame["status"] == "failed"].to_dict("records")
+    reasons = [(run, f"failed: {run['error'] or 'it does not say why'}") for run in failed]
+    reasons += [
+        (run, "in the table, but left out of the curves: its metrics.csv cannot be read")
+        for row in rows
+        for run in row.unread
+    ]
     missing = [
         {
             "path": run["run_dir"] if len(folders) == 1 else _place(run).as_posix(),
-            "reason": f"failed: {run['error'] or 'it does not say why'}",
+            "reason": reason,
         }
-        for run in failed.to_dict("records")
+        for run, reason in reasons
     ]
     for path, reason in broken:
         shown = path.relative_to(folders[0]) if len(folders) == 1 else path

@@ -476,7 +476,7 @@ const report = (() => {
   function start() {
     startTheme();
     const configurations = data.protocols.reduce((n, one) => n + one.rows.length, 0);
-    $("facts").textContent = [plural(data.runs, "run"), plural(configurations, "configuration"), plural(data.protocols.length, "protocol"), data.missing.length ? `${data.missing.length} not in the table` : null, `${data.made} by avalanche-rwf ${data.version}`].filter(Boolean).join(" · ");
+    $("facts").textContent = [plural(data.runs, "run"), plural(configurations, "configuration"), plural(data.protocols.length, "protocol"), data.missing.length ? `${data.missing.length} left out` : null, `${data.made} by avalanche-rwf ${data.version}`].filter(Boolean).join(" · ");
     $("missing").hidden = !data.missing.length;
     $("missing-rows").replaceChildren(...data.missing.map((one) => el("tr", {}, el("td", { text: one.path }), el("td", { text: one.reason }))));
     $("protocol-field").hidden = data.protocols.length < 2;
