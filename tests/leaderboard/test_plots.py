@@ -177,7 +177,7 @@ def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, t
     assert Path(place) == path
     assert main(["report", str(tmp_path)]) == 0
     board = (tmp_path / "report/data/board.js").read_text()
-    assert board.count("in the table, but left out of the curves: its metrics.csv cannot be read") == 1
+    assert board.count("left out of the curves: its metrics.csv cannot be read") == 1
 
 
 def test_a_run_without_curves_is_named_beside_the_pictures(make_run, tmp_path, capsys):
