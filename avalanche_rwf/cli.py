@@ -12,7 +12,6 @@ import fnmatch
 import io
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -293,6 +292,8 @@ def _add_data_root(parser: argparse.ArgumentParser) -> None:
 
 def _set_loading(args: argparse.Namespace) -> None:
     """Put what changes no number into the environment: this process's and its workers'."""
+    from avalanche_rwf.experiments.checkpoint import EVERY, FRESH, read_every
+
     if args.workers is not None:
         if not 0 <= args.workers <= _MOST_WORKERS:
             raise UsageError(
@@ -300,15 +301,11 @@ def _set_loading(args: argparse.Namespace) -> None:
             )
         os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
     if args.checkpoint_every is not None:
-        if not re.fullmatch("auto|[0-9]{1,12}", args.checkpoint_every):
-            raise UsageError(
-                "--checkpoint-every takes auto or a whole number of at least 0, not "
-                f"{args.checkpoint_every!r}."
-            )
-        os.environ["AVALANCHE_RWF_CHECKPOINT_EVERY"] = args.checkpoint_every
-    os.environ.pop("AVALANCHE_RWF_FRESH", None)
+        read_every(args.checkpoint_every, "--checkpoint-every")
+        os.environ[EVERY] = args.checkpoint_every
+    os.environ.pop(FRESH, None)
     if args.fresh:
-        os.environ["AVALANCHE_RWF_FRESH"] = "1"
+        os.environ[FRESH] = "1"
     _set_data_root(args)
 
 

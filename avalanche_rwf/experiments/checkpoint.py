@@ -35,7 +35,7 @@ from avalanche_rwf.checks import check_flag, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.files import StateFileError, read_state, save_state
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy, load_optimizer
 
 __all__ = [
     "EVERY",
@@ -53,8 +53,9 @@ __all__ = [
     "checkpoint_every",
     "clear_leftovers",
     "difference",
+    "part_of",
+    "read_every",
     "remove",
-    "rest_of",
 ]
 
 EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
@@ -103,13 +104,20 @@ class Position:
 def checkpoint_every() -> int | None:
     """The setting of :data:`EVERY`; None spaces checkpoints by what they cost.
 
-    :raises UsageError: for anything but a whole number from 0.
+    :raises UsageError: for anything but "auto" and a whole number from 0.
     """
-    text = os.environ.get(EVERY, "")
-    if not text or text == "auto":
+    return read_every(os.environ.get(EVERY) or "auto", EVERY)
+
+
+def read_every(text: str, name: str) -> int | None:
+    """:func:`checkpoint_every` of a text.
+
+    :param name: of the setting, for the error.
+    """
+    if text == "auto":
         return None
     if not re.fullmatch("[0-9]{1,12}", text):
-        raise UsageError(f"{EVERY} takes auto or a whole number of at least 0, not {text!r}.")
+        raise UsageError(f"{name} takes auto or a whole number of at least 0, not {text!r}.")
     return int(text)
 
 
@@ -202,8 +210,7 @@ def load_strategy_state(strategy: Any, state: Mapping[str, Any]) -> None:
         strategy.load_trained_state(state)
         return
     strategy.model.load_state_dict(state["model"])
-    # A copy: PyTorch would go on updating the tensors of the state that it was given.
-    strategy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    load_optimizer(strategy.optimizer, state["optimizer"])
     strategy.clock.train_iterations = state["iterations"]
     strategy.clock.train_exp_counter = state["experiences"]
 
@@ -307,13 +314,14 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def rest_of(experience: Any, samples: int) -> Any:
-    """The experience without its first samples, the rest in the same order."""
-    if not samples:
+def part_of(experience: Any, start: int, stop: int | None = None) -> Any:
+    """The experience with its samples from `start` to before `stop`, in the same order."""
+    samples = range(len(experience.dataset))[start:stop]
+    if len(samples) == len(experience.dataset):
         return experience
-    rest = copy.copy(experience)
-    rest.dataset = experience.dataset.subset(range(samples, len(experience.dataset)))
-    return rest
+    part = copy.copy(experience)
+    part.dataset = experience.dataset.subset(samples)
+    return part
 
 
 class Checkpoints(SupervisedPlugin):
@@ -583,7 +591,7 @@ class CheckpointPlugin:
                     continue
                 here = first if index == first.experience else Position(index)
                 checkpoints.begin(here, len(experience.dataset))
-                yield rest_of(experience, here.samples)
+                yield part_of(experience, here.samples)
                 checkpoints.evaluated()
         finally:
             strategy.plugins.remove(checkpoints)

@@ -14,11 +14,13 @@ from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.version import __version__
 
-__all__ = ["RunConfig", "run_directory", "slug"]
+__all__ = ["BUSY", "LARGEST", "RunConfig", "run_directory", "slug"]
 
+BUSY = "busy"
+"""The status of a run that another process is at."""
 
-# What an entry of the leaderboard takes, and more than any stream has.
-_MOST = 10**9
+LARGEST = 10**9
+"""Of sizes and counts, in a run and in an entry of the leaderboard: more than any stream has."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,15 @@ class RunConfig:
             flag = "--" + name.replace("_", "-")
             if (value is None and not optional) or (value is not None and value < 1):
                 raise UsageError(f"{flag} takes a whole number of at least 1, not {value}.")
-            if value is not None and value > _MOST:
-                raise UsageError(f"{flag} takes a whole number of at most {_MOST}, not {value}.")
+            if value is not None and value > LARGEST:
+                raise UsageError(f"{flag} takes a whole number of at most {LARGEST}, not {value}.")
         for name in ("eval_every_samples", "eval_subset"):
             value = getattr(self, name)
             flag = "--" + name.replace("_", "-")
             if value < 0:
                 raise UsageError(f"{flag} takes 0 or more samples, not {value}.")
-            if value > _MOST:
-                raise UsageError(f"{flag} takes at most {_MOST} samples, not {value}.")
+            if value > LARGEST:
+                raise UsageError(f"{flag} takes at most {LARGEST} samples, not {value}.")
         resolve_stream_options(self.stream, self.stream_options, self.benchmark)
         if self.seed < 0:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from avalanche_rwf.experiments import stopping
-from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.config import BUSY, RunConfig
 
 __all__ = ["default_jobs", "default_threads", "execute", "start_server"]
 
@@ -184,7 +184,7 @@ _TICK = 0.25
 
 
 def _busy(summary: dict[str, Any]) -> bool:
-    return summary["status"] == "busy"
+    return summary["status"] == BUSY
 
 
 def _serial(

@@ -48,10 +48,10 @@ from avalanche_rwf.experiments.checkpoint import (
     StaleCheckpointError,
     checkpoint_every,
     clear_leftovers,
+    part_of,
     remove,
-    rest_of,
 )
-from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.failures import (
     failure_reason,
     free_memory,
@@ -82,7 +82,6 @@ from avalanche_rwf.strategies.registry import create_strategy, get_method
 from avalanche_rwf.version import __version__
 
 __all__ = [
-    "BUSY",
     "WEIGHTS",
     "Progress",
     "RoutingRecorder",
@@ -99,9 +98,6 @@ __all__ = [
 
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
-
-BUSY = "busy"
-"""The status of a run that another process is at."""
 
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
@@ -331,7 +327,7 @@ def train_experience(
         parts = split_online_stream([experience], strategy.train_mb_size, shuffle=False, seed=0)
         parts = itertools.islice(parts, skip // strategy.train_mb_size, None)
     else:
-        parts = rest_of(experience, skip)
+        parts = part_of(experience, skip)
     strategy.train(
         parts,
         eval_streams=[],
@@ -667,15 +663,12 @@ def _try(config: RunConfig, device: str, batch_size: int) -> None:
     plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std)]
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
 
-    def first(experiences: list[Any], count: int) -> Any:
-        """The first samples of the first experience that has some."""
-        experience = next(e for e in experiences if len(e.dataset))
-        part = copy.copy(experience)
-        part.dataset = experience.dataset.subset(range(min(count, len(experience.dataset))))
-        return part
-
-    train_experience(strategy, first(list(benchmark.train_stream), 2 * batch_size))
-    strategy.eval([first(list(benchmark.test_stream), strategy.eval_mb_size)])
+    first, test = (
+        next(e for e in stream if len(e.dataset))
+        for stream in (benchmark.train_stream, benchmark.test_stream)
+    )
+    train_experience(strategy, part_of(first, 0, 2 * batch_size))
+    strategy.eval([part_of(test, 0, strategy.eval_mb_size)])
 
 
 def _log_lines(path: Path) -> list[str]:
@@ -796,12 +789,12 @@ def _run(
         **environment(device),
     )
     trainable = _trainable(strategy)
+    normalisation = Normalisation(info.mean, info.std)
     routed = bool(routing_state(strategy.model))
     routing = None
     if routed:
         first = exposed_tests(benchmark, len(benchmark.class_counts))[0]
-        routing = RoutingRecorder(first, Normalisation(info.mean, info.std))
-    normalisation = Normalisation(info.mean, info.std)
+        routing = RoutingRecorder(first, normalisation)
     checkpoints = Checkpoints(
         folder,
         _identity(config, benchmark, info.sha256, dict(spec.origin), device),

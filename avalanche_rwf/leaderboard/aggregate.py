@@ -25,7 +25,7 @@ import pandas as pd
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
-from avalanche_rwf.plain import read_object
+from avalanche_rwf.plain import MOST, read_object
 
 __all__ = [
     "BrokenRun",
@@ -346,7 +346,7 @@ def _check_types(config: dict[str, Any]) -> None:
                     f"config.json has {name} of type {type(value).__name__}, not {said}"
                 )
     for name in (*_INTEGERS, "seed"):
-        if not -(2**62) < (config.get(name) or 0) < 2**62:
+        if not -MOST < (config.get(name) or 0) < MOST:
             raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
     tuning = config.get("tuning")
     if tuning and not (isinstance(tuning.get("chosen"), dict) and "settings" in tuning):

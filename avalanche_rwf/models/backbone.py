@@ -46,7 +46,7 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_flag, check_text, check_whole
+from avalanche_rwf.checks import check_flag, check_text, check_whole, is_number, is_whole
 from avalanche_rwf.errors import UsageError, nearest
 
 __all__ = [
@@ -408,7 +408,7 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(VisionTransformer).parameters
     for key, value in timm_kwargs.items():
         default = parameters[key].default if key in parameters else None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = is_number(value)
         takes, fits = "", True
         if key == "init_values":
             takes, fits = "a finite number", number and math.isfinite(value)
@@ -416,10 +416,10 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
             takes, fits = "True or False", isinstance(value, bool)
         elif key in ("depth", "num_heads", "embed_dim"):
             takes = "a whole number of at least 1"
-            fits = number and isinstance(value, int) and value >= 1
+            fits = is_whole(value) and value >= 1
         elif key == "reg_tokens":
             takes = "a whole number of at least 0"
-            fits = number and isinstance(value, int) and value >= 0
+            fits = is_whole(value) and value >= 0
         elif key.endswith("_rate") and isinstance(default, float):
             takes, fits = "a share from 0 to below 1", number and 0 <= value < 1
         elif key == "mlp_ratio":

@@ -45,6 +45,7 @@ __all__ = [
     "FrozenBackboneStrategy",
     "NonFiniteLossError",
     "build_optimizer",
+    "load_optimizer",
     "prompt_rates",
     "read_saved",
 ]
@@ -82,7 +83,7 @@ def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
     return {"prompt": lr, "head": lr if lr_head is None else lr_head}
 
 
-def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Put an optimizer's state back; PyTorch takes groups as they come.
 
     :raises ValueError: if a group is another one, or lacks a setting that the next step reads.
@@ -576,7 +577,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 f"{len(unexpected)} unexpected ({', '.join([*missing, *unexpected][:4])})."
             )
         if self.trains:
-            _load_optimizer(self.optimizer, state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.optimized_param_id = {}
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
