@@ -2,7 +2,7 @@
 
 A state file is what ``torch.save`` writes, tensors and plain values only, with the SHA-256 of its
 content in the zip archive's comment: ``torch.load(path, weights_only=True)`` reads it as it is, and
-:func:`load_state` notices a single bit that is not as it was written. Nothing here unpickles code.
+:func:`read_state` notices a single bit that is not as it was written. Nothing here unpickles code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-__all__ = ["StateFileError", "load_state", "read_state", "save_state", "write_whole"]
+__all__ = ["StateFileError", "read_state", "save_state", "write_whole"]
 
 _COMMENT = b"avalanche-rwf sha256:"
 _DIGITS = 64  # hexadecimal, of a SHA-256
@@ -189,11 +189,3 @@ def _check(file: BinaryIO, name: str) -> None:
         left -= len(part)
     if digest.hexdigest().encode() != comment[len(_COMMENT):]:
         raise StateFileError(f"{name!r} is damaged: its checksum is another one.")
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """:func:`read_state`, or None if the file is absent or damaged."""
-    try:
-        return read_state(path)
-    except StateFileError:
-        return None

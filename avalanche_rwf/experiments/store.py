@@ -21,18 +21,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.files import load_state, save_state, write_whole
+from avalanche_rwf.files import write_whole
 from avalanche_rwf.plain import read_object
 from avalanche_rwf.version import __version__
 
 __all__ = [
     "check_writable",
     "environment",
-    "load_state",
     "locked",
     "plain_json",
     "read_json",
-    "save_state",
     "save_tensors",
     "source_sha256",
     "write_json",
