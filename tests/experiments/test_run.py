@@ -15,7 +15,7 @@ from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
-from avalanche_rwf.experiments.store import load_state
+from avalanche_rwf.files import read_state
 from avalanche_rwf.strategies.registry import list_methods
 
 from ..runs import Killed, assert_equal
@@ -183,8 +183,7 @@ def test_a_checkpoint_runs_no_code_and_has_no_frozen_weights(configure, tmp_path
         cut_after(patch, 2)
         with pytest.raises(Killed):
             run(config, tmp_path)
-    state = load_state(run_directory(tmp_path, config) / "checkpoint.pt")  # weights_only
-    assert state is not None
+    state = read_state(run_directory(tmp_path, config) / "checkpoint.pt")  # weights_only
     assert state["position"] == {"experience": 2, "samples": 0, "trained": False}
     assert not [name for name in state["strategy"]["model"] if name.startswith("backbone.")]
 
