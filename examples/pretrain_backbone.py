@@ -36,6 +36,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.models.backbone import build_packaged_architecture
@@ -90,7 +91,7 @@ def is_digit_like(text: str) -> bool:
 
 def draw_glyph(font: ImageFont.FreeTypeFont, glyph: str) -> np.ndarray | None:
     """Draw one glyph, centred, its longer side 40 of 48 pixels; uint8, or None if it is empty."""
-    left, top, right, bottom = font.getbbox(glyph)
+    left, top, right, bottom = map(int, font.getbbox(glyph))
     if right <= left or bottom <= top:
         return None
     ink = Image.new("L", (right - left + 8, bottom - top + 8))
@@ -289,7 +290,7 @@ def cifar_batch(
 class TwoHeads(nn.Module):
     """The backbone with one linear head for CIFAR-10 and one for glyphs, on the class token."""
 
-    def __init__(self, backbone: nn.Module, glyph_classes: int) -> None:
+    def __init__(self, backbone: VisionTransformer, glyph_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.cifar = nn.Linear(backbone.embed_dim, 10)
@@ -302,7 +303,8 @@ class TwoHeads(nn.Module):
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """No decay on biases, normalisation, class token and position embedding."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         small = parameter.ndim < 2 or name.endswith(("cls_token", "pos_embed"))
         (plain if small else decay).append(parameter)
@@ -381,7 +383,7 @@ def train(
     return model.eval()
 
 
-def save_weights(backbone: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+def save_weights(backbone: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
     """Write half-precision weights in one step, so that no reader sees a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().half().contiguous() for k, v in backbone.state_dict().items()}
@@ -391,7 +393,7 @@ def save_weights(backbone: nn.Module, path: Path, metadata: dict[str, str]) -> N
     scratch.replace(path)
 
 
-def load_backbone(path: Path) -> tuple[nn.Module, dict[str, str]]:
+def load_backbone(path: Path) -> tuple[VisionTransformer, dict[str, str]]:
     """Load a weights file strictly into the architecture (float32, eval mode), with metadata."""
     with safe_open(str(path), "pt") as handle:
         metadata = dict(handle.metadata() or {})
@@ -404,7 +406,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, dict[str, str]]:
 
 
 @torch.inference_mode()
-def class_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
+def class_tokens(backbone: VisionTransformer, images: Tensor) -> Tensor:
     """Final normalised class token of normalised images, in chunks: (N, 3, 32, 32) -> (N, D)."""
     return torch.cat([backbone.forward_features(part)[:, 0] for part in images.split(256)])
 
@@ -425,14 +427,17 @@ def head_accuracy(
     return result
 
 
-def digits_images() -> tuple[Tensor, np.ndarray]:
-    """scikit-learn's digits as the backbone sees them: normalised (1797, 3, 32, 32), labels."""
+def digits_images(limit: int | None = None) -> tuple[Tensor, np.ndarray]:
+    """scikit-learn's digits as the backbone sees them: normalised (1797, 3, 32, 32), labels.
+
+    `limit` keeps the first images only.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    images = torch.from_numpy(digits.images[:limit]).float().unsqueeze(1) / 16
     images = F.interpolate(images, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
-    return normalise(images).expand(-1, 3, -1, -1), digits.target
+    return normalise(images).expand(-1, 3, -1, -1), digits.target[:limit]
 
 
 def digits_probe(features: np.ndarray, labels: np.ndarray, draws: int) -> dict[str, float]:
@@ -463,7 +468,7 @@ def digits_probe(features: np.ndarray, labels: np.ndarray, draws: int) -> dict[s
 
 
 def evaluate_digits(
-    backbone: nn.Module, random_seeds: int, draws: int, limit: int | None = None
+    backbone: VisionTransformer, random_seeds: int, draws: int, limit: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Digits probes of these weights, of random weights (mean of seeds) and of the 64 pixels.
 
@@ -471,7 +476,7 @@ def evaluate_digits(
     """
     from sklearn.datasets import load_digits
 
-    images, labels = (part[:limit] for part in digits_images())
+    images, labels = digits_images(limit)
     result = {"pretrained": digits_probe(class_tokens(backbone, images).numpy(), labels, draws)}
     runs = []
     for seed in range(random_seeds):
@@ -570,7 +575,7 @@ def measure(
     if full_path.is_file():
         model = TwoHeads(build_packaged_architecture(), len(GLYPHS)).eval()
         model.load_state_dict(load_file(str(full_path)))
-        images, labels = (part[:limit] for part in digits_images())
+        images, labels = digits_images(limit)
         figures["float32"] = head_accuracy(model, cifar_test, held_out, count)
         tokens = class_tokens(model.backbone, images).numpy()
         figures["float32"]["digits_probe"] = digits_probe(tokens, labels, 0)["probe"]

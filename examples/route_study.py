@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import AgglomerativeClustering
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from avalanche_rwf.benchmarks.splits import class_order, experience_sizes, stratified_part
@@ -71,7 +72,9 @@ def load_images(args: argparse.Namespace) -> Images:
         benchmark=args.benchmark, method="slda", backbone=args.backbone, weights=args.weights,
         backbone_args=backbone_args(args.backbone_arg), image_size=args.image_size,
     )  # fmt: skip
-    network, found, labels = load_backbone(config), [], []
+    network = cast(VisionTransformer, load_backbone(config))
+    found: list[Tensor] = []
+    labels: list[int] = []
     depth = len(network.blocks)
     for experience in build_benchmark(config).train_stream:
         items = range(0, len(experience.dataset), 4 if args.smoke else 1)
@@ -83,8 +86,10 @@ def load_images(args: argparse.Namespace) -> Images:
             entering = F.layer_norm(entering, entering.shape[-1:])
             found.append(torch.cat([entering, forwarded.tokens.unsqueeze(1)], 1).half())
             labels += [int(label) for label in y]
-    shape = network.patch_embed.grid_size, network.num_prefix_tokens
-    return Images(torch.cat(found), torch.tensor(labels), *shape, list(range(depth - 5, depth)))
+    return Images(
+        torch.cat(found), torch.tensor(labels), network.patch_embed.grid_size,
+        network.num_prefix_tokens, list(range(depth - 5, depth)),
+    )  # fmt: skip
 
 
 def scenes(images: Images) -> np.ndarray:
@@ -196,8 +201,8 @@ def candidates(images: Images, split: Split, smoke: bool) -> Iterator[tuple[str,
         yield f"L={count}, no prior", closed(count, None)
     # Learned from the first samples, then held. rwf-lda-held is the third of these, read anew.
     n = 48 if smoke else FIRST
-    for name, width in [("queries", None), ("prior", UNIFORM), ("queries, centre 0.5", 0.5)]:
-        prior = None if width is None else images.centre(width)
+    for name, held_prior in [("queries", None), ("prior", UNIFORM), ("queries, centre 0.5", 0.5)]:
+        prior = None if held_prior is None else images.centre(held_prior)
         start = principal(images, split, 4, prior)
         held = learn(images, split.stream[:n], start, name.split(",")[0], 3 if smoke else 40)
         train, test = (routes(images, at, held) for at in (split.stream, split.held))

@@ -21,6 +21,7 @@ import time
 import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def make_run(
 
 def make_runs(
     out: Path, runs: int, methods: int = 25, seeds: int = 5, experiences: int = 10,
-    classes: int = 100, settings: dict[str, object] | None = None,
+    classes: int = 100, settings: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write `runs` run directories of `methods` methods at `seeds` seeds, options filling up."""
     for index in range(runs):

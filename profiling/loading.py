@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def make_step(method: str, backbone: Any, args: argparse.Namespace) -> Callable[
     return step
 
 
-def batches(data: Any, workers: int, args: argparse.Namespace) -> Iterator[Any]:
+def batches(data: Any, workers: int, args: argparse.Namespace) -> Generator[Any]:
     """The stream's mini-batches, again and again, from processes that stay."""
     loader = DataLoader(
         data, batch_size=args.batch_size, num_workers=workers, drop_last=True,
@@ -133,13 +134,20 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         number = args.images // args.batch_size
         batch = next(iter(DataLoader(raw, batch_size=args.batch_size)))
         steps = {name: make_step(name, backbone, args) for name in ("rwf", "linear-probe")}
+
+        def steps_of(name: str) -> object:
+            return [steps[name](batch) for _ in range(number)]
+
+        def pass_of(loader: Generator[Any]) -> object:
+            return [next(loader) for _ in range(number)]
+
         cases: dict[str, Callable[[], object]] = {
-            f"{name} step": lambda step=step: [step(batch) for _ in range(number)]
-            for name, step in steps.items()
+            f"{name} step": partial(steps_of, name)
+            for name in steps
         }
         # Whole passes: a loader starts on the next one only when it is asked for it.
         cases |= {
-            name: lambda loader=loader: [next(loader) for _ in range(number)]
+            name: partial(pass_of, loader)
             for name, loader in loaders.items()
         }
         cases["rwf training from the loader"] = lambda: [

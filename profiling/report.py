@@ -32,6 +32,7 @@ def fake_run() -> Any:
     """The tests' maker of run directories."""
     path = Path(__file__).parents[1] / "tests" / "leaderboard" / "report" / "conftest.py"
     spec = importlib.util.spec_from_file_location("report_conftest", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.fake_run
@@ -44,7 +45,7 @@ def opened(page: Path) -> tuple[float, int]:
 
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser")
+        options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
         for flag in (
             "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -54,7 +54,7 @@ def make_data(classes: int = 6, per_class: int = 12, seed: int = 0) -> TensorDat
     x[:, :, :8, :8] += (y % 2)[:, None, None, None] * 2.0
     order = torch.randperm(len(y), generator=g)
     data = TensorDataset(x[order], y[order])
-    data.targets = y[order].tolist()
+    data.targets = y[order].tolist()  # type: ignore[attr-defined]
     return data
 
 

@@ -21,7 +21,7 @@ def start(work: Callable[..., None], *args: Any) -> Any:
     import torch
 
     executors.start_server()
-    process = executors._context().Process(
+    process = executors._context().Process(  # type: ignore[attr-defined]
         target=_call, args=(executors._settings(), torch.get_num_threads(), work, args)
     )
     process.start()
