@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -31,6 +31,15 @@ __all__ = ["default_jobs", "default_threads", "execute", "start_server"]
 Result = tuple[RunConfig, dict[str, Any]]
 Work = Callable[..., dict[str, Any]]
 """What is done with each configuration: called as :func:`.run.run` is, and picklable."""
+
+
+class _Common(NamedTuple):
+    """What the runs of one list have in common; see :func:`execute`. Workers get it."""
+
+    work: Work | None
+    out: Path
+    device: str
+    threads: int
 
 
 def _context() -> BaseContext:
@@ -103,27 +112,20 @@ def _initialise(
     _QUEUE = progress
 
 
-def _work(
-    work: Work | None, config: RunConfig, out: Path, device: str, how: dict[str, bool]
-) -> dict[str, Any]:
+def _work(common: _Common, config: RunConfig, how: dict[str, bool]) -> dict[str, Any]:
     with stopping.working():
-        return _do(work, config, out, device, _QUEUE.put, how)
+        return _do(common, config, _QUEUE.put, how)
 
 
 def _do(
-    work: Work | None,
-    config: RunConfig,
-    out: Path,
-    device: str,
-    progress: Callable[[int], Any],
-    how: dict[str, bool],
+    common: _Common, config: RunConfig, progress: Callable[[int], Any], how: dict[str, bool]
 ) -> dict[str, Any]:
     """One configuration: what was asked for, or a run that does not wait for other processes."""
     from avalanche_rwf.experiments.run import run
 
-    if work is not None:
-        return work(config, out, device, progress=progress)
-    return run(config, out, device, progress=progress, wait=False, **how)
+    if common.work is not None:
+        return common.work(config, common.out, common.device, progress=progress)
+    return run(config, common.out, common.device, progress=progress, wait=False, **how)
 
 
 def execute(
@@ -162,8 +164,10 @@ def execute(
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} img "
         "[{elapsed}<{remaining}]",
     ) as bar:
-        runs = _serial if jobs == 1 else _parallel
-        results = runs(configs, out, device, jobs, threads, bar, work)
+        common = _Common(work, out, device, threads)
+        results = (
+            _serial(configs, common, bar) if jobs == 1 else _parallel(configs, common, jobs, bar)
+        )
         for count, (config, summary) in enumerate(results, start=1):
             bar.set_description_str(
                 f"{count}/{len(configs)} {noun}, last {config.method} seed {config.seed}"
@@ -187,18 +191,10 @@ def _busy(summary: dict[str, Any]) -> bool:
     return summary["status"] == BUSY
 
 
-def _serial(
-    configs: Sequence[RunConfig],
-    out: Path,
-    device: str,
-    jobs: int,
-    threads: int,
-    bar: Any,
-    work: Work | None,
-) -> Iterator[Result]:
+def _serial(configs: Sequence[RunConfig], common: _Common, bar: Any) -> Iterator[Result]:
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(common.threads)
     todo, how = list(configs), _FIRST
     while todo:
         waiting = []
@@ -208,7 +204,7 @@ def _serial(
             if how is _FIRST:
                 bar.set_description_str(f"{config.method} seed {config.seed}")
             try:
-                summary = _do(work, config, out, device, bar.update, how)
+                summary = _do(common, config, bar.update, how)
             except Exception as error:
                 summary = _failed(error)
             if _busy(summary):
@@ -232,13 +228,7 @@ def _drain(progress: Any, bar: Any, stop: threading.Event) -> None:
 
 
 def _parallel(
-    configs: Sequence[RunConfig],
-    out: Path,
-    device: str,
-    jobs: int,
-    threads: int,
-    bar: Any,
-    work: Work | None,
+    configs: Sequence[RunConfig], common: _Common, jobs: int, bar: Any
 ) -> Iterator[Result]:
     """Several at a time. A worker that is killed takes nothing with it but its own run.
 
@@ -251,7 +241,7 @@ def _parallel(
         batch = [suspects.pop(0)] if alone else todo
         todo = todo if alone else []
         lost = []
-        for config, summary in _pool(batch, out, device, 1 if alone else jobs, threads, bar, work):
+        for config, summary in _pool(batch, common, 1 if alone else jobs, bar):
             if summary is not None:
                 yield config, summary
             elif alone:
@@ -271,13 +261,7 @@ _KILLED = (
 
 
 def _pool(
-    configs: Sequence[RunConfig],
-    out: Path,
-    device: str,
-    jobs: int,
-    threads: int,
-    bar: Any,
-    work: Work | None,
+    configs: Sequence[RunConfig], common: _Common, jobs: int, bar: Any
 ) -> Iterator[tuple[RunConfig, dict[str, Any] | None]]:
     """One pool of workers; the summary is None for what was not done when a worker was killed."""
     context = _context()
@@ -292,7 +276,7 @@ def _pool(
         min(jobs, len(configs)),  # a queue has room for each
         mp_context=context,
         initializer=_initialise,
-        initargs=(progress, orders, threads, features.name, _settings()),
+        initargs=(progress, orders, common.threads, features.name, _settings()),
     )
     futures: dict[Future[dict[str, Any]], RunConfig] = {}
     waiting: list[RunConfig] = []
@@ -301,7 +285,7 @@ def _pool(
         drain.start()
         for number, config in enumerate(configs):
             try:
-                futures[pool.submit(_work, work, config, out, device, _FIRST)] = config
+                futures[pool.submit(_work, common, config, _FIRST)] = config
             except BrokenProcessPool:
                 broken = True
                 yield from ((left, None) for left in configs[number:])
@@ -318,7 +302,7 @@ def _pool(
                         time.sleep(_TICK)
                     for config in waiting:
                         try:
-                            futures[pool.submit(_work, work, config, out, device, _THEN)] = config
+                            futures[pool.submit(_work, common, config, _THEN)] = config
                         except BrokenProcessPool:
                             broken = True
                             yield config, None
