@@ -3,6 +3,7 @@
 A state file is what ``torch.save`` writes, tensors and plain values only, with the SHA-256 of its
 content in the zip archive's comment: ``torch.load(path, weights_only=True)`` reads it as it is, and
 :func:`read_state` notices a single bit that is not as it was written. Nothing here unpickles code.
+PyTorch is imported where it is needed: the leaderboard starts without it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-
-import torch
 
 __all__ = ["StateFileError", "read_state", "save_state", "write_whole"]
 
@@ -123,6 +122,7 @@ def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = Non
     :param previous: where an earlier file of this name goes, the generation before.
     :raises OSError: if it cannot be written.
     """
+    import torch
 
     def write(file: BinaryIO) -> None:
         digesting = _Digesting(file)
@@ -147,6 +147,8 @@ def read_state(path: Path) -> dict[str, Any]:
     :returns: the state, its tensors on the CPU.
     :raises StateFileError: in one sentence: there is no such file, or it is not as it was written.
     """
+    import torch
+
     try:
         if not path.is_file():
             raise StateFileError(f"There is no file {path.name!r}.")

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.files import write_whole
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
 from avalanche_rwf.plain import MOST, read_object
 
@@ -669,15 +670,12 @@ def write_leaderboard(
     out = Path(out_dir)
     board = aggregate(read_runs(out).frame) if board is None else board
     target = out / "leaderboard.csv"
-    temporary = out / f".leaderboard.csv.{os.getpid()}.tmp"
+    # A folder's name need not be Unicode.
+    content = board.to_csv(index=False).encode(errors="backslashreplace")
     try:
-        # A folder's name need not be Unicode.
-        board.to_csv(temporary, index=False, errors="backslashreplace")
-        temporary.replace(target)
+        write_whole(target, lambda file: file.write(content), make_folder=False)
     except OSError as error:
         raise UsageError(
             f"out_dir must be a folder that can be written to, got {str(out)!r} ({error.strerror})."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

@@ -267,11 +267,10 @@ def test_write_leaderboard_leaves_the_old_file_when_it_fails(make_run, tmp_path,
     make_run()
     (tmp_path / "leaderboard.csv").write_text("old")
 
-    def full(self, path, **kwargs):
-        path.write_text("half of")
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UsageError, match=r"can be written to.*No space left"):
         write_leaderboard(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text() == "old"
