@@ -56,7 +56,9 @@ def start_server() -> None:
         context.set_forkserver_preload(["avalanche_rwf.experiments.preload"])
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        # It ends with this process; a signal to all must not end it, and its workers with it.
+        with stopping.ignored():
+            forkserver.ensure_running()
 
 
 def default_jobs(device: str, runs: int) -> int:
@@ -264,6 +266,7 @@ def _pool(
     configs: Sequence[RunConfig], common: _Common, jobs: int, bar: Any
 ) -> Iterator[tuple[RunConfig, dict[str, Any] | None]]:
     """One pool of workers; the summary is None for what was not done when a worker was killed."""
+    start_server()
     context = _context()
     progress = context.Queue()
     stop = threading.Event()

@@ -631,6 +631,11 @@ def _run_alone(
             log("stopped; the same command goes on from here")
         raise
     except Exception as error:
+        if stop_requested():
+            # A signal to all processes has ended those that load images, most often.
+            with contextlib.suppress(OSError):
+                log(f"stopped ({type(error).__name__}); the same command goes on from here")
+            raise RunStopped from None
         trace = traceback.format_exc().rstrip()
         summary = {
             "status": "failed",
