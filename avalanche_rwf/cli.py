@@ -456,15 +456,23 @@ def _compare(args: argparse.Namespace) -> int:
                 folder = run_directory(out, config)
                 _say_failed(config.method, config.seed, summary["error"], folder)
     runs, broken = read_runs(out)
-    write_leaderboard(out, aggregate(runs))
+    written = True
+    try:
+        write_leaderboard(out, aggregate(runs))
+    except (UsageError, OSError) as error:  # a full disk: what was done is printed all the same
+        written = False
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        why = getattr(cause, "strerror", None) or cause
+        _say(f"avalanche-rwf: leaderboard.csv in {str(out)!r} was not written ({why}).")
     for directory in broken:
         _say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
     if len(runs):
         board = aggregate(runs[runs["config_hash"].isin(hashes)])
         print(render(board, args.format), end="")
-    _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
-    return 1 if failed else 0
+    if written:
+        _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
+    return 1 if failed or not written else 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -733,5 +741,6 @@ def _main(argv: Sequence[str] | None) -> int:
 def _stopped() -> int:
     from avalanche_rwf.experiments.stopping import stopped_by
 
-    _say("\nStopped; the same command goes on from here.")
+    fresh = os.environ.get("AVALANCHE_RWF_FRESH")  # as --fresh sets it
+    _say(f"\nStopped; the same command{' without --fresh' if fresh else ''} goes on from here.")
     return 128 + stopped_by()

@@ -179,7 +179,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # A machine with fewer devices can go on, too.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def strategy_state(strategy: Any, images: bool = True) -> dict[str, Any]:
@@ -363,6 +364,7 @@ class Checkpoints(SupervisedPlugin):
         self._run: RunState | None = None
         self._position = Position()
         self._size = 0
+        self._shuffles = False
         self._put_back: dict[str, Any] | None = None
         self._evaluating: dict[str, Any] | None = None
         self._found = folder / NAME
@@ -441,6 +443,12 @@ class Checkpoints(SupervisedPlugin):
 
     # -- what Avalanche calls -------------------------------------------------------------------
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note whether the samples come in their order: not where Avalanche shuffles, as it does
+        unless it is told.
+        """
+        self._shuffles = bool(kwargs.get("shuffle", True))
+
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """In the first step of a resumed experience, put everything back."""
         if self._put_back is not None and self._run is not None:
@@ -471,7 +479,7 @@ class Checkpoints(SupervisedPlugin):
     def _after_step(self) -> None:
         due = self._schedule.step()
         # At the last step the experience's end comes next.
-        if self.within and self._position.samples < self._size:
+        if self.within and not self._shuffles and self._position.samples < self._size:
             self._after(due)
 
     def _after(self, due: bool) -> None:
@@ -518,14 +526,16 @@ class CheckpointPlugin:
     Started again, the same script gets the rest of the experience that it was in and those that
     follow, and ends with the very numbers. What plugins of the strategy keep (those with
     ``state_dict`` and ``load_state_dict``: recorders, evaluations in mid-stream) is in the
-    checkpoint; what Avalanche's loggers have written is not. With ``shuffle=True``, or several
-    epochs, it goes on from the last experience's end alone.
+    checkpoint; what Avalanche's loggers have written is not. With several epochs, or where
+    ``train`` shuffles (Avalanche's default: ``shuffle=False`` turns it off), it goes on from the
+    last experience's end alone.
 
     :param folder: where ``checkpoint.pt`` and the generation before go; it is made if it is not
         there.
     :param every: training steps between two, besides those after each experience; None spaces
         them so that writing takes less than 3 % of the time.
-    :param shuffled: whether the loop shuffles: then nothing is written within an experience.
+    :param shuffled: whether the loop shuffles in a way of its own, which ``train`` is not told:
+        then, too, nothing is written within an experience.
     :param log: gets a sentence about what is done.
     """
 

@@ -630,7 +630,7 @@ def _run_alone(
         with contextlib.suppress(OSError):
             log("stopped; the same command goes on from here")
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's method may call sys.exit
         if stop_requested():
             # A signal to all processes has ended those that load images, most often.
             with contextlib.suppress(OSError):

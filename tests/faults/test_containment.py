@@ -19,7 +19,7 @@ from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 
 
-def raising(monkeypatch, error: Exception, method: str) -> None:
+def raising(monkeypatch, error: BaseException, method: str) -> None:
     """Let one method raise in its training."""
     build = module.build_strategy
 
@@ -40,6 +40,7 @@ def raising(monkeypatch, error: Exception, method: str) -> None:
         (KeyError("x"), 4, "'x'"),
         (AssertionError(), 4, "AssertionError"),
         (RecursionError("too deep"), 4, "too deep"),
+        (SystemExit(0), 4, "The method has asked for the end of the process (0)."),
         (
             torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."),
             4,

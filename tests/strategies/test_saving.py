@@ -220,6 +220,36 @@ def test_several_epochs_go_on_from_experience_ends_alone(tools, scenario, tmp_pa
     assert_same(whole, again)
 
 
+@pytest.mark.parametrize("how", [{}, {"shuffle": True}])
+def test_a_loop_that_shuffles_goes_on_from_experience_ends_alone(how, tools, scenario, tmp_path):
+    """Avalanche shuffles unless it is told not to: the rest of an experience is not known then."""
+
+    def shuffling(folder, cut=None):
+        strategy, steps = small(tools), []
+        step = strategy.optimizer_step
+
+        def counted() -> None:
+            if len(steps) == cut:
+                raise Cut
+            steps.append(1)
+            step()
+
+        strategy.optimizer_step = counted
+        stream = scenario.train_stream
+        for experience in CheckpointPlugin(folder, every=1).experiences(strategy, stream):
+            strategy.train(experience, **how)
+        return strategy, len(steps)
+
+    torch.manual_seed(5)
+    whole, total = shuffling(tmp_path / "whole")
+    torch.manual_seed(5)
+    with pytest.raises(Cut):
+        shuffling(tmp_path / "cut", cut=total // 2)
+    again, steps = shuffling(tmp_path / "cut")
+    assert steps == total * 2 // 3
+    assert_same(whole, again)
+
+
 def test_another_strategys_checkpoint_is_refused_with_what_differs(tools, scenario, tmp_path):
     with pytest.raises(Cut):
         loop(tools, scenario, tmp_path, cut=3)
