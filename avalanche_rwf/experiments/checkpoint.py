@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import hashlib
 import os
 import random
 import re
@@ -355,6 +356,7 @@ class Checkpoints(SupervisedPlugin):
         super().__init__()
         self.folder, self.identity, self.log = folder, identity, log
         self.by_part, self.stop = by_part, stop
+        self.younger: tuple[str, ...] = ()  # parts of the identity that old checkpoints lack
         self.within = True  # False writes at experience ends alone
         self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
         self.seconds, self.written = 0.0, 0  # spent on writing, and how often it was done
@@ -390,7 +392,9 @@ class Checkpoints(SupervisedPlugin):
                 )
                 continue
             saved = state.get("identity")
-            differs = difference(saved if isinstance(saved, dict) else {}, self.identity)
+            saved = saved if isinstance(saved, dict) else {}
+            here = {k: v for k, v in self.identity.items() if k in saved or k not in self.younger}
+            differs = difference(saved, here)
             if not differs:
                 self._found = path
                 return state
@@ -512,6 +516,18 @@ class Checkpoints(SupervisedPlugin):
         self._schedule.wrote(seconds)
 
 
+def _order(stream: Iterable[Any]) -> str | None:
+    """A digest of the labels of a stream's samples in their order; None if they are not told."""
+    digest = hashlib.sha256()
+    try:
+        for experience in stream:
+            labels = np.asarray(list(experience.dataset.targets), dtype=np.int64)
+            digest.update(len(labels).to_bytes(8, "big") + labels.tobytes())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return digest.hexdigest()[:16]
+
+
 class CheckpointPlugin:
     """Checkpoints for a loop of one's own over a stream, which goes on where it was cut.
 
@@ -570,8 +586,12 @@ class CheckpointPlugin:
             **{name: getattr(strategy, name, None) for name in settings},
             "stream": [len(experience.dataset) for experience in stream],
             "torch": str(torch.__version__),
+            # Before anything is put back: a script that was changed, or takes another seed.
+            "learning rates": [float(group["lr"]) for group in strategy.optimizer.param_groups],
+            "order of the classes": _order(stream),
         }
         checkpoints = Checkpoints(self.folder, identity, said.append, every=self.every)
+        checkpoints.younger = ("learning rates", "order of the classes")
         checkpoints.within = not self.shuffled and strategy.train_epochs == 1
         parts = {
             f"{place} {type(plugin).__name__}": plugin
