@@ -455,6 +455,9 @@ def _compare(args: argparse.Namespace) -> int:
                 failed.append(config)
                 folder = run_directory(out, config)
                 _say_failed(config.method, config.seed, summary["error"], folder)
+    if not out.is_dir():
+        _say(f"avalanche-rwf: The folder {str(out)!r} was removed or renamed meanwhile.")
+        return 1
     runs, broken = read_runs(out)
     written = True
     try:

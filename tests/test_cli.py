@@ -811,3 +811,18 @@ def test_a_leaderboard_that_cannot_be_written_is_printed(
     assert status == 1
     assert printed == compared[1]
     assert f"leaderboard.csv in {str(out)!r} was not written (No space left on device)." in err
+
+
+def test_a_folder_that_was_renamed_meanwhile_is_no_wrong_flag(
+    compared, command, capsys, tmp_path, monkeypatch
+):
+    out = copy(compared, tmp_path)
+
+    def renames(*args, **kwargs):
+        out.rename(tmp_path / "elsewhere")
+        return iter(())
+
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.execute", renames)
+    status, printed, err = call(capsys, *command(out))
+    assert (status, printed) == (1, "")
+    assert f"The folder {str(out)!r} was removed or renamed meanwhile." in err
