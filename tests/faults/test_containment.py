@@ -124,6 +124,30 @@ def test_a_loss_that_is_not_finite_fails_the_run(method, configure, tmp_path, mo
     assert "not finite at training step 2" in summary["error"]
 
 
+@pytest.mark.parametrize("method", ["rwf", "ncm", "avalanche:Naive"])
+def test_weights_that_the_last_step_breaks_fail_the_run(method, configure, tmp_path, monkeypatch):
+    """Every loss was finite: the evaluation is where it shows."""
+    train = module.train_experience
+
+    def breaking(strategy, *args):
+        train(strategy, *args)
+        head = strategy.model.head
+        with torch.no_grad():
+            for tensor in (*head.parameters(), *head.buffers()):
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+
+    monkeypatch.setattr(module, "train_experience", breaking)
+    summary = run(configure(method, eval_every_samples=0), tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"] == (
+        "The outputs are not finite in the evaluation after 4 training steps: lower the learning "
+        "rates."
+    )
+    assert not (run_directory(tmp_path, configure(method, eval_every_samples=0)) /
+                "metrics.csv").exists()
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_worker_that_is_killed_takes_its_own_run_alone(configure, tmp_path):
     executors.start_server()
