@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_flags",
     "check_mapping",
     "check_number",
+    "check_path",
     "check_text",
     "check_whole",
     "is_number",
@@ -129,6 +131,12 @@ def check_text(name: str, value: Any) -> None:
     """
     if not isinstance(value, str):
         raise _refuse(name, "a text", False, value)
+
+
+def check_path(name: str, value: Any) -> None:
+    """:raises UsageError: if the value is no path, text or of pathlib's kind."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise _refuse(name, "a path", False, value)
 
 
 def check_mapping(name: str, value: Any, optional: bool = True) -> None:

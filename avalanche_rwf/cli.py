@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import errno
 import fnmatch
 import io
@@ -38,6 +39,35 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         said = f"{message[:1].upper()}{message[1:]}"
         raise UsageError(f"{said} ({self.prog} --help shows the usage).")
+
+
+class _Messages:
+    """stderr, whose reader may be gone at any time: what is said then is lost, the work is not."""
+
+    def __init__(self, file: Any) -> None:
+        # It is None where the process was started without (2>&-).
+        self._file = Path(os.devnull).open("w") if file is None else file  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is what Ctrl-C became in an import of compiled code."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _say(text: str) -> None:
@@ -425,16 +455,27 @@ def _compare(args: argparse.Namespace) -> int:
                 failed.append(config)
                 folder = run_directory(out, config)
                 _say_failed(config.method, config.seed, summary["error"], folder)
+    if not out.is_dir():
+        _say(f"avalanche-rwf: The folder {str(out)!r} was removed or renamed meanwhile.")
+        return 1
     runs, broken = read_runs(out)
-    write_leaderboard(out, aggregate(runs))
+    written = True
+    try:
+        write_leaderboard(out, aggregate(runs))
+    except (UsageError, OSError) as error:  # a full disk: what was done is printed all the same
+        written = False
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        why = getattr(cause, "strerror", None) or cause
+        _say(f"avalanche-rwf: leaderboard.csv in {str(out)!r} was not written ({why}).")
     for directory in broken:
         _say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
     if len(runs):
         board = aggregate(runs[runs["config_hash"].isin(hashes)])
         print(render(board, args.format), end="")
-    _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
-    return 1 if failed else 0
+    if written:
+        _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
+    return 1 if failed or not written else 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -669,6 +710,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that has no sign for ± gets a question mark, not a traceback.
             stream.reconfigure(errors="replace")
+    with contextlib.redirect_stderr(_Messages(sys.stderr)):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         _check_words(words)
@@ -680,10 +726,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"avalanche-rwf: {said}")
         return 2
     except KeyboardInterrupt:
-        from avalanche_rwf.experiments.stopping import stopped_by
-
-        _say("\nStopped; the same command goes on from here.")
-        return 128 + stopped_by()
+        return _stopped()
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -692,3 +735,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"avalanche-rwf: {error.strerror or error}{where}.")
         # No name of a file that the system takes can have been meant by that.
         return 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
+    except ImportError as error:
+        if _interrupted(error):
+            return _stopped()
+        raise
+
+
+def _stopped() -> int:
+    from avalanche_rwf.experiments.stopping import stopped_by
+
+    fresh = os.environ.get("AVALANCHE_RWF_FRESH")  # as --fresh sets it
+    _say(f"\nStopped; the same command{' without --fresh' if fresh else ''} goes on from here.")
+    return 128 + stopped_by()

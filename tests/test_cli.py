@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -763,3 +764,65 @@ def test_ctrl_c_is_no_traceback(command, capsys, tmp_path, monkeypatch):
     status, _, err = call(capsys, *command(tmp_path))
     assert status == 130
     assert "Traceback" not in err
+
+
+def test_ctrl_c_in_an_import_of_compiled_code_is_no_traceback(
+    command, capsys, tmp_path, monkeypatch
+):
+    """There it becomes an ImportError."""
+    def stop(*args, **kwargs):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("avalanche_rwf.experiments.compare.plan", stop)
+    status, _, err = call(capsys, *command(tmp_path, "--fresh"))
+    assert status == 130
+    assert "Stopped; the same command without --fresh goes on from here." in err
+
+
+class Gone(io.StringIO):
+    """stderr of a pipe whose reader has ended, as `2>&1 | head` does."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()])
+def test_without_a_reader_of_messages_the_work_is_done(
+    stderr, command, compared, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    words = [word for word in command(tmp_path) if word != "--quiet"]
+    words[words.index("--methods") + 1] = "ncm"
+    assert cli.main(words) == 0
+    assert sys.stderr is stderr
+    assert capsys.readouterr().out.count("\n1  ncm") == 1
+    assert cli.main(["leaderboard", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_leaderboard_that_cannot_be_written_is_printed(
+    compared, command, capsys, tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = copy(compared, tmp_path)
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    status, printed, err = call(capsys, *command(out))
+    assert status == 1
+    assert printed == compared[1]
+    assert f"leaderboard.csv in {str(out)!r} was not written (No space left on device)." in err
+
+
+def test_a_folder_that_was_renamed_meanwhile_is_no_wrong_flag(
+    compared, command, capsys, tmp_path, monkeypatch
+):
+    out = copy(compared, tmp_path)
+
+    def renames(*args, **kwargs):
+        out.rename(tmp_path / "elsewhere")
+        return iter(())
+
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.execute", renames)
+    status, printed, err = call(capsys, *command(out))
+    assert (status, printed) == (1, "")
+    assert f"The folder {str(out)!r} was removed or renamed meanwhile." in err

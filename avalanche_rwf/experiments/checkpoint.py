@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import hashlib
 import os
 import random
 import re
@@ -179,7 +180,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # A machine with fewer devices can go on, too.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def strategy_state(strategy: Any, images: bool = True) -> dict[str, Any]:
@@ -354,6 +356,7 @@ class Checkpoints(SupervisedPlugin):
         super().__init__()
         self.folder, self.identity, self.log = folder, identity, log
         self.by_part, self.stop = by_part, stop
+        self.younger: tuple[str, ...] = ()  # parts of the identity that old checkpoints lack
         self.within = True  # False writes at experience ends alone
         self.keeps = True  # False writes and finds nothing; the run can be stopped all the same
         self.seconds, self.written = 0.0, 0  # spent on writing, and how often it was done
@@ -363,6 +366,7 @@ class Checkpoints(SupervisedPlugin):
         self._run: RunState | None = None
         self._position = Position()
         self._size = 0
+        self._shuffles = False
         self._put_back: dict[str, Any] | None = None
         self._evaluating: dict[str, Any] | None = None
         self._found = folder / NAME
@@ -388,7 +392,9 @@ class Checkpoints(SupervisedPlugin):
                 )
                 continue
             saved = state.get("identity")
-            differs = difference(saved if isinstance(saved, dict) else {}, self.identity)
+            saved = saved if isinstance(saved, dict) else {}
+            here = {k: v for k, v in self.identity.items() if k in saved or k not in self.younger}
+            differs = difference(saved, here)
             if not differs:
                 self._found = path
                 return state
@@ -441,6 +447,12 @@ class Checkpoints(SupervisedPlugin):
 
     # -- what Avalanche calls -------------------------------------------------------------------
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note whether the samples come in their order: not where Avalanche shuffles, as it does
+        unless it is told.
+        """
+        self._shuffles = bool(kwargs.get("shuffle", True))
+
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """In the first step of a resumed experience, put everything back."""
         if self._put_back is not None and self._run is not None:
@@ -471,7 +483,7 @@ class Checkpoints(SupervisedPlugin):
     def _after_step(self) -> None:
         due = self._schedule.step()
         # At the last step the experience's end comes next.
-        if self.within and self._position.samples < self._size:
+        if self.within and not self._shuffles and self._position.samples < self._size:
             self._after(due)
 
     def _after(self, due: bool) -> None:
@@ -504,6 +516,18 @@ class Checkpoints(SupervisedPlugin):
         self._schedule.wrote(seconds)
 
 
+def _order(stream: Iterable[Any]) -> str | None:
+    """A digest of the labels of a stream's samples in their order; None if they are not told."""
+    digest = hashlib.sha256()
+    try:
+        for experience in stream:
+            labels = np.asarray(list(experience.dataset.targets), dtype=np.int64)
+            digest.update(len(labels).to_bytes(8, "big") + labels.tobytes())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return digest.hexdigest()[:16]
+
+
 class CheckpointPlugin:
     """Checkpoints for a loop of one's own over a stream, which goes on where it was cut.
 
@@ -518,14 +542,16 @@ class CheckpointPlugin:
     Started again, the same script gets the rest of the experience that it was in and those that
     follow, and ends with the very numbers. What plugins of the strategy keep (those with
     ``state_dict`` and ``load_state_dict``: recorders, evaluations in mid-stream) is in the
-    checkpoint; what Avalanche's loggers have written is not. With ``shuffle=True``, or several
-    epochs, it goes on from the last experience's end alone.
+    checkpoint; what Avalanche's loggers have written is not. With several epochs, or where
+    ``train`` shuffles (Avalanche's default: ``shuffle=False`` turns it off), it goes on from the
+    last experience's end alone.
 
     :param folder: where ``checkpoint.pt`` and the generation before go; it is made if it is not
         there.
     :param every: training steps between two, besides those after each experience; None spaces
         them so that writing takes less than 3 % of the time.
-    :param shuffled: whether the loop shuffles: then nothing is written within an experience.
+    :param shuffled: whether the loop shuffles in a way of its own, which ``train`` is not told:
+        then, too, nothing is written within an experience.
     :param log: gets a sentence about what is done.
     """
 
@@ -560,8 +586,12 @@ class CheckpointPlugin:
             **{name: getattr(strategy, name, None) for name in settings},
             "stream": [len(experience.dataset) for experience in stream],
             "torch": str(torch.__version__),
+            # Before anything is put back: a script that was changed, or takes another seed.
+            "learning rates": [float(group["lr"]) for group in strategy.optimizer.param_groups],
+            "order of the classes": _order(stream),
         }
         checkpoints = Checkpoints(self.folder, identity, said.append, every=self.every)
+        checkpoints.younger = ("learning rates", "order of the classes")
         checkpoints.within = not self.shuffled and strategy.train_epochs == 1
         parts = {
             f"{place} {type(plugin).__name__}": plugin

@@ -222,10 +222,11 @@ def plan(
             _check_room(strategy, len(benchmark.classes_per_experience))
         except ValueError as error:
             raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # Not said by a check of ours: PyTorch's or timm's word for an impossible size, or
             # whatever goes wrong in a user's method.
             why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            why = f"it calls sys.exit: {why}" if isinstance(error, SystemExit) else why
             raise UsageError(f"{method} cannot be built with these options ({why}).") from error
         if config.boundary_free and reads_boundaries(config, strategy):
             raise UsageError(

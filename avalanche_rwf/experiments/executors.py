@@ -56,7 +56,9 @@ def start_server() -> None:
         context.set_forkserver_preload(["avalanche_rwf.experiments.preload"])
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        # It ends with this process; a signal to all must not end it, and its workers with it.
+        with stopping.ignored():
+            forkserver.ensure_running()
 
 
 def default_jobs(device: str, runs: int) -> int:
@@ -114,7 +116,7 @@ def _initialise(
 
 def _work(common: _Common, config: RunConfig, how: dict[str, bool]) -> dict[str, Any]:
     with stopping.working():
-        return _do(common, config, _QUEUE.put, how)
+        return _contained(common, config, _QUEUE.put, how)
 
 
 def _do(
@@ -175,7 +177,20 @@ def execute(
             yield config, summary
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def _contained(
+    common: _Common, config: RunConfig, progress: Callable[[int], Any], how: dict[str, bool]
+) -> dict[str, Any]:
+    """:func:`_do`, whose errors are a summary: not every one of a user's can go to another process.
+
+    One that cannot be unpickled would break the pool of workers.
+    """
+    try:
+        return _do(common, config, progress, how)
+    except (Exception, SystemExit) as error:
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
     """The summary of a run that could not write one (a full disk, most often)."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return {"status": "failed", "error": reason, "error_type": type(error).__name__}
@@ -203,10 +218,7 @@ def _serial(configs: Sequence[RunConfig], common: _Common, bar: Any) -> Iterator
                 raise stopping.RunStopped
             if how is _FIRST:
                 bar.set_description_str(f"{config.method} seed {config.seed}")
-            try:
-                summary = _do(common, config, bar.update, how)
-            except Exception as error:
-                summary = _failed(error)
+            summary = _contained(common, config, bar.update, how)
             if _busy(summary):
                 waiting.append(config)
             else:
@@ -264,6 +276,7 @@ def _pool(
     configs: Sequence[RunConfig], common: _Common, jobs: int, bar: Any
 ) -> Iterator[tuple[RunConfig, dict[str, Any] | None]]:
     """One pool of workers; the summary is None for what was not done when a worker was killed."""
+    start_server()
     context = _context()
     progress = context.Queue()
     stop = threading.Event()

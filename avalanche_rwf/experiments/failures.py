@@ -11,7 +11,7 @@ import torch
 __all__ = ["failure_reason", "free_memory", "largest_that_fits", "out_of_memory"]
 
 
-def failure_reason(error: Exception, folder: Path, batch_size: int) -> str:
+def failure_reason(error: BaseException, folder: Path, batch_size: int) -> str:
     """An error in one sentence.
 
     :param folder: the run directory, which may be gone.
@@ -24,10 +24,13 @@ def failure_reason(error: Exception, folder: Path, batch_size: int) -> str:
             return f"The run directory {str(folder)!r} was removed while the run was going on."
         where = f": {error.filename!r}" if error.filename else ""
         return f"{error.strerror}{where}."
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, SystemExit):  # its text is an exit status, most often
+        return f"The method has asked for the end of the process ({said})."
+    return said
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     """Of a GPU, or of the host, for which PyTorch has no error of its own."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

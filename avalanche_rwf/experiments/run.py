@@ -298,6 +298,38 @@ class _FiniteLoss(SupervisedPlugin):
             )
 
 
+class _NoNaN(SupervisedPlugin):
+    """Ends a run that predicts by NaN: the last step may break the weights, and no loss tells.
+
+    An output of -inf is that of a class that has not been seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: torch.Tensor | None = None
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin."""
+        self._found = None
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Look at a mini-batch's outputs, without waiting for the accelerator."""
+        if isinstance(strategy.mb_output, torch.Tensor):
+            found = torch.isnan(strategy.mb_output.detach()).any()
+            self._found = found if self._found is None else self._found | found
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Say what was found.
+
+        :raises NonFiniteLossError: naming the step.
+        """
+        if self._found is not None and bool(self._found):
+            raise NonFiniteLossError(
+                f"The outputs are not finite in the evaluation after "
+                f"{strategy.clock.train_iterations} training steps: lower the learning rates."
+            )
+
+
 def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
     """Classes of each experience, with their samples: a folder may change between two calls."""
     return [[[label, n] for label, n in counts.items()] for counts in benchmark.class_counts]
@@ -630,7 +662,12 @@ def _run_alone(
         with contextlib.suppress(OSError):
             log("stopped; the same command goes on from here")
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's method may call sys.exit
+        if stop_requested():
+            # A signal to all processes has ended those that load images, most often.
+            with contextlib.suppress(OSError):
+                log(f"stopped ({type(error).__name__}); the same command goes on from here")
+            raise RunStopped from None
         trace = traceback.format_exc().rstrip()
         summary = {
             "status": "failed",
@@ -756,7 +793,9 @@ def _run(
     workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
     meter = _Meter(progress)
-    plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std), recorder, meter]
+    plugins: list[SupervisedPlugin] = [
+        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, _NoNaN()),
+    ]
     anytime = None
     if config.eval_every_samples:
         anytime = AnytimeEvaluation(

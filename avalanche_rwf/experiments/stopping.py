@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Any
 __all__ = [
     "RunStopped",
     "follow",
+    "ignored",
     "listening",
     "request_stop",
     "stop_requested",
@@ -32,6 +34,11 @@ _SIGNAL = signal.SIGINT
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+# Seconds in which SIGTERM or SIGHUP again is the same request: `timeout` and batch systems send one
+# to the process and one to its group.
+_SAME = 1.0
 
 
 class RunStopped(KeyboardInterrupt):
@@ -57,15 +64,25 @@ def stopped_by() -> int:
 def listening(say: Callable[[str], None]) -> Iterator[None]:
     """Take signals as requests while the block runs; the second one is a KeyboardInterrupt.
 
-    A signal that is ignored when the block begins (SIGHUP under nohup) stays so. Outside the main
-    thread, which signals do not reach, nothing is changed.
+    SIGTERM or SIGHUP again within a second is not a second request. A signal that is ignored when
+    the block begins (SIGHUP under nohup) stays so. Outside the main thread, which signals do not
+    reach, nothing is changed.
     """
+    owner, asked_at = os.getpid(), float("-inf")
 
     def handle(number: int, frame: FrameType | None) -> None:
         global _SIGNAL
-        _SIGNAL = signal.Signals(number)
+        nonlocal asked_at
+        # A process that loads images is a copy of this one and gets Ctrl-C too; it ends with it.
+        if os.getpid() != owner:
+            return
         if _ASKED.is_set():
+            if number != signal.SIGINT and time.monotonic() - asked_at < _SAME:
+                return
+            _SIGNAL = signal.Signals(number)
             raise KeyboardInterrupt
+        _SIGNAL = signal.Signals(number)
+        asked_at = time.monotonic()
         _ASKED.set()
         with contextlib.suppress(RuntimeError, OSError):  # in the middle of writing to it, or gone
             say("\nStopping after this step; once more stops now.")
@@ -88,6 +105,25 @@ def listening(say: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """Let processes that are started in the block ignore these signals, as their children do.
+
+    A terminal and most batch systems send them to all processes of a comparison: the one that was
+    started decides what becomes of it. Outside the main thread nothing is changed.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not None:  # else it could not be put back
+                before[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def working() -> Iterator[None]:
     """What a worker process does in here it may bring to its end when the parent is gone."""
     with _WORKING:
@@ -99,13 +135,22 @@ def working() -> Iterator[None]:
 def follow(orders: Connection) -> None:
     """In a worker process: stop when the other end of `orders` is closed, or its process ends.
 
-    Ctrl-C in a terminal reaches all processes; the one that began the comparison decides.
+    Ctrl-C in a terminal reaches all processes, and so does its closing; the one that began the
+    comparison decides.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    owner, terminated = os.getpid(), False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if _ASKED.is_set():
+        nonlocal terminated
+        if os.getpid() != owner:  # a process that loads images
+            return
+        # Counted here: a first one may be handled after a long operation, when the orders have
+        # ended already.
+        if terminated:
             os._exit(128 + number)
+        terminated = True
         _ASKED.set()
 
     signal.signal(signal.SIGTERM, handle)

@@ -43,7 +43,8 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
 
     :param make_folder: False makes a folder that is not there an error.
     """
-    content = text.encode("utf-8")
+    # A path that is no UTF-8 has characters that have no UTF-8 either.
+    content = text.encode("utf-8", "backslashreplace")
     write_whole(path, lambda file: file.write(content), make_folder=make_folder)
 
 

@@ -42,6 +42,7 @@ from avalanche_rwf.experiments.run import (
     load_backbone,
     train_experience,
 )
+from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError
@@ -291,8 +292,14 @@ def tune(
             "options": tries[index]["options"],
             **(result if done else {"error": result["error"]}),
         }
+        # What another process has tried meanwhile stays in the record.
+        for note, other in zip(tries, _tried(files[name], len(tries)), strict=True):
+            if "seconds" in other and "seconds" not in note:
+                note.update({key: v for key, v in other.items() if key != "options"})
         _choose(contents[name])
         write_json(files[name], contents[name])
+    if stop_requested():  # when nothing was left to stop
+        raise RunStopped
     return {
         name: Choice(name, tried[name][_choose(contents[name])], files[name], contents[name])
         for name in own

@@ -29,7 +29,14 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.checks import check_choice, check_flag, check_mapping, check_number, is_number
+from avalanche_rwf.checks import (
+    check_choice,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_path,
+    is_number,
+)
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.models.backbone import weights_sha256
@@ -131,6 +138,7 @@ def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     :raises UsageError: in one sentence, if the file is damaged or none of them.
     """
+    check_path("path", path)
     try:
         saved = read_state(Path(path))
     except StateFileError as error:
@@ -507,11 +515,13 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
         ``torch.load(path, weights_only=True)`` reads it, :meth:`restore` puts it back.
 
-        :param path: its folder must be there; an earlier file is replaced in one step.
+        :param path: its folder is made if it is not there; an earlier file is replaced in one step.
         :param backbone: whether the frozen weights are in it too; otherwise their SHA-256 is, and
             they must be had from where they came from.
         :raises OSError: if it cannot be written.
         """
+        check_path("path", path)
+        check_flag("backbone", backbone)
         state = {
             "format": _SAVED,
             "class": type(self).__name__,

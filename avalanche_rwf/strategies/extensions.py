@@ -138,7 +138,7 @@ def load_extensions() -> None:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             warnings.warn(
                 f"The methods of {entry.value!r} (entry point {entry.name!r}) are left out: "
                 f"{type(error).__name__}: {error}",

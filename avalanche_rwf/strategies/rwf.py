@@ -208,10 +208,20 @@ class RwFStrategy(FrozenBackboneStrategy):
         if "model" in arguments:
             kwargs = {key: value for key, value in kwargs.items() if key not in _OF_THE_MODEL}
         strategy = cls(**{**kwargs, **arguments})
+        groups = strategy.optimizer.param_groups
+        built = {group.get("name"): group["lr"] for group in groups}
         strategy._restore(saved, path)
+        # The optimizer's state has brought the rates that it had: those asked for here are over it.
+        asked = {kind for name, kinds in _RATES.items() if name in arguments for kind in kinds}
+        asked.update(arguments.get("learning_rates") or ())
+        for group in strategy.optimizer.param_groups:
+            if group.get("name") in asked and arguments.get("optimizer") is None:
+                group["lr"] = built[group["name"]]
         return strategy
 
 
+# The kinds of parameters whose rate an argument is.
+_RATES = {"lr": ("head",), "lr_queries": ("queries",), "lr_maps": ("q", "k", "v", "o")}
 # What is saved of the constructor's arguments: plain values that say how to build it again.
 _OF_THE_MODEL = (
     *("model_name", "num_classes", "pretrained", "weights", "image_size", "backbone_kwargs"),

@@ -32,6 +32,22 @@ def endless(config: RunConfig, out: Path, device: str, progress: Any = None) -> 
     raise AssertionError("nobody stopped it")
 
 
+class OddError(Exception):
+    """It can be pickled, and not be unpickled."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def raising(config: RunConfig, out: Path, device: str, progress: Any = None) -> dict[str, Any]:
+    """One method raises what no other process can read, and one asks for the end of its own."""
+    if config.method == "ncm":
+        raise OddError("no", "way")
+    if config.method == "slda":
+        raise SystemExit(0)
+    return {"status": "done"}
+
+
 def awkward(config: RunConfig, out: Path, device: str, progress: Any = None) -> dict[str, Any]:
     """Another process is at one run at first, and while that is known a worker is killed."""
     file = out / config.method

@@ -125,6 +125,16 @@ def test_a_checkpoint_of_other_code_is_refused(what, patch, configure, tmp_path,
     assert "resumed" not in log
 
 
+def test_a_machine_with_fewer_gpus_goes_on(monkeypatch):
+    state, put = checkpoint.random_state(), []
+    state["cuda"] = [torch.zeros(1), torch.ones(1)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put.extend)
+    checkpoint.set_random_state(state)
+    assert put == state["cuda"][:1]
+
+
 def test_fresh_does_not_resume(configure, tmp_path, monkeypatch):
     config = configure()
     cut(config, tmp_path, monkeypatch)

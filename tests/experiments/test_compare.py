@@ -125,6 +125,7 @@ def test_a_model_by_task_has_room_for_the_stream(method, options, configure, tmp
         (RuntimeError("shape '[5]' is invalid\n  for input of size 3."),
          "shape '[5]' is invalid for input of size 3"),
         (KeyError(), "KeyError"),
+        (SystemExit(0), "it calls sys.exit: 0"),
     ],
 )  # fmt: skip
 def test_a_method_that_cannot_be_built_is_named_before_any_run(

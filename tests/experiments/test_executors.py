@@ -74,6 +74,19 @@ def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, conf
     assert "Not a directory" in failed["error"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_work_raises_is_the_failure_of_its_own_configuration(jobs, configure, tmp_path):
+    configs = [configure(m) for m in ("ncm", "slda", "linear-probe")]
+    results = execute(
+        configs, tmp_path, "cpu", jobs, lambda config: 1, quiet=True, work=children.raising
+    )
+    assert {config.method: summary for config, summary in results} == {
+        "ncm": {"status": "failed", "error": "no way", "error_type": "OddError"},
+        "slda": {"status": "failed", "error": "0", "error_type": "SystemExit"},
+        "linear-probe": {"status": "done"},
+    }
+
+
 def test_more_jobs_than_a_queue_has_room_for(configure, tmp_path):
     (result,) = execute([configure("ncm")], tmp_path, "cpu", 10**12, lambda config: 24, quiet=True)
     assert result[1]["status"] == "done"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 
 import executor_children as children  # by the path that conftest adds
 import pytest
@@ -51,6 +53,60 @@ def test_a_worker_stops_when_its_orders_end(worker):
     _, hear, _, giver = worker
     giver.close()
     assert hear() == "asked"
+
+
+def test_one_sigterm_after_the_end_of_the_orders_is_the_first(worker):
+    """It may be handled late, after a long operation."""
+    process, hear, _, giver = worker
+    giver.close()
+    assert hear() == "asked"
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_one_request_may_come_twice(name, monkeypatch):
+    """`timeout` and batch systems send a signal to the process and to its group."""
+    number, now = getattr(signal, name), [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    said: list[str] = []
+    with stopping.listening(said.append):
+        os.kill(os.getpid(), number)
+        now[0] += 0.5
+        os.kill(os.getpid(), number)
+        assert stopping.stop_requested()
+        now[0] += 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 1)  # the handler has run by then
+    assert len(said) == 1
+    assert stopping.stopped_by() == number
+
+
+def test_a_copy_of_the_process_leaves_signals_to_it():
+    said: list[str] = []
+    with stopping.listening(said.append):
+        handler = signal.getsignal(signal.SIGINT)
+        child = os.fork()
+        if not child:  # only looks at what the handler does: nothing of PyTorch's is used
+            with contextlib.suppress(BaseException):
+                handler(signal.SIGINT, None)
+                os._exit(int(stopping.stop_requested()) + len(said))
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_is_started_meanwhile_ignores_signals():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    code = "import signal; print([signal.getsignal(s) for s in (1, 2, 15)].count(signal.SIG_IGN))"
+    with stopping.ignored():
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert found.stdout.split() == [b"3"]
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
 def test_nothing_is_begun_in_a_worker_that_was_asked():

@@ -316,6 +316,36 @@ def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
     assert ["score" in one for one in read_json(file)["settings"]] == [True] + [False] * 5
 
 
+def test_asked_to_stop_when_all_is_tried_nothing_more_is_begun(scores, choose):
+    scores(lambda rate: rate / 10)
+    choose()
+    with stopping.listening(lambda line: None):
+        stopping.request_stop()
+        with pytest.raises(stopping.RunStopped):
+            choose()
+
+
+def test_what_another_process_has_tried_meanwhile_is_kept(scores, choose):
+    """It has come further when this one is ended: nobody tries that again."""
+
+    def ended(rate):
+        raise KeyboardInterrupt
+
+    def first(rate):
+        scores(lambda rate: rate / 10)
+        choose()  # the other process, to its end
+        scores(ended)
+        return 0.1
+
+    scores(first)
+    with pytest.raises(KeyboardInterrupt):
+        choose()
+    asked = scores(lambda rate: pytest.fail("it is known"))
+    asked.clear()
+    assert choose().options["lr"] == 5.0
+    assert asked == []
+
+
 def test_a_setting_that_diverges_loses_and_is_not_tried_again(scores, choose):
     asked = scores(lambda rate: NonFiniteLossError("The loss is\nnan.") if rate > 1 else rate / 10)
     choice = choose()

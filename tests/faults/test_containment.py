@@ -19,7 +19,7 @@ from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 
 
-def raising(monkeypatch, error: Exception, method: str) -> None:
+def raising(monkeypatch, error: BaseException, method: str) -> None:
     """Let one method raise in its training."""
     build = module.build_strategy
 
@@ -40,6 +40,7 @@ def raising(monkeypatch, error: Exception, method: str) -> None:
         (KeyError("x"), 4, "'x'"),
         (AssertionError(), 4, "AssertionError"),
         (RecursionError("too deep"), 4, "too deep"),
+        (SystemExit(0), 4, "The method has asked for the end of the process (0)."),
         (
             torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."),
             4,
@@ -121,6 +122,30 @@ def test_a_loss_that_is_not_finite_fails_the_run(method, configure, tmp_path, mo
     assert summary["status"] == "failed"
     assert summary["error_type"] == "NonFiniteLossError"
     assert "not finite at training step 2" in summary["error"]
+
+
+@pytest.mark.parametrize("method", ["rwf", "ncm", "avalanche:Naive"])
+def test_weights_that_the_last_step_breaks_fail_the_run(method, configure, tmp_path, monkeypatch):
+    """Every loss was finite: the evaluation is where it shows."""
+    train = module.train_experience
+
+    def breaking(strategy, *args):
+        train(strategy, *args)
+        head = strategy.model.head
+        with torch.no_grad():
+            for tensor in (*head.parameters(), *head.buffers()):
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+
+    monkeypatch.setattr(module, "train_experience", breaking)
+    summary = run(configure(method, eval_every_samples=0), tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"] == (
+        "The outputs are not finite in the evaluation after 4 training steps: lower the learning "
+        "rates."
+    )
+    assert not (run_directory(tmp_path, configure(method, eval_every_samples=0)) /
+                "metrics.csv").exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

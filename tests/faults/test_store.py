@@ -221,6 +221,30 @@ def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
     assert not (run_directory(tmp_path, config) / checkpoint.NAME).exists()
 
 
+@pytest.mark.parametrize("stop", [True, False])
+def test_an_error_while_stopping_is_no_failure(stop, configure, tmp_path, monkeypatch):
+    """A signal to all processes ends those that load images, too."""
+    monkeypatch.setenv(checkpoint.EVERY, "1")
+    config = configure("linear-probe")
+    steps = []
+
+    def progress(samples: int) -> None:
+        steps.append(samples)
+        if len(steps) == 3:
+            if stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    with stopping.listening(lambda line: None):
+        if stop:
+            with pytest.raises(stopping.RunStopped):
+                run(config, tmp_path, progress=progress)
+        else:
+            assert run(config, tmp_path, progress=progress)["status"] == "failed"
+    assert (run_directory(tmp_path, config) / "summary.json").exists() is not stop
+    assert run(config, tmp_path)["status"] == "done"
+
+
 def test_nothing_is_begun_after_being_asked(configure, tmp_path):
     with stopping.listening(lambda line: None):
         stopping.request_stop()
@@ -246,9 +270,17 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_comparison_that_is_ended_takes_its_workers_with_it(number, folder, tmp_path):
-    """Runs of many minutes in two workers; the signal goes to the parent alone."""
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGKILL, False),
+        (signal.SIGTERM, True),  # a batch system
+        (getattr(signal, "SIGHUP", signal.SIGTERM), True),  # a terminal that is closed
+    ],
+)
+def test_a_comparison_that_is_ended_takes_its_workers_with_it(number, to_all, folder, tmp_path):
+    """Runs of many minutes in two workers; the signal goes to the parent alone, or to all."""
     command = [
         *(sys.executable, "-m", "avalanche_rwf", "compare", "--benchmark", f"folder:{folder}"),
         *("--methods", "rwf", "--seeds", "0,1", "--jobs", "2", "--batch-size", "1"),
@@ -268,7 +300,7 @@ def test_a_comparison_that_is_ended_takes_its_workers_with_it(number, folder, tm
             or len(list((tmp_path / "out").rglob(checkpoint.NAME))) == 2
         )
         assert process.poll() is None, (tmp_path / "stderr").read_text()
-        os.kill(process.pid, number)
+        (os.killpg if to_all else os.kill)(process.pid, number)
         status = process.wait(240)
         wait_for(lambda: not alive(process.pid))
     finally:
@@ -277,7 +309,7 @@ def test_a_comparison_that_is_ended_takes_its_workers_with_it(number, folder, tm
         process.wait()
     said = (tmp_path / "stderr").read_text()
     assert "Traceback" not in said, said
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert status == 128 + number
         assert "Stopped; the same command goes on from here." in said
     logs = [path.read_text() for path in (tmp_path / "out").rglob("log.txt")]

@@ -220,11 +220,95 @@ def test_several_epochs_go_on_from_experience_ends_alone(tools, scenario, tmp_pa
     assert_same(whole, again)
 
 
+@pytest.mark.parametrize("how", [{}, {"shuffle": True}])
+def test_a_loop_that_shuffles_goes_on_from_experience_ends_alone(how, tools, scenario, tmp_path):
+    """Avalanche shuffles unless it is told not to: the rest of an experience is not known then."""
+
+    def shuffling(folder, cut=None):
+        strategy, steps = small(tools), []
+        step = strategy.optimizer_step
+
+        def counted() -> None:
+            if len(steps) == cut:
+                raise Cut
+            steps.append(1)
+            step()
+
+        strategy.optimizer_step = counted
+        stream = scenario.train_stream
+        for experience in CheckpointPlugin(folder, every=1).experiences(strategy, stream):
+            strategy.train(experience, **how)
+        return strategy, len(steps)
+
+    torch.manual_seed(5)
+    whole, total = shuffling(tmp_path / "whole")
+    torch.manual_seed(5)
+    with pytest.raises(Cut):
+        shuffling(tmp_path / "cut", cut=total // 2)
+    again, steps = shuffling(tmp_path / "cut")
+    assert steps == total * 2 // 3
+    assert_same(whole, again)
+
+
 def test_another_strategys_checkpoint_is_refused_with_what_differs(tools, scenario, tmp_path):
     with pytest.raises(Cut):
         loop(tools, scenario, tmp_path, cut=3)
     with pytest.raises(UsageError, match=r"is of another train_mb_size \(5, here 4\)"):
         loop(tools, scenario, tmp_path, train_mb_size=4)
+
+
+def test_another_stream_of_the_same_sizes_is_refused(tools, scenario, tmp_path):
+    """As another seed of the script makes it."""
+    with pytest.raises(Cut):
+        loop(tools, scenario, tmp_path, cut=3)
+    checkpoints = CheckpointPlugin(tmp_path)
+    stream = list(scenario.train_stream)[::-1]
+    assert len({len(experience.dataset) for experience in stream}) == 1
+    with pytest.raises(UsageError, match="is of another order of the classes"):
+        next(checkpoints.experiences(small(tools, plugins=[PredictionRecorder()]), stream))
+
+
+def test_another_rate_is_refused_and_a_checkpoint_that_names_none_is_not(
+    tools, scenario, tmp_path
+):
+    with pytest.raises(Cut):
+        loop(tools, scenario, tmp_path, cut=3)
+    with pytest.raises(UsageError, match="is of another learning rates"):
+        loop(tools, scenario, tmp_path, lr=0.5)
+    path = tmp_path / checkpoint.NAME
+    state = read_state(path)
+    del state["identity"]["learning rates"], state["identity"]["order of the classes"]
+    save_state(path, state)
+    log: list[str] = []
+    loop(tools, scenario, tmp_path, log=log)
+    assert log[0].startswith("resumed in experience 0 after")
+
+
+def test_rates_that_are_given_to_load_are_over_the_saved_ones(tools, scenario, tmp_path):
+    saved = small(tools, lr=0.25)
+    train(saved, scenario.train_stream[0])
+    for group in saved.optimizer.param_groups:
+        group["lr"] /= 2  # what a scheduler does
+    saved.save(tmp_path / "rwf.pt", backbone=True)
+
+    def rates(**given) -> dict[str, float]:
+        again = RwFStrategy.load(tmp_path / "rwf.pt", evaluator=None, **given)
+        return {group["name"]: group["lr"] for group in again.optimizer.param_groups}
+
+    before = rates()
+    assert before["head"] == 0.125
+    assert rates(lr=0.5) == {**before, "head": 0.5}
+    assert rates(learning_rates={"queries": 0.75}) == {**before, "queries": 0.75}
+
+
+@pytest.mark.parametrize("path", [None, 7, b"rwf.pt"])
+def test_a_path_is_a_path(path, tools, tmp_path):
+    strategy = small(tools)
+    for use in (strategy.save, strategy.restore, RwFStrategy.load):
+        with pytest.raises(UsageError, match=r"^path must be a path, not .*\.$"):
+            use(path)
+    with pytest.raises(UsageError, match=r"^backbone must be .*, not 'no'\.$"):
+        strategy.save(tmp_path / "rwf.pt", backbone="no")
 
 
 def test_a_checkpoint_with_a_part_missing_is_refused(tools, scenario, tmp_path):
