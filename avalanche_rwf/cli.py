@@ -41,7 +41,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for a person, without what a terminal would obey: names may be anybody's."""
+    lead = "\n" * text.startswith("\n")  # away from what is on the line, such as ^C
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[len(lead) :])
+    print(lead + said, file=sys.stderr, flush=True)
 
 
 def _say_failed(method: Any, seed: Any, error: Any, folder: Path) -> None:
@@ -543,13 +546,13 @@ def _leaderboard(args: argparse.Namespace) -> int:
         from avalanche_rwf.leaderboard.submissions import read_entries
 
         runs = pd.concat([frame for frame in (runs, read_entries(args.add)) if len(frame)])
+    for directory in broken:
+        _say(f"left out: {directory}")
     if not len(runs):
         raise UsageError(
             f"{', '.join(map(repr, args.dirs))} holds no finished run (runs are in "
             "DIR/runs/<benchmark>/<method>/...)."
         )
-    for directory in broken:
-        _say(f"left out: {directory}")
     for run in runs[runs["status"] == "failed"].to_dict("records"):
         folder = Path(str(run["folder"])) / str(run["run_dir"])
         _say_failed(run["method"], run["seed"], run["error"], folder)
@@ -675,9 +678,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         return int(args.run(args))
     except UsageError as error:
-        # On one line, and nothing that a terminal would obey.
-        said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-        _say(f"avalanche-rwf: {said}")
+        _say(f"avalanche-rwf: {error}")
         return 2
     except KeyboardInterrupt:
         from avalanche_rwf.experiments.stopping import stopped_by

@@ -41,6 +41,7 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import protocol_header, row_labels
+from avalanche_rwf.plain import printable, read_file
 
 __all__ = [
     "PICTURES",
@@ -103,7 +104,7 @@ class _Method(NamedTuple):
 def _text(label: str) -> str:
     """Keep matplotlib from reading a name as mathematics, or as one not to be in the legend."""
     short = label if len(label) <= _NAME else label[: _NAME - 1] + "…"
-    short = " ".join(short.split()).replace("$", r"\$")
+    short = printable(" ".join(short.split())).replace("$", r"\$")
     return f" {short}" if short.startswith("_") else short
 
 
@@ -172,7 +173,7 @@ def unreadable(runs: pd.DataFrame) -> list[str]:
 def _read(run: Path) -> pd.DataFrame | None:
     """Return a run's `metrics.csv`, or None if it is not what a run writes."""
     try:
-        text = (run / "metrics.csv").read_text(encoding="utf-8")
+        text = read_file(run / "metrics.csv").decode()
         frame = pd.read_csv(io.StringIO(text))
     except (OSError, ValueError):
         return None
@@ -820,4 +821,4 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
 
 def _metadata(kind: str, title: str) -> dict[str, Any]:
     """Return what a file says of itself; no date, so that the same runs give the same file."""
-    return {"Title": title, **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}
+    return {"Title": printable(title), **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}

@@ -226,6 +226,23 @@ def test_a_folder_that_cannot_be_listed_is_broken_and_the_rest_is_read(
     assert "is not a run directory" in broken[0].reason
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("a_last", math.inf), ("a_avg", 7.5), ("a_auc", -0.1), ("forgetting_class", 1.01),
+        ("forgetting_experience", -2), ("train_seconds", 1e308), ("train_samples_per_second", -1),
+        ("trainable_parameters", -3), ("gradient_steps", math.inf), ("unheard_of", -math.inf),
+    ],
+)  # fmt: skip
+def test_a_measurement_that_cannot_be_is_not_ranked(field, value, make_run, tmp_path):
+    make_run(seed=0)
+    make_run(seed=1, summary={field: value})
+    frame, broken = read_runs(tmp_path)
+    (row,) = aggregate(frame).to_dict("records")
+    assert (row["seeds"], len(broken)) == ("0", 1)
+    assert f"summary.json has {field} {value:g}, which is no" in broken[0].reason
+
+
 def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
     path = make_run()
     edit(path / "config.json", lambda c: c.update(config_hash="aaaa" + "5" * 60))
@@ -267,11 +284,10 @@ def test_write_leaderboard_leaves_the_old_file_when_it_fails(make_run, tmp_path,
     make_run()
     (tmp_path / "leaderboard.csv").write_text("old")
 
-    def full(self, path, **kwargs):
-        path.write_text("half of")
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(os, "fsync", full)  # half of it may have been written
     with pytest.raises(UsageError, match=r"can be written to.*No space left"):
         write_leaderboard(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text() == "old"
