@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import MOST
+from avalanche_rwf.plain import MOST, at_home
 from avalanche_rwf.version import __version__
 
 __all__ = ["main"]
@@ -314,7 +314,7 @@ def _set_loading(args: argparse.Namespace) -> None:
 
 def _set_data_root(args: argparse.Namespace) -> None:
     if args.data_root is not None:
-        folder = Path(args.data_root).expanduser()
+        folder = at_home(args.data_root)
         # The folder may be made later, but not below a file.
         if not next((p for p in (folder, *folder.parents) if p.exists()), folder).is_dir():
             raise UsageError(f"--data-root takes a folder, and {args.data_root!r} is none.")

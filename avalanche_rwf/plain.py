@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["MOST", "printable", "read_end", "read_file", "read_object"]
+__all__ = ["MOST", "at_home", "printable", "read_end", "read_file", "read_object"]
 
 MOST = 2**62
 """Whole numbers from here on are refused as an option: no array and no other language has them."""
@@ -29,6 +30,14 @@ def printable(text: str) -> str:
     return joined if joined.isprintable() else "".join(
         sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
     )  # fmt: skip
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` or ``~name`` at its beginning replaced where there is such a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name: it is taken as it is written
+        return Path(path)
 
 
 def _open(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:

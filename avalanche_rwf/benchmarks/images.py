@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 
-# What an image is whatever its name says. PIL knows more kinds, and for some, such as PostScript, it
-# starts another program.
+# What an image is whatever its name says. PIL knows more kinds, and for some, such as PostScript,
+# it starts another program.
 _KINDS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
 )

@@ -43,7 +43,8 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
 
     :param make_folder: False makes a folder that is not there an error.
     """
-    content = text.encode("utf-8")
+    # A folder's name need not be Unicode.
+    content = text.encode("utf-8", errors="backslashreplace")
     write_whole(path, lambda file: file.write(content), make_folder=make_folder)
 
 

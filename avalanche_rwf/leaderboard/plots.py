@@ -821,4 +821,5 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
 
 def _metadata(kind: str, title: str) -> dict[str, Any]:
     """Return what a file says of itself; no date, so that the same runs give the same file."""
-    return {"Title": printable(title), **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}
+    said = {"Title": printable(title)}
+    return {**said, **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}

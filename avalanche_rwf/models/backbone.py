@@ -46,7 +46,14 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_flag, check_text, check_whole, is_number, is_whole
+from avalanche_rwf.checks import (
+    check_flag,
+    check_text,
+    check_whole,
+    is_finite,
+    is_number,
+    is_whole,
+)
 from avalanche_rwf.errors import UsageError, nearest
 
 __all__ = [
@@ -61,6 +68,9 @@ __all__ = [
 ]
 
 PACKAGED = "rwf_vit_mini_patch8_32"
+
+LARGEST_IMAGE = 2**14
+"""The largest side of images in pixels: position embeddings of more would fill any memory."""
 
 _PACKAGED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
@@ -91,7 +101,7 @@ _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_log
 _ANCHOR = "patch_embed.proj.weight"
 # Of the header of a weights file: a mean of 1e39 or a crop of a billionth are slips or worse.
 _FAR = 1000.0
-_LEAST_CROP = 0.1
+_LEAST_CROP = 0.05
 _INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _INFO_ATTRIBUTE = "rwf_backbone_info"
 
@@ -170,7 +180,7 @@ def create_backbone(
             "the timm model such "
             "as depth=9."
         )
-    check_whole("image_size", image_size, optional=True)
+    check_whole("image_size", image_size, most=LARGEST_IMAGE, optional=True)
     check_flag("pretrained", pretrained)
     path = None if weights is None else _check_path(weights)
     source = "file" if path else "random"
@@ -415,7 +425,7 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
         number = is_number(value)
         takes, fits = "", True
         if key == "init_values":
-            takes, fits = "a finite number", number and math.isfinite(value)
+            takes, fits = "a finite number", is_finite(value)
         elif isinstance(default, bool):
             takes, fits = "True or False", isinstance(value, bool)
         elif key in ("depth", "num_heads", "embed_dim"):
@@ -590,7 +600,7 @@ def _read_pickle(path: Path) -> Any:
             "nothing in it was executed; "
             "save its state_dict alone, best as .safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file leads PyTorch's reader anywhere
         raise UsageError(
             f"weights file {str(path)!r} cannot be read by torch.load ({_first_line(error)})."
         ) from error

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_number, is_whole
+from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_finite, is_whole
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
@@ -260,7 +260,7 @@ def _fits(value: Any, names: set[str]) -> bool:
         ("NoneType" in names and value is None)
         or ("bool" in names and isinstance(value, bool))
         or ("int" in names and is_whole(value))
-        or ("float" in names and is_number(value) and math.isfinite(value))
+        or ("float" in names and is_finite(value))
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def results(tmp_path) -> Path:
 
 
 @pytest.fixture
-def outside(tmp_path) -> Path:
+def outside(tmp_path) -> Iterator[Path]:
     """A folder of the reader's own, which nothing may change."""
     folder = tmp_path / "outside"
     folder.mkdir()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import at_home
 
 if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels
@@ -61,7 +62,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     from avalanche_rwf.benchmarks.splits import ImageSource
 
     geometry = Geometry(options.image_size, options.crop_pct, options.interpolation)
-    folder = (_load if options.decode else _list)(Path(path).expanduser(), geometry)
+    folder = (_load if options.decode else _list)(at_home(path), geometry)
     if folder.corrupt and not options.skip_corrupt:
         more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
         raise UsageError(
@@ -200,7 +201,11 @@ def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
 
 def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
     """Image files by split and class, sorted by name, after every check that needs no decoding."""
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except OSError:  # a name that the system does not take
+        exists = False
+    if not exists:
         raise UsageError(f"folder {str(root)!r} does not exist.")
     if not root.is_dir():
         raise UsageError(
