@@ -272,7 +272,8 @@ def _check_options(options: StreamOptions) -> StreamOptions:
     check_whole("image_size", o.image_size, most=_LARGEST_IMAGE)
     check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
     if any(value < 1 / _FAR for value in o.std):
-        raise UsageError(f"std is three positive numbers, of at least {1 / _FAR}, not {shown(o.std)}.")
+        least = f"of at least {1 / _FAR}"
+        raise UsageError(f"std is three positive numbers, {least}, not {shown(o.std)}.")
     check_choice("interpolation", o.interpolation, INTERPOLATIONS)
     check_number("crop_pct", o.crop_pct, least=_LEAST_CROP, most=1)
     check_choice("augment", o.augment, AUGMENTATIONS)

@@ -357,8 +357,10 @@ def _check_types(config: dict[str, Any]) -> None:
                     f"config.json has {name} of type {type(value).__name__}, not {said}"
                 )
     for name in (*_INTEGERS, "seed"):
-        if not -MOST < (config.get(name) or 0) < MOST:
+        if not 0 <= (config.get(name) or 0) < MOST:
             raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
+    if not 0 <= (config.get("holdout") or 0) < 1:
+        raise _UnusableError(f"config.json has holdout {config['holdout']:.3g}, which is no share")
     tuning = config.get("tuning")
     if tuning and not (isinstance(tuning.get("chosen"), dict) and "settings" in tuning):
         raise _UnusableError("config.json has tuning that does not say chosen and settings")

@@ -198,6 +198,8 @@ def _sound(frame: pd.DataFrame) -> bool:
     classes = names[names.str.startswith("accuracy_class_")].str.removeprefix("accuracy_class_")
     return bool(
         frame["samples_seen"].between(0, 2**53).all()
+        # Sums of larger numbers overflow; infinite ones are left out where they are met.
+        and not frame["value"].abs().between(1e30, math.inf, inclusive="left").any()
         and accuracies.between(0, 1).all()
         and known.notna().all()
         and experiences.isin(range(len(frame))).all()
@@ -297,7 +299,10 @@ def _class_forgetting(metrics: pd.DataFrame) -> NDArray[Any]:
     if rows.empty:
         return np.empty(0)
     number = rows["metric"].str.removeprefix("accuracy_class_").astype(int).rename("number")
-    table = rows.set_index([rows["seed"], rows["end"], number])["value"].unstack()
+    # One value of a class at an end, as a run writes them; what is at none, or again, is no run's.
+    table = rows.groupby([rows["seed"], rows["end"], number])["value"].last().unstack()
+    if table.empty:
+        return np.empty(0)
     losses = []
     for _, one in table.groupby("seed"):
         best = one.iloc[:-1].max() if len(one) > 1 else one.iloc[0] * math.nan
@@ -546,7 +551,7 @@ def _log_scale(axis: Axes, values: NDArray[Any]) -> None:
         axis: to be set.
         values: what is drawn on it, 0 or more.
     """
-    positive = values[values > 0]
+    positive = values[values > 1e-30]  # what is smaller can be told from 0 by nobody
     if not len(positive):
         axis.set_xlim(-1, 1)
         axis.set_xticks([0], ["0"])

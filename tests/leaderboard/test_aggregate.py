@@ -180,6 +180,14 @@ BROKEN = {
         lambda p: edit(p / "summary.json", lambda c: c.update(a_last=97.5)),
         "summary.json has a_last 97.5, which is no share of 1",
     ),
+    "less than nothing": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(batch_size=-5)),
+        "config.json has batch_size of -5",
+    ),
+    "all held out": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(holdout=math.inf)),
+        "config.json has holdout inf, which is no share",
+    ),
     "copied as another seed": (
         lambda p: edit(p / "config.json", lambda c: c["config"].update(seed=3)),
         "config.json is of seed 3, not 7",
