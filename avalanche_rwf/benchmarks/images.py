@@ -35,6 +35,7 @@ __all__ = [
     "Subset",
     "TensorImages",
     "load_pixels",
+    "open_image",
     "probe_images",
     "read_image",
     "why_unreadable",
@@ -77,7 +78,7 @@ def _kinds() -> tuple[str, ...]:
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 
-def _open(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open an image file, but no pipe or device, which may have no end.
 
     :raises OSError: and others of PIL's, when the file is no readable image.
@@ -92,7 +93,7 @@ def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
 
     :raises OSError: and others of PIL's, when the file is no readable image.
     """
-    with _open(path) as file:
+    with open_image(path) as file:
         image = _to_rgb(ImageOps.exif_transpose(file))
     return np.ascontiguousarray(np.asarray(_to_square(image, geometry)).transpose(2, 0, 1))
 
@@ -247,7 +248,7 @@ def load_pixels(
 
 def _probe(path: Path) -> None:
     """Decode a file as cheaply as finds every damage: JPEG at an eighth of its size."""
-    with _open(path) as image:
+    with open_image(path) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
@@ -259,7 +260,7 @@ def why_unreadable(path: Path) -> str:
             return "a link to nothing" if path.is_symlink() else "it is gone"
         if path.is_file() and not path.stat().st_size:
             return "it is empty"
-        with _open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Image.DecompressionBombError:
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
