@@ -438,6 +438,8 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
             takes, fits = "a share from 0 to below 1", number and 0 <= value < 1
         elif key == "mlp_ratio":
             takes, fits = "a number above 0", number and 0 < value < math.inf
+        elif isinstance(value, bool) and default is not None:  # to Python it is 1 or 0
+            takes, fits = "no truth value", False
         if value is not None and not fits:
             raise UsageError(f"backbone argument {key}={value!r} is wrong: it takes {takes}.")
 

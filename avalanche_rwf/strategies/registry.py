@@ -259,8 +259,9 @@ def _fits(value: Any, names: set[str]) -> bool:
     return (
         ("NoneType" in names and value is None)
         or ("bool" in names and isinstance(value, bool))
-        or ("int" in names and is_whole(value))
-        or ("float" in names and is_finite(value))
+        # Whole numbers from MOST on are no size, and no float of PyTorch's takes them.
+        or ("int" in names and is_whole(value) and -MOST < value < MOST)
+        or ("float" in names and is_finite(value) and not (is_whole(value) and abs(value) >= MOST))
     )
 
 
@@ -300,7 +301,7 @@ def create_strategy(
     spec = get_method(name)
     if not isinstance(backbone, nn.Module):
         raise UsageError(f"backbone must be a timm ViT, not a {type(backbone).__name__}.")
-    check_whole("num_classes", num_classes)
+    check_whole("num_classes", num_classes, most=MOST)
     check_mapping("loop", loop)
     return spec.build(
         backbone=backbone,

@@ -406,6 +406,7 @@ def test_unsupported_and_unknown_names(name, message):
         ({"image_size": -16}, "whole number from 1 to 16384"),
         ({"image_size": 10**6}, "whole number from 1 to 16384"),
         ({"init_values": 10**400}, "a finite number"),
+        ({"patch_size": True}, "no truth value"),
         ({"image_size": 32.0}, "whole number from 1 to 16384"),
         ({"image_size": 32, "img_size": 32}, "give the image size once"),
         ({"num_classes": 3}, "'num_classes' is set by create_backbone"),
