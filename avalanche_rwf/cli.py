@@ -324,8 +324,10 @@ def _set_data_root(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
     given, stream_options = backbone_args(args.backbone_arg), _stream_options(args)
-    if args.jobs is not None and args.jobs < 1:
-        raise UsageError(f"--jobs takes a whole number of at least 1, not {args.jobs}.")
+    if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
+        raise UsageError(
+            f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
+        )
     if args.precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
 
