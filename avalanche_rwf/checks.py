@@ -23,8 +23,10 @@ __all__ = [
     "check_path",
     "check_text",
     "check_whole",
+    "is_finite",
     "is_number",
     "is_whole",
+    "shown",
 ]
 
 
@@ -38,13 +40,25 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _got(value: Any) -> str:
-    text = " ".join(repr(value).split())
+def is_finite(value: Any) -> bool:
+    """Whether it is a real number by its type that a float holds: not infinite, NaN or 10**400."""
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value for the end of an error sentence: on one line, and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of 5000 digits has none, and anybody's class may raise
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse(name: str, takes: str, optional: bool, value: Any) -> UsageError:
-    return UsageError(f"{name} must be {takes}{' or None' * optional}, not {_got(value)}.")
+    return UsageError(f"{name} must be {takes}{' or None' * optional}, not {shown(value)}.")
 
 
 def check_whole(
@@ -82,8 +96,7 @@ def check_number(
     if optional and value is None:
         return
     if (
-        is_number(value)
-        and math.isfinite(value)
+        is_finite(value)
         and (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)

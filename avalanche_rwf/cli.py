@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import MOST
+from avalanche_rwf.plain import MOST, at_home
 from avalanche_rwf.version import __version__
 
 __all__ = ["main"]
@@ -71,7 +71,10 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for a person, without what a terminal would obey: names may be anybody's."""
+    lead = "\n" * text.startswith("\n")  # away from what is on the line, such as ^C
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[len(lead) :])
+    print(lead + said, file=sys.stderr, flush=True)
 
 
 def _say_failed(method: Any, seed: Any, error: Any, folder: Path) -> None:
@@ -341,7 +344,7 @@ def _set_loading(args: argparse.Namespace) -> None:
 
 def _set_data_root(args: argparse.Namespace) -> None:
     if args.data_root is not None:
-        folder = Path(args.data_root).expanduser()
+        folder = at_home(args.data_root)
         # The folder may be made later, but not below a file.
         if not next((p for p in (folder, *folder.parents) if p.exists()), folder).is_dir():
             raise UsageError(f"--data-root takes a folder, and {args.data_root!r} is none.")
@@ -351,8 +354,10 @@ def _set_data_root(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
     given, stream_options = backbone_args(args.backbone_arg), _stream_options(args)
-    if args.jobs is not None and args.jobs < 1:
-        raise UsageError(f"--jobs takes a whole number of at least 1, not {args.jobs}.")
+    if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
+        raise UsageError(
+            f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
+        )
     if args.precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
 
@@ -584,13 +589,13 @@ def _leaderboard(args: argparse.Namespace) -> int:
         from avalanche_rwf.leaderboard.submissions import read_entries
 
         runs = pd.concat([frame for frame in (runs, read_entries(args.add)) if len(frame)])
+    for directory in broken:
+        _say(f"left out: {directory}")
     if not len(runs):
         raise UsageError(
             f"{', '.join(map(repr, args.dirs))} holds no finished run (runs are in "
             "DIR/runs/<benchmark>/<method>/...)."
         )
-    for directory in broken:
-        _say(f"left out: {directory}")
     for run in runs[runs["status"] == "failed"].to_dict("records"):
         folder = Path(str(run["folder"])) / str(run["run_dir"])
         _say_failed(run["method"], run["seed"], run["error"], folder)
@@ -721,9 +726,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args = _parser().parse_args(words)
         return int(args.run(args))
     except UsageError as error:
-        # On one line, and nothing that a terminal would obey.
-        said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-        _say(f"avalanche-rwf: {said}")
+        _say(f"avalanche-rwf: {error}")
         return 2
     except KeyboardInterrupt:
         return _stopped()

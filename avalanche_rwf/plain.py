@@ -1,13 +1,14 @@
-"""JSON objects from files that anybody may have written: read in full or refused in a few words."""
+"""Files and names that anybody may have written: read in full or refused in a few words."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["MOST", "read_object"]
+__all__ = ["MOST", "at_home", "printable", "read_end", "read_file", "read_object"]
 
 MOST = 2**62
 """Whole numbers from here on are refused as an option: no array and no other language has them."""
@@ -23,6 +24,60 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, without what a terminal would obey: its files may be anybody's."""
+    joined = " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
+    return joined if joined.isprintable() else "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
+    )  # fmt: skip
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` or ``~name`` at its beginning replaced where there is such a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name: it is taken as it is written
+        return Path(path)
+
+
+def _open(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:
+    """Open a file to be read; no pipe or device, which may have no end.
+
+    :raises OSError: if it cannot be opened or is none.
+    """
+    # Not to wait for a pipe that nobody writes to.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | flags)
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError("it is no file")
+    return file
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file.
+
+    :raises OSError: if it cannot be read or is none.
+    :raises ValueError: if it is larger than any that we write.
+    """
+    with _open(path) as file:
+        if os.fstat(file.fileno()).st_size > _BYTES:
+            raise ValueError(f"it has more than {_BYTES:,} bytes")
+        return file.read()
+
+
+def read_end(path: str | os.PathLike[str], most: int) -> bytes:
+    """The last `most` bytes of a file, which is not looked for behind a link.
+
+    What a link leads to may be a file of the reader's own, not meant for who is shown this one.
+
+    :raises OSError: if it cannot be read, is a link or is none.
+    """
+    with _open(path, getattr(os, "O_NOFOLLOW", 0)) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most)
+
+
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -30,15 +85,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     :raises ValueError: if it holds no JSON object, or one that is nested too deeply or has numbers
         that are too large; the message says which.
     """
-    # Not to wait for a pipe that nobody writes to.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError("it is no file")
-        if about.st_size > _BYTES:
-            raise ValueError(f"it has more than {_BYTES:,} bytes")
-        content = file.read()
+    content = read_file(path)
     try:
         value = json.loads(content.decode(), parse_int=_whole)
     except RecursionError:

@@ -37,6 +37,18 @@ def test_what_is_right_passes():
     check_mapping("m", {"a": 1})
 
 
+class _Silent:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**5000), _Silent()], ids=["far", "long", "silent"])
+def test_what_no_float_holds_and_what_cannot_be_shown(value):
+    for check in (check_number, check_flag, check_text):
+        with pytest.raises(UsageError, match=r"^x must be .*, not .*\.$"):
+            check("x", value)
+
+
 @pytest.mark.parametrize("value", NO_COUNT, ids=repr)
 def test_no_count(value):
     with pytest.raises(UsageError, match=r"^n must be a whole number of at least 1, not .*\.$"):

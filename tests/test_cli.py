@@ -104,6 +104,7 @@ BAD = {
     "gradient steps 0": (["--gradient-steps", "0"], ["--gradient-steps", "0"]),
     "jobs 0": (["--jobs", "0"], ["--jobs", "0"]),
     "jobs -1": (["--jobs", "-1"], ["--jobs", "-1"]),
+    "a thousand million jobs": (["--jobs", "1000000000"], ["--jobs", "1 to 1024"]),
     "evaluation -1": (["--eval-every-samples", "-1"], ["--eval-every-samples", "-1"]),
     "holdout 1": (["--holdout", "1"], ["--holdout", "1.0"]),
     "holdout -0.1": (["--holdout", "-0.1"], ["--holdout", "-0.1"]),

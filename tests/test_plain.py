@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from avalanche_rwf.plain import read_object
+from avalanche_rwf.plain import read_end, read_file, read_object
 
 
 def test_an_object_is_read_as_it_is(tmp_path):
@@ -43,3 +43,20 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
         with pytest.raises(OSError, match=r"no file|directory"):
             read_object(path)
+
+
+def test_the_end_of_a_file_is_not_read_through_a_link(tmp_path):
+    (tmp_path / "log").write_bytes(b"abcdef")
+    assert [read_end(tmp_path / "log", most) for most in (0, 3, 9)] == [b"", b"def", b"abcdef"]
+    (tmp_path / "link").symlink_to("log")
+    with pytest.raises(OSError, match="link"):
+        read_end(tmp_path / "link", 3)
+    assert read_file(tmp_path / "link") == b"abcdef"
+
+
+def test_a_file_beyond_any_of_ours_is_not_read(tmp_path):
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"more than 100,000,000 bytes"):
+        read_file(tmp_path / "sparse")
+    assert read_end(tmp_path / "sparse", 4) == bytes(4)

@@ -41,6 +41,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import at_home
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -112,7 +113,7 @@ class DataFacts:
 def data_root(given: str | os.PathLike[str] | None = None) -> Path:
     """The folder for data sets: `given`, or the environment's, or ~/.avalanche/data (Avalanche's
     own)."""
-    return Path(given or os.environ.get(DATA_ROOT) or "~/.avalanche/data").expanduser().absolute()
+    return at_home(given or os.environ.get(DATA_ROOT) or "~/.avalanche/data").absolute()
 
 
 # ------------------------------------------------------------------------------------- preparation

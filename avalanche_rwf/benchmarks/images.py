@@ -9,7 +9,9 @@ of the bytes between the processes that decode and the one that trains, and the 
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,12 +35,18 @@ __all__ = [
     "Subset",
     "TensorImages",
     "load_pixels",
+    "open_image",
     "probe_images",
     "read_image",
     "why_unreadable",
 ]
 
 
+# What an image is whatever its name says. PIL knows more kinds, and for some, such as PostScript,
+# it starts another program.
+_KINDS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
+)
 # Of the sides of an image; beyond it only the middle is looked at.
 _LONGEST = 32
 
@@ -63,12 +71,29 @@ class Geometry:
         return Image.Resampling[self.interpolation.upper()]
 
 
+@functools.cache
+def _kinds() -> tuple[str, ...]:
+    """Those of `_KINDS` that this PIL has."""
+    Image.init()
+    return tuple(kind for kind in _KINDS if kind in Image.OPEN)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open an image file, but no pipe or device, which may have no end.
+
+    :raises OSError: and others of PIL's, when the file is no readable image.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no file")
+    return Image.open(path, formats=_kinds())
+
+
 def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
     """Decode an image file to RGB, upright by its EXIF tag, as uint8 [3, S, S].
 
     :raises OSError: and others of PIL's, when the file is no readable image.
     """
-    with Image.open(path) as file:
+    with open_image(path) as file:
         image = _to_rgb(ImageOps.exif_transpose(file))
     return np.ascontiguousarray(np.asarray(_to_square(image, geometry)).transpose(2, 0, 1))
 
@@ -223,7 +248,7 @@ def load_pixels(
 
 def _probe(path: Path) -> None:
     """Decode a file as cheaply as finds every damage: JPEG at an eighth of its size."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
@@ -233,9 +258,9 @@ def why_unreadable(path: Path) -> str:
     try:
         if not path.exists():
             return "a link to nothing" if path.is_symlink() else "it is gone"
-        if not path.stat().st_size:
+        if path.is_file() and not path.stat().st_size:
             return "it is empty"
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Image.DecompressionBombError:
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"

@@ -11,6 +11,7 @@ import numpy as np
 
 from avalanche_rwf.benchmarks.splits import StreamPlan
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import printable
 
 __all__ = ["PLOT_SUFFIXES", "check_plot", "describe", "plot_stream", "stream_table"]
 
@@ -77,7 +78,8 @@ def stream_table(plan: StreamPlan, width: int | None = None) -> str:
     room = width - len(lines[0]) - 2
     names = [
         "classes first seen",
-        *(", ".join(plan.class_names[label] for label in new) for new in plan.first_seen),
+        *(", ".join(printable(plan.class_names[label]) for label in new)
+          for new in plan.first_seen),
         "",
     ]
     if room >= len(names[0]):
@@ -147,7 +149,7 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
         xlabel="training samples seen",
         ylabel="share of the experience's samples in %",
     )
-    axes.set_title(title, fontsize=10, pad=20)
+    axes.set_title(_drawn(title), fontsize=10, pad=20)
     handles = [areas[int(np.flatnonzero(first == i)[0])] for i in np.unique(first)]
     axes.legend(
         handles,
@@ -167,6 +169,11 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
         raise UsageError(
             f"--plot: {str(path)!r} cannot be written ({error.strerror or error})."
         ) from None
+
+
+def _drawn(text: str) -> str:
+    """A name as matplotlib draws it: a folder's may have signs that it takes for mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _shares(class_counts: Sequence[Mapping[int, int]], num_classes: int) -> np.ndarray:
@@ -189,7 +196,7 @@ def _name_classes(
     starts = np.cumsum(sizes) - sizes
     tops = np.cumsum(shares, axis=1)
     for number, label in zip(*np.nonzero(shares), strict=True):
-        name = plan.class_names[label]
+        name = printable(plan.class_names[label])
         # In units of the picture: about 120 letters of this size fit across, 30 lines upwards.
         wide = 120 * sizes[number] / sizes.sum()
         if shares[number, label] < 4 or wide < len(name) + 1:
@@ -199,7 +206,7 @@ def _name_classes(
         axes.text(
             starts[number] + sizes[number] / 2,
             tops[number, label] - shares[number, label] / 2,
-            name,
+            _drawn(name),
             ha="center",
             va="center",
             fontsize=7,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,10 @@ from avalanche_rwf.checks import (
     check_number,
     check_text,
     check_whole,
+    is_finite,
     is_number,
     is_whole,
+    shown,
 )
 from avalanche_rwf.errors import UsageError, nearest
 
@@ -43,6 +44,10 @@ __all__ = [
 ]
 
 AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
+# Beyond these images become infinite numbers, or what is resized and cut away fills any memory.
+_FAR = 1000.0
+_LEAST_CROP = 0.05
+_LARGEST_IMAGE = 2**14
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -262,22 +267,28 @@ def _discover() -> None:
 def _check_options(options: StreamOptions) -> StreamOptions:
     o = options
     if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
-        raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {o.seed!r}.")
+        raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {shown(o.seed)}.")
     check_whole("experiences", o.experiences, optional=True)
-    check_whole("image_size", o.image_size)
+    check_whole("image_size", o.image_size, most=_LARGEST_IMAGE)
     check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
-    if any(value <= 0 for value in o.std):
-        raise UsageError(f"std is three positive numbers, not {o.std!r}.")
+    if any(value < 1 / _FAR for value in o.std):
+        least = f"of at least {1 / _FAR}"
+        raise UsageError(f"std is three positive numbers, {least}, not {shown(o.std)}.")
     check_choice("interpolation", o.interpolation, INTERPOLATIONS)
-    check_number("crop_pct", o.crop_pct, above=0, most=1)
+    check_number("crop_pct", o.crop_pct, least=_LEAST_CROP, most=1)
     check_choice("augment", o.augment, AUGMENTATIONS)
     if not is_number(o.holdout) or not 0 <= o.holdout < 1:
-        raise UsageError(f"holdout is a share of at least 0 and below 1, not {o.holdout!r}.")
+        raise UsageError(f"holdout is a share of at least 0 and below 1, not {shown(o.holdout)}.")
     return options
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    if len(numbers) != 3 or not all(is_number(v) and math.isfinite(v) for v in numbers):
-        raise UsageError(f"{name} is three numbers, one per channel, not {values!r}.")
+    # Arrays and tensors are no sequences to Python.
+    given = values.tolist() if hasattr(values, "tolist") else values
+    plain = isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray))
+    numbers = list(given) if plain else []
+    if len(numbers) != 3 or not all(is_finite(v) and abs(v) <= _FAR for v in numbers):
+        raise UsageError(
+            f"{name} is three numbers, one per channel, of images from 0 to 1, not {shown(values)}."
+        )
     return float(numbers[0]), float(numbers[1]), float(numbers[2])

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from avalanche_rwf.benchmarks.download import (
@@ -31,6 +31,7 @@ from avalanche_rwf.benchmarks.download import (
 )
 from avalanche_rwf.benchmarks.registry import StreamOptions
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import read_file, read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,6 +140,17 @@ def _count(what: str, found: int, published: int | None) -> None:
         raise BadArchiveError(f"it has {found} {what} instead of {published}")
 
 
+def _check_inside(path: str) -> str:
+    """Return a path of a prepared folder's files, which may be anybody's.
+
+    :raises ValueError: if it leaves the folder or can be none.
+    """
+    parts = PurePosixPath(path).parts
+    if PurePosixPath(path).is_absolute() or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} is no file of the folder")
+    return path
+
+
 # ---------------------------------------------------------------------------------- trees of files
 
 
@@ -190,11 +202,15 @@ class FileDataset(_Dataset):
         }
 
     def _load(self) -> None:
-        index = self.folder / INDEX
-        with self._readable(INDEX), index.open(encoding="utf-8", newline="") as file:
-            rows = [(row["path"], row["class"], row["split"]) for row in csv.DictReader(file)]
+        with self._readable(INDEX):
+            text = io.StringIO(read_file(self.folder / INDEX).decode(), newline="")
+            rows = [(row["path"], row["class"], row["split"]) for row in csv.DictReader(text)]
             if not rows or not all(map(all, rows)):
                 raise ValueError("it is cut")
+            for path, _, split in rows:
+                _check_inside(path)
+                if split not in ("train", "test"):
+                    raise ValueError(f"it has images for {split!r}")
         self.classes = sorted({name for _, name, _ in rows})
         label = self.class_to_idx
         split = "train" if self.train else "test"
@@ -205,8 +221,10 @@ class FileDataset(_Dataset):
     def corrupt(self) -> list[Path]:
         """Images, of training and test, that could not be decoded when the set was prepared."""
         with self._readable(MARKER):
-            marker = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
-            return [self.folder / path for path in marker["corrupt"]]
+            listed = read_object(self.folder / MARKER)["corrupt"]
+            if not isinstance(listed, list):
+                raise ValueError(f"corrupt is a {type(listed).__name__}")
+            return [self.folder / _check_inside(path) for path in listed]
 
     @contextlib.contextmanager
     def _readable(self, name: str) -> Iterator[None]:
@@ -220,9 +238,9 @@ class FileDataset(_Dataset):
             ) from error
 
     def _image(self, index: int) -> Image.Image:
-        from PIL import Image
+        from avalanche_rwf.benchmarks.images import open_image
 
-        with Image.open(self.paths[index]) as file:
+        with open_image(self.paths[index]) as file:
             return file.convert("RGB")
 
 

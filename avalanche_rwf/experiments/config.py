@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
+from avalanche_rwf.checks import is_number, is_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.version import __version__
 
@@ -85,6 +88,11 @@ class RunConfig:
     boundary_free: bool = False
     eval_subset: int = 0
 
+    def __post_init__(self) -> None:
+        # NumPy's numbers have no JSON, and a seed of `numpy.arange` is the same seed.
+        for one in fields(self):
+            object.__setattr__(self, one.name, _plain(getattr(self, one.name)))
+
     def validate(self) -> RunConfig:
         """Check every number and the stream; returns itself.
 
@@ -94,21 +102,21 @@ class RunConfig:
             value = getattr(self, name)
             optional = name in ("experiences", "image_size")
             flag = "--" + name.replace("_", "-")
-            if (value is None and not optional) or (value is not None and value < 1):
+            if not (is_whole(value) and value >= 1) and not (value is None and optional):
                 raise UsageError(f"{flag} takes a whole number of at least 1, not {value}.")
             if value is not None and value > LARGEST:
                 raise UsageError(f"{flag} takes a whole number of at most {LARGEST}, not {value}.")
         for name in ("eval_every_samples", "eval_subset"):
             value = getattr(self, name)
             flag = "--" + name.replace("_", "-")
-            if value < 0:
+            if not is_whole(value) or value < 0:
                 raise UsageError(f"{flag} takes 0 or more samples, not {value}.")
             if value > LARGEST:
                 raise UsageError(f"{flag} takes at most {LARGEST} samples, not {value}.")
         resolve_stream_options(self.stream, self.stream_options, self.benchmark)
-        if self.seed < 0:
+        if not is_whole(self.seed) or self.seed < 0:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")
-        if not 0 <= self.holdout < 1:
+        if not is_number(self.holdout) or not 0 <= self.holdout < 1:
             raise UsageError(f"--holdout takes a share from 0 to below 1, not {self.holdout}.")
         if self.budget not in ("default", "tuned"):
             raise UsageError(f"--budget takes default or tuned, not {self.budget!r}.")
@@ -147,6 +155,15 @@ class RunConfig:
     def with_seed(self, seed: int) -> RunConfig:
         """The same configuration at another seed."""
         return replace(self, seed=seed)
+
+
+def _plain(value: Any) -> Any:
+    """A value with Python's numbers in the place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def slug(name: str) -> str:

@@ -76,6 +76,7 @@ from avalanche_rwf.experiments.store import (
 )
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
+from avalanche_rwf.plain import read_file
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, NonFiniteLossError
 from avalanche_rwf.strategies.registry import create_strategy, get_method
@@ -711,8 +712,8 @@ def _try(config: RunConfig, device: str, batch_size: int) -> None:
 def _log_lines(path: Path) -> list[str]:
     """What earlier attempts logged: a resumed run's log tells the whole story."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return read_file(path).decode().splitlines()
+    except (OSError, ValueError):
         return []
 
 

@@ -43,8 +43,8 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
 
     :param make_folder: False makes a folder that is not there an error.
     """
-    # A path that is no UTF-8 has characters that have no UTF-8 either.
-    content = text.encode("utf-8", "backslashreplace")
+    # A folder's name need not be Unicode.
+    content = text.encode("utf-8", errors="backslashreplace")
     write_whole(path, lambda file: file.write(content), make_folder=make_folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -77,7 +78,8 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
         )
     try:
         state = load_file(folder / WEIGHTS)
-        fits = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
+        kinds = [{k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, expected)]
+        fits = kinds[0] == kinds[1] and all(bool(torch.isfinite(v).all()) for v in state.values())
     except (SafetensorError, OSError):
         fits = False
     if not fits:

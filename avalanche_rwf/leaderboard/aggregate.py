@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +27,14 @@ import pandas as pd
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import write_whole
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
-from avalanche_rwf.plain import MOST, read_object
+from avalanche_rwf.plain import MOST, printable, read_file, read_object
 
 __all__ = [
     "BrokenRun",
     "Runs",
     "add_reference",
     "aggregate",
+    "csv_text",
     "protocols",
     "read_runs",
     "records",
@@ -82,6 +84,22 @@ _SEED = re.compile(r"seed(\d+)")
 METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
 _REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_pairs")
 _FILES = ("config.json", "summary.json", "metrics.csv")
+# A cell of the CSV that begins with one of these is computed by the program that opens it.
+_FORMULA = ("=", "+", "-", "@")
+# What a run may have measured; sums of larger numbers overflow.
+_MOST_MEASURED = 1e30
+_RANGES = {
+    **dict.fromkeys(("a_last", "a_avg", "a_auc"), (0.0, 1.0, "share of 1")),
+    **dict.fromkeys(METRICS[3:], (-1.0, 1.0, "difference of shares")),
+    **dict.fromkeys(
+        (
+            *("train_seconds", "eval_seconds", "train_samples_per_second", "samples_seen"),
+            *("forward_passes_per_image", "trainable_parameters", "peak_memory_bytes"),
+            "gradient_steps",
+        ),
+        (0.0, _MOST_MEASURED, "time, size or count"),
+    ),
+}
 # How deep foreign folders are looked into.
 _DEPTH = 8
 
@@ -94,14 +112,6 @@ class BrokenRun(NamedTuple):
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.reason}")
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, without what a terminal would obey: its files may be anybody's."""
-    joined = " ".join(text.split()) if any(sign in text for sign in "\r\n\t") else text
-    return joined if joined.isprintable() else "".join(
-        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
-    )  # fmt: skip
 
 
 class Runs(NamedTuple):
@@ -229,8 +239,8 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_file(path)
+    except (OSError, ValueError):
         return None
 
 
@@ -347,8 +357,10 @@ def _check_types(config: dict[str, Any]) -> None:
                     f"config.json has {name} of type {type(value).__name__}, not {said}"
                 )
     for name in (*_INTEGERS, "seed"):
-        if not -MOST < (config.get(name) or 0) < MOST:
+        if not 0 <= (config.get(name) or 0) < MOST:
             raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
+    if not 0 <= (config.get("holdout") or 0) < 1:
+        raise _UnusableError(f"config.json has holdout {config['holdout']:.3g}, which is no share")
     tuning = config.get("tuning")
     if tuning and not (isinstance(tuning.get("chosen"), dict) and "settings" in tuning):
         raise _UnusableError("config.json has tuning that does not say chosen and settings")
@@ -438,11 +450,25 @@ def _read_summary(path: Path) -> dict[str, Any]:
         if value is None or isinstance(value, (int, float)):
             row[summary_column(field)] = math.nan if value is None else float(value)
     a_last = row.get("a_last", math.nan)
-    if status == "done" and not math.isfinite(a_last):
+    if status == "done" and math.isnan(a_last):
         raise _UnusableError("summary.json is of a run that is done but has no a_last")
-    if status == "done" and not 0 <= a_last <= 1:
-        raise _UnusableError(f"summary.json has a_last {a_last:g}, which is no share of 1")
+    if status == "done":
+        _check_measured(row)
     return row
+
+
+def _check_measured(row: dict[str, Any]) -> None:
+    """Check the numbers of a run that is done: one that cannot be must not be ranked or shown.
+
+    Raises:
+        _UnusableError: naming the field.
+    """
+    for column, value in row.items():
+        if isinstance(value, float) and not math.isnan(value):
+            field = _summary_field(column)
+            low, high, what = _RANGES.get(field, (-_MOST_MEASURED, _MOST_MEASURED, "measurement"))
+            if not low <= value <= high:
+                raise _UnusableError(f"summary.json has {field} {value:g}, which is no {what}")
 
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
@@ -653,6 +679,34 @@ def _counterpart(
     return chosen[0]
 
 
+def csv_text(board: pd.DataFrame) -> str:
+    """Write a leaderboard as CSV: every column, numbers in full precision.
+
+    Names in it may be anybody's. A terminal would obey their control characters, which are written
+    as in Python (``\\x1b``), and a spreadsheet would compute a cell that begins with one of
+    ``= + - @``, which gets an apostrophe before it, as such programs write a text.
+    """
+    plain = board.copy()
+    for name in plain.columns:
+        if not pd.api.types.is_numeric_dtype(plain[name]):
+            plain[name] = plain[name].map(_cell)
+    return plain.to_csv(index=False, header=[_cell(str(name)) for name in plain.columns])
+
+
+def _cell(value: Any) -> Any:
+    """Return a value of a CSV file so that it is a text if it is one."""
+    if not isinstance(value, str):
+        return value
+    if not value.isprintable():  # spaces of other scripts are none of these
+        value = "".join(ascii(sign)[1:-1] if _commands(sign) else sign for sign in value)
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def _commands(sign: str) -> bool:
+    """Return whether a character is a control, a format, half of a pair or a line's end."""
+    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
 def write_leaderboard(
     out_dir: str | os.PathLike[str], board: pd.DataFrame | None = None
 ) -> Path:
@@ -670,8 +724,7 @@ def write_leaderboard(
     out = Path(out_dir)
     board = aggregate(read_runs(out).frame) if board is None else board
     target = out / "leaderboard.csv"
-    # A folder's name need not be Unicode.
-    content = board.to_csv(index=False).encode(errors="backslashreplace")
+    content = csv_text(board).encode()
     try:
         write_whole(target, lambda file: file.write(content), make_folder=False)
     except OSError as error:

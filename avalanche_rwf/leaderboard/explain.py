@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from avalanche_rwf.benchmarks.images import Geometry, read_image
@@ -20,6 +19,7 @@ from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entro
 from avalanche_rwf.experiments.store import check_writable, write_text
 from avalanche_rwf.experiments.trained import load_routed
 from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
+from avalanche_rwf.plain import printable
 from avalanche_rwf.routing.model import RoutedViT
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
     geometry = Geometry(info.image_size, info.crop_pct, info.interpolation)
     try:
         return read_image(path, geometry)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL and its plugins raise half a dozen kinds
         reason = getattr(error, "strerror", None) or "it is no image that can be read"
         raise UsageError(
             f"explain takes image files, and {str(path)!r} is none ({reason})."
@@ -185,7 +187,9 @@ def explain(
         stem = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
         routes = read_routes(model, _normalised(pixels, info))
         title = f"{path.name}: {config.method} on {config.benchmark}, seed {config.seed}"
-        figure = draw_routes(pixels, routes, model, title.replace("$", r"\$"))
+        # Folders and files have any name.
+        title = printable(title).replace("$", r"\$")
+        figure = draw_routes(pixels, routes, model, title)
         target = out / f"{stem}-routes.{fmt}"
         figure.savefig(target, dpi=110, format=fmt)
         rows = route_rows(routes, model.num_prefix_tokens)

@@ -41,6 +41,7 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import protocol_header, row_labels
+from avalanche_rwf.plain import printable, read_file
 
 __all__ = [
     "PICTURES",
@@ -103,7 +104,7 @@ class _Method(NamedTuple):
 def _text(label: str) -> str:
     """Keep matplotlib from reading a name as mathematics, or as one not to be in the legend."""
     short = label if len(label) <= _NAME else label[: _NAME - 1] + "…"
-    short = " ".join(short.split()).replace("$", r"\$")
+    short = printable(" ".join(short.split())).replace("$", r"\$")
     return f" {short}" if short.startswith("_") else short
 
 
@@ -172,7 +173,7 @@ def unreadable(runs: pd.DataFrame) -> list[str]:
 def _read(run: Path) -> pd.DataFrame | None:
     """Return a run's `metrics.csv`, or None if it is not what a run writes."""
     try:
-        text = (run / "metrics.csv").read_text(encoding="utf-8")
+        text = read_file(run / "metrics.csv").decode()
         frame = pd.read_csv(io.StringIO(text))
     except (OSError, ValueError):
         return None
@@ -197,6 +198,8 @@ def _sound(frame: pd.DataFrame) -> bool:
     classes = names[names.str.startswith("accuracy_class_")].str.removeprefix("accuracy_class_")
     return bool(
         frame["samples_seen"].between(0, 2**53).all()
+        # Sums of larger numbers overflow; infinite ones are left out where they are met.
+        and not frame["value"].abs().between(1e30, math.inf, inclusive="left").any()
         and accuracies.between(0, 1).all()
         and known.notna().all()
         and experiences.isin(range(len(frame))).all()
@@ -296,7 +299,10 @@ def _class_forgetting(metrics: pd.DataFrame) -> NDArray[Any]:
     if rows.empty:
         return np.empty(0)
     number = rows["metric"].str.removeprefix("accuracy_class_").astype(int).rename("number")
-    table = rows.set_index([rows["seed"], rows["end"], number])["value"].unstack()
+    # One value of a class at an end, as a run writes them; what is at none, or again, is no run's.
+    table = rows.groupby([rows["seed"], rows["end"], number])["value"].last().unstack()
+    if table.empty:
+        return np.empty(0)
     losses = []
     for _, one in table.groupby("seed"):
         best = one.iloc[:-1].max() if len(one) > 1 else one.iloc[0] * math.nan
@@ -545,7 +551,7 @@ def _log_scale(axis: Axes, values: NDArray[Any]) -> None:
         axis: to be set.
         values: what is drawn on it, 0 or more.
     """
-    positive = values[values > 0]
+    positive = values[values > 1e-30]  # what is smaller can be told from 0 by nobody
     if not len(positive):
         axis.set_xlim(-1, 1)
         axis.set_xticks([0], ["0"])
@@ -820,4 +826,5 @@ def write_plots(runs: pd.DataFrame, folder: str | os.PathLike[str]) -> Written:
 
 def _metadata(kind: str, title: str) -> dict[str, Any]:
     """Return what a file says of itself; no date, so that the same runs give the same file."""
-    return {"Title": title, **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}
+    said = {"Title": printable(title)}
+    return {**said, **{"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})}

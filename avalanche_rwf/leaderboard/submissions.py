@@ -37,6 +37,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     summary_column,
     to_frame,
 )
+from avalanche_rwf.plain import read_file
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -540,7 +541,7 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     try:
-        text = (folder / "metrics.csv").read_bytes()
+        text = read_file(folder / "metrics.csv")
         rows = list(csv.DictReader(text.decode().splitlines()))
         # By the order of the rows: an experience without samples ends where the one before did.
         points: list[tuple[int, dict[int, float]]] = []

@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import printable, protocols, records
+from avalanche_rwf.leaderboard.aggregate import csv_text, protocols, records
+from avalanche_rwf.plain import printable
 
 __all__ = [
     "FORMATS",
@@ -609,8 +610,11 @@ def _grid(table: _Table) -> list[str]:
 
 
 def render_csv(board: pd.DataFrame, wide: bool = True) -> str:
-    """Render a leaderboard as CSV: the whole board, every column, full precision, always."""
-    return board.to_csv(index=False)
+    """Render a leaderboard as CSV: the whole board, every column, full precision, always.
+
+    Names are as :func:`.aggregate.csv_text` writes them.
+    """
+    return csv_text(board)
 
 
 def render_markdown(board: pd.DataFrame, wide: bool = False) -> str:

@@ -46,7 +46,14 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_flag, check_text, check_whole, is_number, is_whole
+from avalanche_rwf.checks import (
+    check_flag,
+    check_text,
+    check_whole,
+    is_finite,
+    is_number,
+    is_whole,
+)
 from avalanche_rwf.errors import UsageError, nearest
 
 __all__ = [
@@ -61,6 +68,9 @@ __all__ = [
 ]
 
 PACKAGED = "rwf_vit_mini_patch8_32"
+
+LARGEST_IMAGE = 2**14
+"""The largest side of images in pixels: position embeddings of more would fill any memory."""
 
 _PACKAGED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
@@ -89,6 +99,10 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # A classifier or a pooling layer behind the class token is no part of a backbone.
 _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
 _ANCHOR = "patch_embed.proj.weight"
+# Of the header of a weights file: a mean of 1e39 or a crop of a billionth are slips or worse.
+_FAR = 1000.0
+_LEAST_CROP = 0.05
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _INFO_ATTRIBUTE = "rwf_backbone_info"
 
 
@@ -166,7 +180,7 @@ def create_backbone(
             "the timm model such "
             "as depth=9."
         )
-    check_whole("image_size", image_size, optional=True)
+    check_whole("image_size", image_size, most=LARGEST_IMAGE, optional=True)
     check_flag("pretrained", pretrained)
     path = None if weights is None else _check_path(weights)
     source = "file" if path else "random"
@@ -411,7 +425,7 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
         number = is_number(value)
         takes, fits = "", True
         if key == "init_values":
-            takes, fits = "a finite number", number and math.isfinite(value)
+            takes, fits = "a finite number", is_finite(value)
         elif isinstance(default, bool):
             takes, fits = "True or False", isinstance(value, bool)
         elif key in ("depth", "num_heads", "embed_dim"):
@@ -424,6 +438,8 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
             takes, fits = "a share from 0 to below 1", number and 0 <= value < 1
         elif key == "mlp_ratio":
             takes, fits = "a number above 0", number and 0 < value < math.inf
+        elif isinstance(value, bool) and default is not None:  # to Python it is 1 or 0
+            takes, fits = "no truth value", False
         if value is not None and not fits:
             raise UsageError(f"backbone argument {key}={value!r} is wrong: it takes {takes}.")
 
@@ -490,7 +506,11 @@ def _check_path(weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"weights file {str(path)!r} is none of {', '.join(_SUFFIXES)}.")
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that the system does not take
+        there = False
+    if not there:
         raise UsageError(f"weights file {str(path)!r} does not exist or is not a file.")
     return path
 
@@ -582,7 +602,7 @@ def _read_pickle(path: Path) -> Any:
             "nothing in it was executed; "
             "save its state_dict alone, best as .safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file leads PyTorch's reader anywhere
         raise UsageError(
             f"weights file {str(path)!r} cannot be read by torch.load ({_first_line(error)})."
         ) from error
@@ -594,7 +614,8 @@ def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = set(archive.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    # TypeError: of one array, as .npy, by another name.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise UsageError(
             f"weights file {str(path)!r} cannot be read as an .npz archive of plain arrays "
             f"({_first_line(error)})."
@@ -624,16 +645,33 @@ def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
             f"weights file {str(path)!r} does not fit backbone {name!r}: 1 missing or more "
             f"({_first_line(error)})."
         ) from error
-    except (RuntimeError, ValueError, AttributeError, AssertionError, IndexError) as error:
+    except Exception as error:  # whatever NumPy, zipfile and timm make of the arrays
         raise UsageError(
             f"weights file {str(path)!r} does not fit backbone {name!r} ({_first_line(error)})."
         ) from error
+    infinite = [key for key, value in model.named_parameters() if torch.isinf(value).any()]
+    if infinite:
+        raise UsageError(
+            f"weights file {str(path)!r} holds numbers that are not finite ({_some(infinite)})."
+        )
     unset = [key for key, value in model.named_parameters() if torch.isnan(value).any()]
     if unset:
         raise UsageError(
             f"weights file {str(path)!r} does not fit backbone {name!r}: {len(unset)} missing "
             f"({_some(unset)})."
         )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, in memory, and has a value of its own for each place.
+
+    A file of a few bytes can hold one that is expanded to any size.
+    """
+    return (
+        tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
@@ -679,9 +717,15 @@ def _fit(
 ) -> dict[str, Tensor]:
     """Convert a state dictionary to the model's own keys, shapes and float32, or say what does not
     fit."""
+    found = _unwrap(state, label)
+    odd = [key for key, value in found.items() if not _is_plain(value)]
+    if odd:
+        raise UsageError(
+            f"{label} holds tensors that are not dense and whole ({_some(odd)}); save its "
+            "state_dict as .safetensors."
+        )
     tensors = {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in _unwrap(state, label).items()
+        key: value.float() if value.is_floating_point() else value for key, value in found.items()
     }
     wanted = model.state_dict()
     problems: list[str] = []
@@ -716,6 +760,23 @@ def _fit(
         if misfits:
             shown = _some([_shapes(key, tensors[key], wanted) for key in misfits], quote=False)
             problems.append(f"{len(misfits)} of another shape ({shown})")
+    if not problems:
+        # Loading would turn whole numbers of a quantised file, or real parts, into weights.
+        kinds = [
+            f"{key!r} is {tensors[key].dtype}"
+            for key in wanted
+            if key in tensors
+            and tensors[key].is_floating_point() != wanted[key].is_floating_point()
+        ]
+        infinite = [
+            key
+            for key in wanted
+            if key in tensors and not bool(torch.isfinite(tensors[key]).all())
+        ]
+        if kinds:
+            problems.append(f"{len(kinds)} of another type ({_some(kinds, quote=False)})")
+        elif infinite:
+            problems.append(f"{len(infinite)} not finite ({_some(infinite)})")
     if unexpected:
         problems.insert(0, f"{len(unexpected)} unexpected ({_some(unexpected)})")
     if missing:
@@ -733,19 +794,30 @@ def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path:
     try:
         for key in ("mean", "std"):
             if key in metadata:
-                values = tuple(float(v) for v in json.loads(metadata[key]))
-                if len(values) != 3 or not all(np.isfinite(values)):
-                    raise ValueError(f"{key} has to be three numbers")
-                cfg[key] = values
+                values = json.loads(metadata[key])
+                # Pictures have values from 0 to 1.
+                low, high = (-_FAR, _FAR) if key == "mean" else (1 / _FAR, _FAR)
+                if not (
+                    isinstance(values, list)
+                    and len(values) == 3
+                    and all(is_number(v) and low <= v <= high for v in values)
+                ):
+                    raise ValueError(f"{key} has to be three numbers from {low:g} to {high:g}")
+                cfg[key] = tuple(map(float, values))
         if "crop_pct" in metadata:
             cfg["crop_pct"] = float(metadata["crop_pct"])
-    except (ValueError, TypeError) as error:
+            if not _LEAST_CROP <= cfg["crop_pct"] <= 1:
+                raise ValueError(f"crop_pct has to be a number from {_LEAST_CROP} to 1")
+        if "interpolation" in metadata:
+            cfg["interpolation"] = metadata["interpolation"]
+            if cfg["interpolation"] not in _INTERPOLATIONS:
+                raise ValueError(f"interpolation has to be one of {', '.join(_INTERPOLATIONS)}")
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean "
             "and std are JSON lists of "
             "three numbers."
         ) from error
-    cfg["interpolation"] = metadata.get("interpolation", cfg["interpolation"])
     model.pretrained_cfg = model.default_cfg = cfg
 
 

@@ -33,14 +33,13 @@ themselves are learned by gradient.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_rwf.checks import is_number
+from avalanche_rwf.checks import is_finite
 from avalanche_rwf.errors import UsageError
 
 __all__ = ["association", "free_energy", "minimum_free_energy", "retrieve", "scores"]
@@ -51,7 +50,7 @@ Beta = float | Tensor
 def _check_beta(beta: Beta) -> None:
     if isinstance(beta, Tensor):
         return  # a check of a tensor's value would wait for the device at each call
-    if not (is_number(beta) and beta > 0 and math.isfinite(beta)):
+    if not (is_finite(beta) and beta > 0):
         raise UsageError(f"beta must be a positive finite number, not {beta!r}.")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_number, is_whole
+from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_finite, is_whole
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
@@ -259,8 +259,9 @@ def _fits(value: Any, names: set[str]) -> bool:
     return (
         ("NoneType" in names and value is None)
         or ("bool" in names and isinstance(value, bool))
-        or ("int" in names and is_whole(value))
-        or ("float" in names and is_number(value) and math.isfinite(value))
+        # Whole numbers from MOST on are no size, and no float of PyTorch's takes them.
+        or ("int" in names and is_whole(value) and -MOST < value < MOST)
+        or ("float" in names and is_finite(value) and not (is_whole(value) and abs(value) >= MOST))
     )
 
 
@@ -300,7 +301,7 @@ def create_strategy(
     spec = get_method(name)
     if not isinstance(backbone, nn.Module):
         raise UsageError(f"backbone must be a timm ViT, not a {type(backbone).__name__}.")
-    check_whole("num_classes", num_classes)
+    check_whole("num_classes", num_classes, most=MOST)
     check_mapping("loop", loop)
     return spec.build(
         backbone=backbone,

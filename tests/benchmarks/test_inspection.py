@@ -92,3 +92,14 @@ def test_a_plan_is_the_stream_that_is_made():
         found = np.unique(list(experience.dataset.targets), return_counts=True)
         counts = dict(zip(*found, strict=True))
         assert counts == plan.class_counts[i]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["\x1b[2J\nx", "\udcff", "$x^", r"\$x^$", "\x00"])
+def test_classes_and_folders_of_any_name_are_shown_and_drawn(name, plan, tmp_path):
+    plan.class_names[0] = name
+    lines = stream_table(plan, 100).splitlines()
+    assert len(lines) == 5
+    assert all(line.isprintable() for line in lines)
+    plot_stream(plan, tmp_path / "a.svg", f"folder:{name}")
+    assert (tmp_path / "a.svg").stat().st_size > 1000

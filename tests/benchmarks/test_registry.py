@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from avalanche_rwf.benchmarks import registry
 from avalanche_rwf.benchmarks.registry import create_benchmark, get_benchmark, list_benchmarks
+from avalanche_rwf.cli import main
 from avalanche_rwf.errors import UsageError
 
 GOOD = {
@@ -58,11 +61,12 @@ def test_unknown_names(name, message):
     [
         ("seed", [-1, 2**32, 1.5, None, True]),
         ("experiences", [0, -1, 2.0, "5"]),
-        ("image_size", [0, -8, 8.0, None]),
-        ("mean", [0.5, (0.5, 0.5), "abc", (0.5, 0.5, float("nan")), (0.5, 0.5, "x")]),
-        ("std", [(0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.5, -1)]),
+        ("image_size", [0, -8, 8.0, None, 10**6]),
+        ("mean", [0.5, (0.5, 0.5), "abc", (0.5, 0.5, float("nan")), (0.5, 0.5, "x"), b"abc"]),
+        ("mean", [(0, 0, 10**400), (0, 0, 1e39), np.zeros(2), np.zeros((3, 1)), {1: 2}]),
+        ("std", [(0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.5, -1), (1, 1, 1e-320), np.ones(4)]),
         ("interpolation", ["random", "", "BICUBIC"]),
-        ("crop_pct", [0, 1.1, -1, None, float("nan")]),
+        ("crop_pct", [0, 1.1, -1, None, float("nan"), 1e-12]),
         ("augment", ["crop", "", None]),
         ("skip_corrupt", [None, 1, "x"]),
         ("normalised", [None, 0]),
@@ -93,3 +97,19 @@ def test_a_new_source_is_found_by_its_name(monkeypatch):
     load.__module__ = "elsewhere"
     with pytest.raises(ValueError, match="registered already"):
         registry.register_benchmark("split-digits")(load)
+
+
+@pytest.mark.parametrize("three", [[0.5] * 3, np.full(3, 0.5), torch.full((3,), 0.5)])
+def test_numbers_by_channel_may_be_an_array(three):
+    made = create_benchmark("split-digits", **{**GOOD, "mean": three, "std": three})
+    same = create_benchmark("split-digits", **{**GOOD, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    images = [b.train_stream[0].dataset[0][0] for b in (made, same)]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-of-that-name/x", "\0"])
+def test_a_path_that_cannot_be_is_no_folder(path, capsys):
+    with pytest.raises(UsageError, match="does not exist"):
+        create_benchmark(f"folder:{path}", **GOOD)
+    assert main(["inspect", "--benchmark", f"folder:{path}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -110,7 +110,9 @@ def test_no_file_is_opened_to_build_a_stream(toy, monkeypatch, stream):
     kind = toy()
     kind()  # prepared, which decodes everything once
     opened, really = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or really(path))
+    monkeypatch.setattr(
+        Image, "open", lambda path, **how: opened.append(path) or really(path, **how)
+    )
     options = StreamOptions(**{**vars(OPTIONS), "stream": stream})
     benchmark = make_benchmark("toy", file_source(kind, options, experiences=2), options)
     assert not opened

@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from avalanche_rwf.errors import UsageError
@@ -127,3 +128,33 @@ def test_the_run_directory_is_that_of_the_contract():
     hash_ = CONFIG.config_hash()
     expected = Path("out/runs/split-digits/rwf") / hash_ / "seed3"
     assert run_directory(Path("out"), CONFIG.with_seed(3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("batch_size", value) for value in ("16", 16.0, True, None, float("nan"))],
+        *[("seed", value) for value in ("0", 1.5, True, None)],
+        *[("eval_subset", value) for value in ("1", 1.5, None)],
+        *[("holdout", value) for value in ("0.2", None, True, float("nan"))],
+        ("image_size", 32.0), ("experiences", "5"),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_type_are_refused(name, value):
+    flag = "seeds" if name == "seed" else name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"^--{flag} takes "):
+        replace(CONFIG, **{name: value}).validate()
+
+
+def test_numpys_numbers_are_the_same_configuration():
+    config = replace(
+        CONFIG, seed=np.int64(3), batch_size=np.int32(8), holdout=np.float64(0.25),
+        options={"head": "white", "lr": np.float64(0.005), "beta": None},
+        stream_options={"order": [np.int64(1), np.int64(0)]},
+    )  # fmt: skip
+    plain = replace(
+        CONFIG, seed=3, batch_size=8, holdout=0.25, stream_options={"order": [1, 0]}
+    )
+    assert config.config_hash() == plain.config_hash()
+    assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
+    assert run_directory(Path("out"), config) == run_directory(Path("out"), plain)

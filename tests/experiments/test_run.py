@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -447,3 +448,13 @@ def test_boundaries_are_recorded_by_method_and_by_strategy(configure, tmp_path, 
 
     monkeypatch.setattr(module, "build_strategy", with_boundaries)
     assert reads(configure("slda"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_in_the_place_of_an_earlier_log_is_not_waited_for(configure, tmp_path):
+    folder = run_directory(tmp_path, configure("ncm"))
+    folder.mkdir(parents=True)
+    for name in ("log.txt", "summary.json", "config.json"):
+        os.mkfifo(folder / name)
+    assert run(configure("ncm"), tmp_path)["status"] == "done"
+    assert all(path.is_file() for path in folder.iterdir())

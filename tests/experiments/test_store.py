@@ -121,3 +121,8 @@ def test_a_file_system_without_locks_keeps_nobody_out(monkeypatch, tmp_path):
     monkeypatch.setattr(store.FileLock, "acquire", acquire)
     with store.locked(tmp_path / "seed0") as mine, store.locked(tmp_path / "seed0") as too:
         assert mine and too
+
+
+def test_a_text_that_names_a_folder_of_any_bytes_is_written(tmp_path):
+    store.write_text(tmp_path / "log.txt", "folder:\udcff\u00e9")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == r"folder:\udcff" + "\u00e9"

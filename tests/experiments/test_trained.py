@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import ROUTING_METRICS
@@ -103,6 +104,14 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(finished, tmp_path):
     other = {**content["config"], "options": {**content["config"]["options"], "num_prompts": 2}}
     with pytest.raises(UsageError, match="does not fit rwf"):
         load(config=other)
+    sound = load_file(folder / WEIGHTS)
+    name = next(name for name in sound if name.endswith("queries"))
+    changes = (lambda w: w * float("nan"), lambda w: w / 0, lambda w: w.double(),
+               lambda w: w.to(torch.int8), lambda w: w * 1j)  # fmt: skip
+    for change in changes:
+        save_file({**sound, name: change(sound[name])}, tmp_path / WEIGHTS)
+        with pytest.raises(UsageError, match="does not fit rwf"):
+            load()
     (tmp_path / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UsageError, match="does not fit rwf"):
         load()

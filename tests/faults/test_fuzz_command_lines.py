@@ -104,7 +104,7 @@ VALUES: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
     "--holdout": (share, ("1", "1.0", "-0.1", "nan", "inf", "1e999", "20%")),
     "--precision": (nothing, ("fp16", "FP32", "bf16 ")),
     "--device": (nothing, ("cuda:", "cuda:-1", "cuda:99", "gpu", "cpu:0:0", "cpu:x", "mps")),
-    "--jobs": (whole(1), ("0", "-1", "1.5")),
+    "--jobs": (whole(1, 1024), ("0", "-1", "1.5", "1025", "9" * 30)),
     "--workers": (whole(0, 1024), ("-1", "1.5", "1000000000", "9" * 30)),
     "--checkpoint-every": (whole(0), ("-1", "Auto", "1.5", "9" * 30)),
     "--stream": (nothing, ("Split", "split,k-shot", "si_blurry")),

@@ -180,6 +180,14 @@ BROKEN = {
         lambda p: edit(p / "summary.json", lambda c: c.update(a_last=97.5)),
         "summary.json has a_last 97.5, which is no share of 1",
     ),
+    "less than nothing": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(batch_size=-5)),
+        "config.json has batch_size of -5",
+    ),
+    "all held out": (
+        lambda p: edit(p / "config.json", lambda c: c["config"].update(holdout=math.inf)),
+        "config.json has holdout inf, which is no share",
+    ),
     "copied as another seed": (
         lambda p: edit(p / "config.json", lambda c: c["config"].update(seed=3)),
         "config.json is of seed 3, not 7",
@@ -226,6 +234,23 @@ def test_a_folder_that_cannot_be_listed_is_broken_and_the_rest_is_read(
     assert "is not a run directory" in broken[0].reason
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("a_last", math.inf), ("a_avg", 7.5), ("a_auc", -0.1), ("forgetting_class", 1.01),
+        ("forgetting_experience", -2), ("train_seconds", 1e308), ("train_samples_per_second", -1),
+        ("trainable_parameters", -3), ("gradient_steps", math.inf), ("unheard_of", -math.inf),
+    ],
+)  # fmt: skip
+def test_a_measurement_that_cannot_be_is_not_ranked(field, value, make_run, tmp_path):
+    make_run(seed=0)
+    make_run(seed=1, summary={field: value})
+    frame, broken = read_runs(tmp_path)
+    (row,) = aggregate(frame).to_dict("records")
+    assert (row["seeds"], len(broken)) == ("0", 1)
+    assert f"summary.json has {field} {value:g}, which is no" in broken[0].reason
+
+
 def test_a_shortened_hash_in_the_folder_name_is_fine(make_run, tmp_path):
     path = make_run()
     edit(path / "config.json", lambda c: c.update(config_hash="aaaa" + "5" * 60))
@@ -270,7 +295,7 @@ def test_write_leaderboard_leaves_the_old_file_when_it_fails(make_run, tmp_path,
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)  # half of it may have been written
     with pytest.raises(UsageError, match=r"can be written to.*No space left"):
         write_leaderboard(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text() == "old"

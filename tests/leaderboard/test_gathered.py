@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 
+from avalanche_rwf.cli import main
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import add_reference, aggregate, read_runs, render, report
+from avalanche_rwf.leaderboard.aggregate import write_leaderboard
 from avalanche_rwf.leaderboard.table import render_text
 
 SCRIPT = "<script>alert(1)</script>"
@@ -195,13 +197,40 @@ def test_names_from_elsewhere_cannot_talk_to_the_terminal(make_run, tmp_path):
     broken = make_run(seed=3, config_hash="cccc")
     edit(broken, config_hash="\x1b[2J")
     runs, listed = read_runs(tmp_path)
-    for fmt in ("text", "md", "html", "latex"):
+    for fmt in ("text", "md", "html", "latex", "csv"):
         text = render(aggregate(runs), fmt)
         assert all(sign.isprintable() or sign == "\n" for sign in text)
     lines = render_text(aggregate(runs), 200).splitlines()
     assert sum(line.startswith(("1  rwf", "2  rwf")) for line in lines) == 2  # a row is a line
     assert str(listed[0]).isprintable()
     assert "\N{REPLACEMENT CHARACTER}[2J" in str(listed[0])
+
+
+def test_a_failed_run_of_others_is_told_on_one_line(make_run, tmp_path, capsys):
+    make_run()
+    error = "no luck\x1b]0;title\x07\nFAILED nothing"
+    make_run(seed=1, status="failed", summary={"error": error}, method="\x1b[2Jrwf")
+    assert main(["leaderboard", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert line.startswith(r"FAILED \x1b[2Jrwf seed 1: no luck\x1b]0;title\x07\nFAILED nothing")
+
+
+def test_no_cell_of_the_csv_is_a_formula_or_a_line_of_its_own(make_run, tmp_path):
+    make_run(options={"head": '=HYPERLINK("x")', "mask": "+1", "readout": "-1"}, stream="@SUM(A1)")
+    make_run(seed=1, config_hash="bbbb", options={"head": "a\nb\x1b", "mask": "\u3000x"},
+             summary={"=1+1": 1.0, "cls+mean": 2.0})  # fmt: skip
+    path = write_leaderboard(tmp_path)
+    text = path.read_text()
+    assert text == render(aggregate(read_runs(tmp_path).frame), "csv")
+    assert len(text.splitlines()) == 3
+    rows = pd.read_csv(path, dtype={"seeds": str}).set_index("config_hash")
+    assert rows.loc["aaaa", ["head", "mask", "readout", "stream"]].tolist() == [
+        "'=HYPERLINK(\"x\")", "'+1", "'-1", "'@SUM(A1)",
+    ]  # fmt: skip
+    assert rows.loc["bbbb", ["head", "mask"]].tolist() == [r"a\nb\x1b", "\u3000x"]
+    assert rows.loc["bbbb", ["'=1+1_mean", "cls+mean_mean"]].tolist() == [1.0, 2.0]
+    assert rows.loc["bbbb", "forgetting_class_mean"] == 0.06  # numbers are as they were
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,7 @@ DAMAGED = {
     "no metric": metrics().replace("accuracy_exposed", ""),
     "an endless value": metrics().replace("0.7", "inf"),
     "per cent": metrics().replace("0.7", "70"),
+    "a value whose sums overflow": metrics() + "20,0,prompt_drift,1e308\n",
     "cut in a row": metrics()[:-40],
     "cut in a number": metrics()[:-2],
     "other columns": metrics().replace("metric", "name"),
@@ -178,6 +179,28 @@ def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, t
     assert main(["report", str(tmp_path)]) == 0
     board = (tmp_path / "report/data/board.js").read_text()
     assert board.count("left out of the curves: its metrics.csv cannot be read") == 1
+
+
+def test_classes_at_no_experiences_end_are_no_classes(make_run, tmp_path):
+    path = make_run("rwf", 0, experiences=2)
+    (path / "metrics.csv").write_text(metrics())
+    before = plots._class_forgetting(plots.read_metrics(read_runs(tmp_path).frame))
+    more = "15,,accuracy_class_0,0.5\n" * 2 + "17,,accuracy_class_0,0.1\n"
+    (path / "metrics.csv").write_text(metrics() + more)
+    metric = plots.read_metrics(read_runs(tmp_path).frame)
+    assert len(metric) == len(metrics().splitlines()) + 2
+    np.testing.assert_array_equal(plots._class_forgetting(metric), before)
+    assert not plots._class_forgetting(metric[metric["end"].isna()]).size
+
+
+@pytest.mark.parametrize("costs", [(5e-324, 1e30), (1e-320, 0.0), (5e-324, 5e-324)])
+def test_costs_of_next_to_nothing_are_drawn(costs, make_run, tmp_path):
+    for name, cost in zip("ab", costs, strict=True):
+        both = {"train_samples_per_second": cost, "trainable_parameters": cost}
+        make_run(name, summary=both)
+    figure = plots.accuracy_against_cost(read_runs(tmp_path).frame)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
 
 
 def test_a_run_without_curves_is_named_beside_the_pictures(make_run, tmp_path, capsys):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -255,6 +258,79 @@ def test_unreadable_files(tmp_path):
         load(tmp_path / "two.pth")
 
 
+KEY = "blocks.0.attn.qkv.weight"
+ODD = {
+    "nan": (lambda w: w * math.nan, rf"1 not finite \('{KEY}'\)"),
+    "infinite": (lambda w: w / 0, "1 not finite"),
+    "beyond float32": (lambda w: w.double() + 1e300, "1 not finite"),
+    "whole": (lambda w: w.to(torch.int8), rf"1 of another type \('{KEY}' is torch.int8\)"),
+    "flags": (lambda w: w > 0, "1 of another type"),
+    "complex": (lambda w: w * 1j, "1 of another type"),
+    "sparse": (lambda w: w.to_sparse(), "not dense and whole"),
+    "nowhere": (lambda w: w.to("meta"), "not dense and whole"),
+    "expanded": (lambda w: torch.zeros(1).expand(w.shape), "not dense and whole"),
+    "huge": (lambda w: torch.zeros(1, dtype=torch.half).expand(2**40), "not dense and whole"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("case", ODD)
+def test_tensors_that_are_no_weights_are_named(case, suffix, reference, tmp_path):
+    change, message = ODD[case]
+    state = {**reference.state_dict(), KEY: change(reference.state_dict()[KEY])}
+    file = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(state, file)
+    elif "dense" in message:
+        pytest.skip("the format holds no such tensors")
+    else:
+        safetensors.torch.save_file(state, file)
+    with pytest.raises(UsageError, match=message):
+        load(file)
+
+
+@pytest.mark.parametrize("program", [b"\x80\x02.", b"\x80\x02K\x01K\x02R.", b"\x80\x02h\x05.", b""])
+def test_a_torch_file_whose_pickle_is_nonsense_is_refused(program, tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "sound.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "sound.pth") as sound,
+        zipfile.ZipFile(tmp_path / "w.pth", "w") as spoilt,
+    ):
+        for name in sound.namelist():
+            spoilt.writestr(name, program if name.endswith(".pkl") else sound.read(name))
+    with pytest.raises(UsageError, match=r"w\.pth' (cannot be read|holds more than tensors)"):
+        load(tmp_path / "w.pth")
+
+
+def test_npz_archives_of_anything(reference, tmp_path):
+    file = tmp_path / "w.npz"
+    arrays = original_format(reference)
+    for value, message in ((math.inf, "not finite"), (math.nan, "missing")):
+        bias = np.full_like(arrays["embedding/bias"], value)
+        np.savez(file, **{**arrays, "embedding/bias": bias})
+        with pytest.raises(UsageError, match=message):
+            load(file)
+    np.savez(file, **{**arrays, "embedding/bias": np.array("text")})
+    with pytest.raises(UsageError, match="does not fit"):
+        load(file)
+    with file.open("wb") as one:  # no archive but an array, under that name
+        np.save(one, np.zeros(3))
+    with pytest.raises(UsageError, match=r"cannot be read as an \.npz archive"):
+        load(file)
+    with zipfile.ZipFile(file, "w") as archive:  # a header that asks for an exabyte
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (288230376151711744,), }"
+        header = header.ljust(118 - 1) + b"\n"
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+        archive.writestr("embedding/kernel.npy", content)
+    with pytest.raises(UsageError, match="does not fit"):
+        load(file)
+
+
+def test_a_name_that_the_system_does_not_take_is_no_file():
+    with pytest.raises(UsageError, match="does not exist or is not a file"):
+        load("a" * 5000 + ".pth")
+
+
 # ---------------------------------------------- the hub
 def test_hub_weights_are_checked_and_named(reference, monkeypatch):
     state = dict(reference.state_dict())
@@ -326,9 +402,12 @@ def test_unsupported_and_unknown_names(name, message):
     [
         ({"image_size": 30}, "not a multiple of the patch size 16"),
         ({"image_size": 8}, "not a multiple"),
-        ({"image_size": 0}, "whole number of at least 1"),
-        ({"image_size": -16}, "whole number of at least 1"),
-        ({"image_size": 32.0}, "whole number of at least 1"),
+        ({"image_size": 0}, "whole number from 1 to 16384"),
+        ({"image_size": -16}, "whole number from 1 to 16384"),
+        ({"image_size": 10**6}, "whole number from 1 to 16384"),
+        ({"init_values": 10**400}, "a finite number"),
+        ({"patch_size": True}, "no truth value"),
+        ({"image_size": 32.0}, "whole number from 1 to 16384"),
         ({"image_size": 32, "img_size": 32}, "give the image size once"),
         ({"num_classes": 3}, "'num_classes' is set by create_backbone"),
         ({"in_chans": 1}, "'in_chans'"),
@@ -380,9 +459,25 @@ def test_packaged_weights_and_their_metadata(tmp_path, monkeypatch):
         assert (info.mean, info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
         assert (info.interpolation, info.crop_pct) == ("bilinear", 0.9)
         assert torch.equal(loaded.norm.weight, halves["norm.weight"].float())
-    safetensors.torch.save_file(halves, file, metadata={"mean": "red"})
-    with pytest.raises(UsageError, match="metadata"):
-        create_backbone(PACKAGED)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"mean": "red"}, {"mean": "5"}, {"mean": '"123"'}, {"mean": "[true, false, true]"},
+        {"mean": "[1e39, 0, 0]"}, {"mean": "[" * 100_000}, {"mean": f"[{'9' * 400}, 0, 0]"},
+        {"std": "[0, 0, 0]"}, {"std": "[-1, 1, 1]"}, {"std": "[1e-320, 1, 1]"},
+        {"std": "[NaN, 1, 1]"}, {"std": "[1, 1]"}, {"std": '{"1": 1, "2": 2, "3": 3}'},
+        {"crop_pct": "0"}, {"crop_pct": "nan"}, {"crop_pct": "-1"}, {"crop_pct": "2"},
+        {"crop_pct": "1e-9"}, {"interpolation": ""}, {"interpolation": "\x1b[2J"},
+    ],
+)  # fmt: skip
+def test_a_header_with_nonsense_is_refused(metadata, tmp_path):
+    file = tmp_path / "w.safetensors"
+    state = build_packaged_architecture().state_dict()
+    safetensors.torch.save_file(state, file, metadata=metadata)
+    with pytest.raises(UsageError, match="has unreadable metadata"):
+        create_backbone(PACKAGED, weights=file)
 
 
 # ---------------------------------------------- hash, listing

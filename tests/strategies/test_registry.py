@@ -309,6 +309,9 @@ def test_options_are_converted_by_their_type():
         (lambda: resolve_options("rwf", {"num_promts": 3}), "no option 'num_promts'.*num_prompts"),
         (lambda: resolve_options("rwf", {"num_prompts": "x"}), "takes int, not 'x'"),
         (lambda: resolve_options("rwf", {"beta": "x"}), "takes float, not 'x'"),
+        (lambda: resolve_options("rwf", {"num_prompts": 10**30}), "takes int, not 1000"),
+        (lambda: resolve_options("rwf", {"query_std": 10**30}), "takes float, not 1000"),
+        (lambda: resolve_options("rwf", {"query_std": 10**400}), "takes float, not 1000"),
         (lambda: resolve_options("rwf", {"stop_gradient": "x"}), "takes bool, not 'x'"),
     ],
 )
@@ -353,6 +356,7 @@ def test_what_every_method_takes_is_checked(name, vit):
     for arguments, said in (
         ({"num_classes": 0}, "num_classes must be a whole number"),
         ({"num_classes": True}, "num_classes must be a whole number"),
+        ({"num_classes": 10**30}, "num_classes must be a whole number"),
         ({"backbone": "vit"}, "backbone must be a timm ViT, not a str"),
         ({"loop": [1]}, "loop must be a dictionary"),
     ):

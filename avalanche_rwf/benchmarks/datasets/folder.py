@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.plain import at_home
 
 if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels
@@ -61,7 +62,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     from avalanche_rwf.benchmarks.splits import ImageSource
 
     geometry = Geometry(options.image_size, options.crop_pct, options.interpolation)
-    folder = (_load if options.decode else _list)(Path(path).expanduser(), geometry)
+    folder = (_load if options.decode else _list)(at_home(path), geometry)
     if folder.corrupt and not options.skip_corrupt:
         more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
         raise UsageError(
@@ -115,7 +116,7 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
         return _memory[key]
     _memory.clear()
     names = sorted(files["train"])
-    folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[], twice=_twice(files))
+    folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[], twice=[])
     budget = CACHE_BYTES
     for split in ("test", "train"):  # test images are asked for again and again: they come first
         pairs = [(path, label) for label, name in enumerate(names) for path in files[split][name]]
@@ -125,6 +126,7 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
         folder.pixels[split] = pixels
         folder.targets[split] = [label for i, (_, label) in enumerate(pairs) if i not in lost]
         folder.corrupt.extend(pairs[i][0] for i in bad)
+    folder.twice = _twice(files, set(folder.corrupt))
     _memory[key] = folder
     return folder
 
@@ -149,11 +151,24 @@ def _list(root: Path, geometry: Geometry) -> _Folder:
     return folder
 
 
-def _twice(files: dict[str, dict[str, list[Path]]]) -> list[tuple[Path, Path]]:
-    """Training and test images with the same content, whatever their names and classes."""
+def _digest(path: Path) -> bytes:
+    digest = hashlib.blake2b()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.digest()
+
+
+def _twice(
+    files: dict[str, dict[str, list[Path]]], corrupt: set[Path]
+) -> list[tuple[Path, Path]]:
+    """Training and test images with the same content, whatever their names and classes.
+
+    :param corrupt: files that are no images and may be anything.
+    """
     by_size: dict[str, dict[int, list[Path]]] = {"train": {}, "test": {}}
     for split, classes in files.items():
-        for path in (path for paths in classes.values() for path in paths):
+        for path in (path for paths in classes.values() for path in paths if path not in corrupt):
             with contextlib.suppress(OSError):  # unreadable ones are named elsewhere
                 size = path.stat().st_size
                 if size:
@@ -164,7 +179,7 @@ def _twice(files: dict[str, dict[str, list[Path]]]) -> list[tuple[Path, Path]]:
         for split in ("train", "test"):
             for path in by_size[split][size]:
                 with contextlib.suppress(OSError):
-                    digest = hashlib.blake2b(path.read_bytes()).digest()
+                    digest = _digest(path)
                     if split == "train":
                         digests.setdefault(digest, path)
                     elif digest in digests:
@@ -186,7 +201,11 @@ def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
 
 def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
     """Image files by split and class, sorted by name, after every check that needs no decoding."""
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except OSError:  # a name that the system does not take
+        exists = False
+    if not exists:
         raise UsageError(f"folder {str(root)!r} does not exist.")
     if not root.is_dir():
         raise UsageError(
@@ -243,7 +262,11 @@ def _entries(folder: Path, home: Path) -> list[Path]:
 
 
 def _check_link(path: Path, home: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(home):
+    try:
+        leaves = path.is_symlink() and not path.resolve().is_relative_to(home)
+    except RuntimeError:  # a circle of links, before Python 3.13: it leads to nothing
+        return
+    if leaves:
         raise UsageError(
             f"link {str(path)!r} leaves the folder {str(home)!r}; copy the images into it instead."
         )

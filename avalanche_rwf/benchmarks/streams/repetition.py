@@ -14,6 +14,7 @@ import numpy as np
 
 from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream
 from avalanche_rwf.benchmarks.streams.split import arrange, mixed, positions_by_class
+from avalanche_rwf.checks import is_finite
 
 __all__ = ["repetition"]
 
@@ -21,10 +22,10 @@ _RETURNS, _DEAL = 7, 8  # first words of the seeds; see split.py
 
 
 def _read_share(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool) or not 0 <= number <= 1:
+    number = float(value) if isinstance(value, str) else value
+    if not is_finite(number) or not 0 <= number <= 1:
         raise ValueError
-    return number
+    return float(number)
 
 
 add_option(

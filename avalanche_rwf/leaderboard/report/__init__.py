@@ -74,8 +74,8 @@ def write_report(
     :param more: further folders, as from other machines.
     :param entries: submitted by others; rows of their own.
     :returns: the path of ``index.html``.
-    :raises UsageError: if there is no run, an entry is not sound, `out` cannot be written to, or
-        plotly is missing.
+    :raises UsageError: if there is no run, an entry is not sound, `out` cannot be written to or is
+        somewhere else, or plotly is missing.
     """
     folders = (folder, *more)
     for one in folders:
@@ -92,7 +92,15 @@ def write_report(
             f"{', '.join(repr(str(one)) for one in folders)} holds no run (runs are in "
             "DIR/runs/<benchmark>/<method>/...)."
         )
+    given = out is not None
     out = folder / "report" if out is None else out
+    # The folder may be somebody's: its links do not decide what is written over.
+    for part in (*(() if given else (out,)), out / "assets", out / "data"):
+        if part.is_symlink():
+            raise UsageError(
+                f"report writes into folders of its own, and {str(part)!r} is a link to another "
+                "place: remove it, or name a folder with --out."
+            )
     check_writable(out)
     rows = report_rows(aggregate(frame), frame)
     for part in ("assets", "data"):
@@ -100,7 +108,9 @@ def write_report(
     page = resources.files(__package__) / "page"
     for name in ("report.css", "report.js"):
         write_text(out / "assets" / name, (page / name).read_text(encoding="utf-8"))
-    shutil.copyfile(plotly, out / "assets" / "plotly.min.js")
+    library = out / "assets" / plotly.name
+    library.unlink(missing_ok=True)
+    shutil.copyfile(plotly, library)
     for row in rows:
         _write(out / "data" / row.file, "report.row", row.file, row_data(row))
     _write(out / "data" / "board.js", "report.board", board_data(rows, frame, broken, folders))
@@ -113,5 +123,7 @@ def write_report(
 
 
 def _write(path: Path, function: str, *values: str | Mapping[str, Any]) -> None:
-    # Thousands of small files: not one by one to the disk, as a run's own are.
+    # Thousands of small files: not one by one to the disk, as a run's own are. A new file each,
+    # whatever stands there: a link would be followed, a pipe waited for.
+    path.unlink(missing_ok=True)
     path.write_text(script(function, *values), encoding="utf-8")

@@ -22,6 +22,7 @@ from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
+from avalanche_rwf.plain import read_end
 from avalanche_rwf.strategies.extensions import may_import
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
@@ -386,7 +387,7 @@ def row_data(row: Row) -> dict[str, Any]:
             continue
         summary = read_json(place / "summary.json") or {}
         try:
-            log = (place / "log.txt").read_text(encoding="utf-8", errors="replace")
+            log = read_end(place / "log.txt", 4 * _LOG).decode(errors="replace")
         except OSError:
             log = ""
         runs.append(

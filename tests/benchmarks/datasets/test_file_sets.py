@@ -3,6 +3,8 @@ server to the stream."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from avalanche_rwf.benchmarks import download
@@ -216,13 +218,21 @@ def test_an_image_that_is_missing(name, kind, server, make):
         ("index.csv", b"path,class,split\n" + b"a" * 200_000),
         ("prepared.json", b"{"), ("prepared.json", b"[]"), ("prepared.json", b"{}"),
         ("prepared.json", b'{"corrupt": 5}'), ("prepared.json", b'{"corrupt": [5]}'),
+        ("prepared.json", b'{"corrupt": "ab"}'), ("prepared.json", b'{"corrupt": ["../a"]}'),
+        ("prepared.json", b"[" * 100_000), ("index.csv", "pipe"),
+        ("index.csv", b"path,class,split\n/etc/passwd,a,train\n"),
+        ("index.csv", b"path,class,split\na/../../b.png,a,train\n"),
+        ("index.csv", b"path,class,split\na\0.png,a,train\n"),
+        ("index.csv", b"path,class,split\na.png,a,elsewhere\n"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["split-cub200"], indirect=True)
 def test_a_prepared_folder_that_was_damaged_says_so(name, kind, tmp_path, file, content):
     folder = kind().folder
     (folder / file).unlink()
-    if content is not None:
+    if content == "pipe":
+        os.mkfifo(folder / file)  # reading it would wait for ever
+    elif content is not None:
         (folder / file).write_bytes(content)
     with pytest.raises(UsageError) as said:
         create_benchmark(name, **SHAPES)

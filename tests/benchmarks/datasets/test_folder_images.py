@@ -170,3 +170,45 @@ def test_damaged_files_of_every_kind_are_no_traceback(root):
             (to / f"{number}.{kind}").write_bytes(damaged)
     benchmark = load(root, skip_corrupt=True)
     assert 0 < benchmark.skipped < 175
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_with_the_name_of_an_image_is_waited_for_by_nobody(root):
+    path = root / "train" / "ant" / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match=r"pipe.png' cannot be read \(it is no file\)"):
+        load(root)
+    assert load(root, skip_corrupt=True).skipped == 1
+
+
+def test_a_circle_of_links_is_a_link_to_nothing(root):
+    circle = root / "train" / "ant" / "circle.png"
+    try:
+        circle.symlink_to(circle)
+        (root / "train" / "round").symlink_to(root / "train" / "round")
+    except OSError:
+        pytest.skip("this system makes no links")
+    with pytest.raises(UsageError, match="a link to nothing"):
+        load(root)
+    assert load(root, skip_corrupt=True).skipped == 1
+
+
+def test_a_file_of_any_size_that_is_no_image_is_not_read_to_its_end(root, monkeypatch):
+    for split in ("train", "test"):
+        with (root / split / "ant" / "large.png").open("wb") as file:
+            file.truncate(2**40)
+    read = []
+    monkeypatch.setattr(folders, "_digest", lambda path: read.append(path) or b"")
+    assert load(root, skip_corrupt=True).skipped == 2
+    assert read and not any(path.name == "large.png" for path in read)
+
+
+def test_a_page_for_a_printer_starts_no_program_whatever_it_is_called(root, monkeypatch):
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (root / "train" / "ant" / "page.png").write_bytes(page)
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: started.append(a))
+    with pytest.raises(UsageError, match="it is no image that is known here"):
+        load(root)
+    assert load(root, skip_corrupt=True).skipped == 1
+    assert not started

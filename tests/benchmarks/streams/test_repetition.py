@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
 from avalanche_rwf.benchmarks.streams.repetition import repetition
 from avalanche_rwf.benchmarks.streams.split import split
+from avalanche_rwf.errors import UsageError
 
 LABELS = np.repeat(np.arange(12), 30)
 
@@ -36,3 +39,15 @@ def test_a_class_with_fewer_samples_than_appearances_comes_first_where_split_has
     labels = np.arange(3)
     dealt = repetition(labels, 0, 3, repeat=1.0, class_order=[2, 0, 1])
     assert [part.tolist() for part in dealt] == [[2], [0], [1]]
+
+
+@pytest.mark.parametrize("value", [True, b"1", 10**400, "nan", "1e999", -0.1, float("inf")])
+def test_what_is_no_probability_is_refused(value):
+    with pytest.raises(UsageError, match="--repeat takes a probability from 0 to 1"):
+        resolve_stream_options("repetition", {"repeat": value})
+
+
+@pytest.mark.parametrize("value", ["0.25", 0.25, np.float32(0.25)])
+def test_a_probability_is_a_plain_number(value):
+    options = resolve_stream_options("repetition", {"repeat": value})
+    assert options["repeat"] == 0.25 and type(options["repeat"]) is float
