@@ -83,7 +83,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     :raises OSError: and others of PIL's, when the file is no readable image.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError("it is no file")
     return Image.open(path, formats=_kinds())
 
