@@ -166,21 +166,27 @@ class Cut(BaseException):
     pass
 
 
-def loop(tools, scenario, folder, every=1, cut=None, log=None, **options):
-    """What a user's script does from its start to its end; cut after so many training steps."""
-    said = [] if log is None else log
-    recorder = PredictionRecorder()
-    strategy = small(tools, plugins=[recorder], **options)
-    steps = []
+def counted(strategy, cut: int | None) -> list[int]:
+    """Gets an item for each training step; ends the process, so to speak, after `cut` of them."""
+    steps: list[int] = []
     step = strategy.optimizer_step
 
-    def counted() -> None:
+    def count() -> None:
         if len(steps) == cut:
             raise Cut
         steps.append(1)
         step()
 
-    strategy.optimizer_step = counted
+    strategy.optimizer_step = count
+    return steps
+
+
+def loop(tools, scenario, folder, every=1, cut=None, log=None, **options):
+    """What a user's script does from its start to its end; cut after so many training steps."""
+    said = [] if log is None else log
+    recorder = PredictionRecorder()
+    strategy = small(tools, plugins=[recorder], **options)
+    steps = counted(strategy, cut)
     checkpoints = CheckpointPlugin(folder, every=every, log=said.append)
     for experience in checkpoints.experiences(strategy, scenario.train_stream):
         train(strategy, experience)
@@ -225,16 +231,8 @@ def test_a_loop_that_shuffles_goes_on_from_experience_ends_alone(how, tools, sce
     """Avalanche shuffles unless it is told not to: the rest of an experience is not known then."""
 
     def shuffling(folder, cut=None):
-        strategy, steps = small(tools), []
-        step = strategy.optimizer_step
-
-        def counted() -> None:
-            if len(steps) == cut:
-                raise Cut
-            steps.append(1)
-            step()
-
-        strategy.optimizer_step = counted
+        strategy = small(tools)
+        steps = counted(strategy, cut)
         stream = scenario.train_stream
         for experience in CheckpointPlugin(folder, every=1).experiences(strategy, stream):
             strategy.train(experience, **how)
