@@ -213,11 +213,18 @@ def _ends(frame: pd.DataFrame) -> NDArray[Any]:
     By the order of the rows: an evaluation begins with ``accuracy_exposed``, and those at ends of
     experiences have the accuracies of experiences too. The number of samples seen would not do: an
     experience without samples, as Si-Blurry streams have, ends where the one before it did.
+
+    A stream may begin with such experiences, and nothing can be evaluated at their ends: the first
+    evaluation has no other samples than those of its own experience's classes, which number it.
     """
     first = (frame["metric"] == "accuracy_exposed") | frame["samples_seen"].diff().ne(0)
     evaluation = first.cumsum()
-    at_end = evaluation[frame["metric"] == "accuracy"].unique()
-    numbers = dict(zip(at_end, range(len(at_end)), strict=True))
+    tested = frame["metric"] == "accuracy"
+    at_end = evaluation[tested].unique()
+    before = 0
+    if len(at_end):
+        before = int(frame.loc[tested & (evaluation == at_end[0]), "experience"].max())
+    numbers = dict(zip(at_end, range(before, before + len(at_end)), strict=True))
     return evaluation.map(numbers).to_numpy(np.float64)
 
 
