@@ -40,7 +40,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     runs_by_row,
 )
 from avalanche_rwf.leaderboard.stats import interval
-from avalanche_rwf.leaderboard.table import protocol_header, row_labels
+from avalanche_rwf.leaderboard.table import hardware_of, protocol_header, row_labels
 from avalanche_rwf.plain import printable, read_file
 
 __all__ = [
@@ -535,7 +535,9 @@ def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
         where = "steps-post" if less else "steps-pre"
         axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
         _log_scale(axis, cost[~np.isnan(cost)])
-        axis.set_xlabel(title + (" (fewer is better)" if less else " (more is better)"))
+        several = not less and len(hardware_of([m.row for m in methods])) > 1
+        said_of = "fewer" if less else "of several machines; more" if several else "more"
+        axis.set_xlabel(f"{title} ({said_of} is better)")
         axis.grid(color="0.9", linewidth=0.5)
     axes[0].set_ylabel("accuracy after the stream (%)")
     shapes: list[Any] = [

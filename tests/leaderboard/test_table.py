@@ -366,3 +366,17 @@ def test_a_board_of_another_program_has_arguments_that_are_no_json_and_no_accura
     text = render_text(board, width=200)
     assert "depth: 9" in text
     assert all(method in text for method in board["method"])
+
+
+def test_speeds_of_several_machines_are_not_ranked(board, make_run, tmp_path):
+    """The accuracy of a slow machine is that of a fast one; its images per second are not."""
+    assert "machines" not in render_text(board, width=200)
+    paths = sorted((tmp_path / "runs").rglob("config.json"))
+    for path, cpu in zip(paths, ["Small CPU", "Large CPU"] * len(paths), strict=False):
+        content = json.loads(path.read_text())
+        content["hardware"] = {"cpu": cpu}
+        path.write_text(json.dumps(content))
+    text = render_text(aggregate(read_runs(tmp_path).frame), width=200)
+    assert "several machines" in text and text.count("Large CPU, Small CPU.") == 1
+    assert "12000*" not in text and "12000 " in text
+    assert "91.0 ± 1.4*" in text
