@@ -458,6 +458,16 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     releases = {release for row in rows for release in str(_get(row, "torch") or "").split("; ")}
     if len(releases - {""}) > 1:
         notes.append(f"The runs are of several releases of torch: {', '.join(sorted(releases))}.")
+    other = [
+        f"{label} (seed {_get(row, 'images_differ')})"
+        for label, row in zip(labels, rows, strict=True)
+        if _get(row, "images_differ") is not None
+    ]
+    if other:
+        notes.append(
+            "Not of the same images, as their numbers of training and test images say, and not to "
+            f"be compared: {', '.join(other)}."
+        )
     machines = hardware_of(rows)
     if len(machines) > 1:
         notes.append(

@@ -380,3 +380,28 @@ def test_speeds_of_several_machines_are_not_ranked(board, make_run, tmp_path):
     assert "several machines" in text and text.count("Large CPU, Small CPU.") == 1
     assert "12000*" not in text and "12000 " in text
     assert "91.0 ± 1.4*" in text
+
+
+def test_runs_of_a_folder_that_has_changed_are_named(board, make_run, tmp_path):
+    """A seed fixes the stream: two runs of it with other numbers of images are of other data."""
+
+    def note(sizes):
+        for path in (tmp_path / "runs").rglob("config.json"):
+            content = json.loads(path.read_text())
+            place = (content["config"]["method"], content["config"]["seed"])
+            train, test = sizes.get(place, (1200, 600))
+            content["data"] = {"train_size": train, "test_size": test}
+            path.write_text(json.dumps(content))
+        found = aggregate(read_runs(tmp_path).frame)
+        return found, render_text(found, width=200)
+
+    found, text = note({})
+    assert "same images" not in text and "images_differ" not in found
+    # Streams that leave samples out may be shorter at another seed: no fault.
+    found, text = note({(method, 1): (1100, 600) for method in ("rwf", "ncm")})
+    assert "same images" not in text and "images_differ" not in found
+    found, text = note({("ncm", 1): (1200, 610)})
+    assert "be compared: rwf (seed 1), ncm (seed 1)." in text
+    assert found.set_index("method")["images_differ"]["ncm"] == "1"
+    assert found["images_differ"].notna().sum() == 2
+    assert "images_differ" in render(found, "csv").splitlines()[0]
