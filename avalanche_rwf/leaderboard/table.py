@@ -441,7 +441,10 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     chosen = [_tuned(row, label) for label, row in zip(labels, rows, strict=True)]
     if any(chosen):
         said = ", ".join(text for text in chosen if text)
-        notes.append(f"Settings chosen on held-out training images: {said}.")
+        # Held out of all training images, before the stream takes its shots of the others.
+        few = _parsed(rows[0], "stream_options").get("shots") is not None
+        more = ", many more labels than the stream's shots" if few else ""
+        notes.append(f"Settings chosen on held-out training images{more}: {said}.")
     if any(_reads_boundaries(row) for row in rows):
         notes.append(f"{_BOUNDARIES} reads task boundaries in training.")
     if any(_is_submitted(row) for row in rows):

@@ -405,3 +405,12 @@ def test_runs_of_a_folder_that_has_changed_are_named(board, make_run, tmp_path):
     assert found.set_index("method")["images_differ"]["ncm"] == "1"
     assert found["images_differ"].notna().sum() == 2
     assert "images_differ" in render(found, "csv").splitlines()[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 2}])
+def test_tuning_with_more_labels_than_a_few_shot_stream_has_is_said(options, make_run, tmp_path):
+    make_run(stream="k-shot" if options else "split", stream_options=options, budget="tuned",
+             tuning={"settings": 6, "chosen": {}})  # fmt: skip
+    text = render_text(aggregate(read_runs(tmp_path).frame), width=200)
+    assert "Settings chosen on held-out training images" in text
+    assert ("many more labels than the stream's shots" in text) == bool(options)
