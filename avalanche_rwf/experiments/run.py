@@ -418,6 +418,10 @@ def _gradient_steps(strategy: Any, config: RunConfig) -> int:
 class RoutingRecorder:
     """Routing metrics at experience ends, on test images of the first experience's classes.
 
+    Where a stream begins with experiences without samples, it is the first experience with some:
+    before its end the images' classes have not been learned, and drift would be that from the
+    initial values.
+
     The probe is read between training and evaluation; nothing is drawn, so the run's other numbers
     are the same without it.
 
@@ -428,6 +432,7 @@ class RoutingRecorder:
     def __init__(self, experience: Any, normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
         images = probe_images(experience)
         self.probe = RoutingProbe(normalise(images) if images.dtype == torch.uint8 else images)
+        self.experience = int(experience.current_experience)
         self.rows: list[tuple[int, str, float]] = []  # samples seen, metric, value
 
     def record(self, model: Any, samples_seen: int) -> None:
@@ -465,13 +470,13 @@ def _metrics_csv(
     points: list[Any],
     summary: dict[str, Any],
     n_experiences: int,
-    routing: Sequence[tuple[int, str, float]] = (),
+    routing: RoutingRecorder | None = None,
 ) -> str:
     """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
 
     ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
     of a class, whose number is in the metric's name: ``accuracy_class_<c>``. Routing metrics are
-    those of test images of experience 0, as its ``accuracy`` is.
+    those of test images of the experience of their rows, as its ``accuracy`` is.
     """
     rows = ["samples_seen,experience,metric,value"]
     for point in points:
@@ -485,7 +490,9 @@ def _metrics_csv(
             for c, value in enumerate(by_class.tolist()):
                 if value == value:
                     rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
-    rows += [f"{seen},0,{name},{value!r}" for seen, name, value in routing]
+    if routing is not None:
+        first = routing.experience
+        rows += [f"{seen},{first},{name},{value!r}" for seen, name, value in routing.rows]
     last = points[-1].samples_seen if points else 0
     for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
         if summary[name] is not None:
@@ -561,7 +568,7 @@ def run_strategy(
         if not here.trained:
             with meter.training(checkpoints), meter.counting(strategy):
                 train_experience(strategy, experience, boundary_free, workers, here.samples)
-            if routing is not None:
+            if routing is not None and index >= routing.experience:
                 routing.record(strategy.model, recorder.samples_seen)
         if checkpoints is not None:
             checkpoints.trained()
@@ -880,8 +887,7 @@ def _run(
         samples_seen=samples,
         status="done",
     )
-    rows = routing.rows if routing is not None else ()
-    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, rows), False)
+    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, routing), False)
     if routed:
         # For `explain`: what is drawn is what this run has learned.
         about = {"config_hash": config.config_hash(), "backbone_sha256": info.sha256}

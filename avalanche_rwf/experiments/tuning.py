@@ -7,6 +7,9 @@ these experiences, decides; a tie goes to the earlier setting. No test image is 
 
 The choice is made once and serves all seeds. Its limit: the stream of another seed brings the
 images that decided at another place, perhaps as training images. They are never test images.
+Another, of streams of a few shots: the quarter is one of *all* training images of these classes,
+many more labels than the stream has, so a tuned row is no few-shot result in the strict sense; its
+table says so.
 """
 
 from __future__ import annotations

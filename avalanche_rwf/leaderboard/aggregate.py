@@ -58,7 +58,7 @@ _INTEGERS = (
 )
 # Said of a row, separating nothing: all that its runs have, "2.8.0; 2.9.1".
 _NOTED = ("git", "torch", "hardware")
-_RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED)
+_RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED, "images")
 _TAKEN = frozenset((*_IDENTITY, *_RUN))
 # What two runs must share to be seeds of one row. The hash says it all, if it is sound: should two
 # configurations bear one hash, as when a file was changed by hand, their rows are two all the same.
@@ -150,9 +150,10 @@ def read_runs(
         the runs as a frame: what identifies a configuration (`benchmark`, `backbone`, `method`,
         `config_hash`, `head`, ...; `options` and `settings`, what else the configuration holds, as
         sorted JSON text), `folder` (the one given), `run_dir` (relative to it), `seed`, `status`
-        ("done" or "failed"), `error`, `git`, `torch`, `hardware`, and the fields of the summary
-        under `summary_column`; and a list of the directories that gave none, with the reason
-        (unfinished, unreadable, contradictory, misplaced, foreign).
+        ("done" or "failed"), `error`, `git`, `torch`, `hardware`, `images`
+        ("1200+540", of training and of the test), and the fields of the summary under
+        `summary_column`; and a list of the directories that gave none, with the reason (unfinished,
+        unreadable, contradictory, misplaced, foreign).
 
     Raises:
         UsageError: if a folder is none, or if two of them hold different runs of one seed of one
@@ -404,6 +405,7 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
         git=git,
         torch=_text(versions.get("torch")),
         hardware=_text(hardware.get("gpu") or hardware.get("cpu")),
+        images=_images(content.get("data")),
         **{
             name: _text(ran.get(name) or options.get(name)) for name in ("head", "mask", "readout")
         },
@@ -427,6 +429,33 @@ def _failure(path: Path) -> str:
     except _UnusableError:
         return ""
     return f"; the run failed: {error}" if error else ""
+
+
+def _images(data: Any) -> str | None:
+    """Return how many training and test images a run had, "1200+540"; None if it does not say."""
+    if not isinstance(data, dict):
+        return None
+    sizes = [data.get(name) for name in ("train_size", "test_size")]
+    return "+".join(map(str, sizes)) if all(type(size) is int for size in sizes) else None
+
+
+def _differing(runs: list[dict[str, Any]]) -> set[int]:
+    """Return which finished runs had other images than one of the same protocol and seed.
+
+    A seed fixes the stream, so their numbers can differ only if the data did: a folder that has
+    changed since, or that is another one on another machine.
+
+    Args:
+        runs: rows of the frame of `read_runs`.
+    """
+    found: dict[tuple[Any, ...], dict[str, list[int]]] = {}
+    for index, run in enumerate(runs):
+        if run["status"] == "done" and not _missing(run["images"]):
+            protocol = tuple(None if _missing(run[name]) else run[name] for name in PROTOCOL)
+            found.setdefault((*protocol, int(run["seed"])), {}).setdefault(
+                run["images"], []
+            ).append(index)
+    return {i for by in found.values() if len(by) > 1 for indices in by.values() for i in indices}
 
 
 def _experiences(config: dict[str, Any], content: dict[str, Any]) -> Any:
@@ -481,9 +510,11 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         one row per (benchmark, stream, backbone and its weights, method, config hash, version and
         source of the code, submitted or not): the columns that identify it, `n` and `seeds` (those
         that are done, "0,1,2"), `failed` (how many runs failed; they enter no mean), `git`, `torch`
-        and `hardware` (all that its runs have), and for every numeric field of the summaries
-        `<field>_mean` and `<field>_std` (of the sample, ddof=1; NaN for one seed), for accuracies
-        and forgetting also `<field>_ci_low` and `<field>_ci_high` (95 %, Student's t). Fields that
+        and `hardware` (all that its runs have), `images_differ` where there are such (the seeds at
+        which other runs of the protocol had other numbers of images), and for every numeric field
+        of the summaries `<field>_mean` and `<field>_std` (of the sample, ddof=1; NaN for one seed),
+        for accuracies and forgetting also `<field>_ci_low` and `<field>_ci_high` (95 %, Student's
+        t). Fields that
         a seed lacks are averaged over the others. Best `a_last_mean` first within each benchmark
         and backbone.
 
@@ -499,6 +530,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     # Plain rows and arrays: thousands of small frames would take longer than reading the files.
     said = records(runs, (*_IDENTITY, *_RUN))
     values = {name: runs[name].to_numpy(np.float64) for name in fields}
+    differing = _differing(said)
+    noted = ("images_differ",) if differing else ()
     rows = []
     for indices in _groups(said):
         done = [index for index in indices if said[index]["status"] == "done"]
@@ -520,6 +553,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         for name in _NOTED:
             there = {str(said[i][name]) for i in indices if not _missing(said[i][name])}
             row[name] = "; ".join(sorted(there)) or None
+        others = [seed for i, seed in zip(done, seeds, strict=True) if i in differing]
+        row["images_differ"] = ",".join(map(str, others)) or None
         for field in fields:
             name, numbers = _summary_field(field), values[field][done]
             row[f"{name}_mean"], row[f"{name}_std"] = mean_std(numbers)
@@ -531,7 +566,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         for field in fields
         for statistic in ("mean", "std", *(("ci_low", "ci_high") if field in METRICS else ()))
     ]
-    board = pd.DataFrame(rows, columns=[*_IDENTITY, "n", "seeds", "failed", *_NOTED, *columns])
+    first = [*_IDENTITY, "n", "seeds", "failed", *_NOTED, *noted]
+    board = pd.DataFrame(rows, columns=[*first, *columns])
     board = _whole_numbers(board, rows)
     if "a_last_mean" not in board or board.empty:
         return board

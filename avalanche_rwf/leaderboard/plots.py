@@ -40,7 +40,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     runs_by_row,
 )
 from avalanche_rwf.leaderboard.stats import interval
-from avalanche_rwf.leaderboard.table import protocol_header, row_labels
+from avalanche_rwf.leaderboard.table import hardware_of, protocol_header, row_labels
 from avalanche_rwf.plain import printable, read_file
 
 __all__ = [
@@ -213,11 +213,18 @@ def _ends(frame: pd.DataFrame) -> NDArray[Any]:
     By the order of the rows: an evaluation begins with ``accuracy_exposed``, and those at ends of
     experiences have the accuracies of experiences too. The number of samples seen would not do: an
     experience without samples, as Si-Blurry streams have, ends where the one before it did.
+
+    A stream may begin with such experiences, and nothing can be evaluated at their ends: the first
+    evaluation has no other samples than those of its own experience's classes, which number it.
     """
     first = (frame["metric"] == "accuracy_exposed") | frame["samples_seen"].diff().ne(0)
     evaluation = first.cumsum()
-    at_end = evaluation[frame["metric"] == "accuracy"].unique()
-    numbers = dict(zip(at_end, range(len(at_end)), strict=True))
+    tested = frame["metric"] == "accuracy"
+    at_end = evaluation[tested].unique()
+    before = 0
+    if len(at_end):
+        before = int(frame.loc[tested & (evaluation == at_end[0]), "experience"].max())
+    numbers = dict(zip(at_end, range(before, before + len(at_end)), strict=True))
     return evaluation.map(numbers).to_numpy(np.float64)
 
 
@@ -528,7 +535,9 @@ def accuracy_against_cost(runs: pd.DataFrame, most: int = MOST) -> Figure:
         where = "steps-post" if less else "steps-pre"
         axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
         _log_scale(axis, cost[~np.isnan(cost)])
-        axis.set_xlabel(title + (" (fewer is better)" if less else " (more is better)"))
+        several = not less and len(hardware_of([m.row for m in methods])) > 1
+        said_of = "fewer" if less else "of several machines; more" if several else "more"
+        axis.set_xlabel(f"{title} ({said_of} is better)")
         axis.grid(color="0.9", linewidth=0.5)
     axes[0].set_ylabel("accuracy after the stream (%)")
     shapes: list[Any] = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -204,7 +205,11 @@ class Seed(_Record):
     def _agrees_with_matrix(self) -> None:
         """Every accuracy over classes is a weighted mean of a row, so it lies within the row."""
         rows = [[value for value in line if value is not None] for line in self.accuracy_matrix]
-        if not all(rows):
+        before = self._before()
+        rows = rows[before:]
+        # Classes that no experience at the start brings are not in its columns either.
+        early = any(v is not None for line in self.accuracy_matrix for v in line[:before])
+        if early or not rows or not all(rows):
             raise ValueError("accuracy_matrix must have a value in every row, got an empty one")
         low, high = min(rows[-1]), max(rows[-1])
         _within("summary.a_last", self.summary.a_last, low, high, "the last row of accuracy_matrix")
@@ -221,14 +226,23 @@ class Seed(_Record):
                 f"the matrix gives {loss:.6g}"
             )
 
+    def _before(self) -> int:
+        """Rows before the first with a value: a stream may begin with experiences without samples,
+        at whose ends there is nothing to evaluate."""
+        empty = itertools.takewhile(
+            lambda line: all(value is None for value in line), self.accuracy_matrix
+        )
+        return sum(1 for _ in empty)
+
     def _agrees_with_curve(self) -> None:
         curve = dict(self.curve)
         last = self.curve[-1][1]
         _within("summary.a_last", self.summary.a_last, last, last, "the end of curve")
         values = list(curve.values())
         _within("summary.a_auc", self.summary.a_auc, min(values), max(values), "curve")
-        if self.experience_ends and set(self.experience_ends) <= set(curve):
-            mean = float(np.mean([curve[place] for place in self.experience_ends]))
+        ends = self.experience_ends[self._before() :]
+        if ends and set(ends) <= set(curve):
+            mean = float(np.mean([curve[place] for place in ends]))
             _within("summary.a_avg", self.summary.a_avg, mean, mean, "curve at experience_ends")
 
 
@@ -558,6 +572,9 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
     ends = [point for point in points if point[1]]
+    # Of experiences that a stream without samples at its start has before; see plots._ends.
+    before = max(ends[0][1]) if ends else 0
+    ends = [*((seen, {}) for seen in _sizes(content, before)), *ends]
     return {
         "seed": seed,
         "summary": {name: summary.get(name) for name in Summary.model_fields},
@@ -567,3 +584,12 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
         "metrics_sha256": hashlib.sha256(text).hexdigest(),
         "environment": {name: content.get(name) for name in Environment.model_fields},
     }
+
+
+def _sizes(content: dict[str, Any], before: int) -> list[int]:
+    """Return the samples seen at the ends of the first experiences, at which none was evaluated."""
+    sizes = _object(content.get("data")).get("samples_per_experience")
+    sizes = sizes[:before] if isinstance(sizes, list) else []
+    if len(sizes) < before or not all(type(size) is int for size in sizes):
+        return [0] * before
+    return list(itertools.accumulate(sizes))

@@ -25,6 +25,7 @@ from avalanche_rwf.plain import printable
 
 __all__ = [
     "FORMATS",
+    "hardware_of",
     "protocol_header",
     "render",
     "render_csv",
@@ -104,6 +105,8 @@ _WIDE = (
     _Column("version", "version", "text"),
     _Column("code", "source", "text"),
 )
+# What the machine decides as much as the method.
+_BY_HARDWARE = ("train_samples_per_second", "train_seconds", "eval_seconds", "peak_memory_bytes")
 _BOUNDARIES = "†"
 _SUBMITTED = "‡"
 
@@ -407,6 +410,9 @@ def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list
     """
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
+    # The fastest of several machines is no fastest method.
+    if column.kind == "rate" and column.field in _BY_HARDWARE and len(hardware_of(rows)) > 1:
+        return [False] * len(rows)
     shown = [cell.split("±")[0].strip() for cell in cells]
     values = [float(text) if text != _MISSING else None for text in shown]
     there = [value for value in values if value is not None]
@@ -414,6 +420,12 @@ def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list
     if len(ranked) < place:
         return [False] * len(rows)
     return [value == ranked[place - 1] for value in values]
+
+
+def hardware_of(rows: Rows) -> list[str]:
+    """Return the processors or GPUs that rows were run on, as far as they say, sorted."""
+    named = {one for row in rows for one in str(_get(row, "hardware") or "").split("; ")}
+    return sorted(named - {""})
 
 
 def _notes(rows: Rows, labels: list[str]) -> list[str]:
@@ -429,7 +441,10 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     chosen = [_tuned(row, label) for label, row in zip(labels, rows, strict=True)]
     if any(chosen):
         said = ", ".join(text for text in chosen if text)
-        notes.append(f"Settings chosen on held-out training images: {said}.")
+        # Held out of all training images, before the stream takes its shots of the others.
+        few = _parsed(rows[0], "stream_options").get("shots") is not None
+        more = ", many more labels than the stream's shots" if few else ""
+        notes.append(f"Settings chosen on held-out training images{more}: {said}.")
     if any(_reads_boundaries(row) for row in rows):
         notes.append(f"{_BOUNDARIES} reads task boundaries in training.")
     if any(_is_submitted(row) for row in rows):
@@ -446,6 +461,22 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     releases = {release for row in rows for release in str(_get(row, "torch") or "").split("; ")}
     if len(releases - {""}) > 1:
         notes.append(f"The runs are of several releases of torch: {', '.join(sorted(releases))}.")
+    other = [
+        f"{label} (seed {_get(row, 'images_differ')})"
+        for label, row in zip(labels, rows, strict=True)
+        if _get(row, "images_differ") is not None
+    ]
+    if other:
+        notes.append(
+            "Not of the same images, as their numbers of training and test images say, and not to "
+            f"be compared: {', '.join(other)}."
+        )
+    machines = hardware_of(rows)
+    if len(machines) > 1:
+        notes.append(
+            f"The runs are of several machines, so that their speeds, times and memory do not "
+            f"compare methods: {', '.join(machines)}."
+        )
     if len({str(_get(row, "seeds")) for row in rows}) > 1:
         notes.append("The rows are not of the same seeds.")
     return notes

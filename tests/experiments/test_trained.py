@@ -52,6 +52,25 @@ def test_routing_comes_back_to_the_bit(method, finished):
         assert file.metadata()["config_hash"] == config.config_hash()
 
 
+def test_drift_begins_where_the_images_classes_have_been_learned(configure, tmp_path):
+    """At seed 3 the first experience has no sample: untrained routes are nothing to drift from."""
+    config = configure("rwf", seed=3, experiences=4, stream="si-blurry",
+                       stream_options={"disjoint": 50, "blurry": 10})  # fmt: skip
+    assert not module.build_benchmark(config).class_counts[0]
+    assert run(config, tmp_path)["status"] == "done"
+    with (run_directory(tmp_path, config) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    drift = [row for row in rows if row["metric"] == "prompt_drift"]
+    tested = {(row["samples_seen"], row["experience"]) for row in rows
+              if row["metric"] == "accuracy"}  # fmt: skip
+    assert len(drift) == 3
+    assert {row["experience"] for row in drift} == {"1"}
+    # Beside each stands the accuracy on the same images' experience.
+    assert {(row["samples_seen"], row["experience"]) for row in drift} <= tested
+    assert float(drift[0]["value"]) == pytest.approx(0, abs=1e-12)
+    assert float(drift[-1]["value"]) > 1e-9
+
+
 def test_metrics_of_the_first_classes_at_each_experience_end(finished):
     with (finished["rwf"][0] / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] in ROUTING_METRICS]

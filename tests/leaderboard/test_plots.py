@@ -310,3 +310,24 @@ def test_few_shot_curves_of_other_benchmarks_are_other_pictures(make_run, tmp_pa
     (bars,) = axis.containers[0].lines[2]
     ends = np.array(bars.get_segments())[:, :, 1]
     np.testing.assert_allclose(ends, [[0, 100], [0, 100]])  # two seeds, far apart
+
+
+def test_a_stream_that_begins_without_samples_is_numbered_as_the_others(make_run, tmp_path):
+    """Nothing can be evaluated there: the first evaluation is at the end of experience 1."""
+    for seed, shift in ((0, 0), (1, 1)):
+        lines = metrics().splitlines()
+        for test in (1, 0):
+            lines = [line.replace(f",{test},accuracy,", f",{test + shift},accuracy,")
+                     for line in lines]  # fmt: skip
+        path = make_run("ncm", seed, experiences=3)
+        (path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    runs = read_runs(tmp_path).frame
+    none = math.nan
+    np.testing.assert_allclose(
+        plots._matrix(plots.read_metrics(runs[runs["seed"] == 1])),
+        [[none, none, none], [none, 1.0, none], [none, 0.6, 0.8]],
+    )
+    np.testing.assert_allclose(
+        plots._matrix(plots.read_metrics(runs)),
+        [[1.0, none, none], [0.6, 0.9, none], [none, 0.6, 0.8]],
+    )

@@ -249,6 +249,52 @@ def test_an_experience_without_samples_is_submitted_too(results, tmp_path):
     pd.testing.assert_frame_equal(own.reset_index(drop=True), theirs)
 
 
+def test_a_stream_that_begins_without_samples_is_submitted_too(results, tmp_path):
+    """Nothing is evaluated at the end of its first experience: a row without a value."""
+    text = METRICS.replace(",1,accuracy,", ",2,accuracy,").replace(",0,accuracy,", ",1,accuracy,")
+    old = next(results.rglob("seed0"))
+    config = RunConfig("split-digits", "ncm", {}, 0, stream="si-blurry", backbone="vit",
+                       experiences=3, weights_sha256=SHA)  # fmt: skip
+    folder = run_directory(results, config)
+    folder.parent.mkdir(parents=True)
+    old.rename(folder)
+    (folder / "metrics.csv").write_text(text)
+    content = json.loads((folder / "config.json").read_text())
+    content.update(config=config.to_dict(), config_hash=config.config_hash())
+    (folder / "config.json").write_text(json.dumps(content))
+    runs = read_runs(results).frame
+    entry = sub.build_entry(runs, "ncm")
+    none = None
+    assert entry.runs[0].experience_ends == [0, 10, 20]
+    assert entry.runs[0].accuracy_matrix == [[none] * 3, [none, 1, none], [none, 0.6, 0.8]]
+    path = write(tmp_path, entry.model_dump_json())
+    own = read_metrics(runs[runs["method"] == "ncm"])
+    own = own[own["metric"].isin(["accuracy", "accuracy_exposed"])].reset_index(drop=True)
+    assert own["end"].unique().tolist() == [1, 2]
+    pd.testing.assert_frame_equal(own, read_metrics(sub.read_entries([path])))
+
+    # The images of an experience whose classes are not tested count.
+    content["data"] = {"samples_per_experience": [4, 6, 10]}
+    (folder / "config.json").write_text(json.dumps(content))
+    assert sub.build_entry(runs, "ncm").runs[0].experience_ends == [4, 10, 20]
+
+    # What is checked of other entries is checked of these.
+    said = json.loads(path.read_text())
+    for change, field in (
+        ({"a_avg": 0.8}, "a_avg"), ({"forgetting_experience": 0.1}, "forgetting_experience"),
+    ):  # fmt: skip
+        wrong = copy.deepcopy(said)
+        wrong["runs"][0]["summary"].update(change)
+        with pytest.raises(UsageError, match=f"summary.{field} contradicts"):
+            sub.read_entry(write(tmp_path, wrong))
+    for row in (1, 2):
+        wrong = copy.deepcopy(said)
+        for line in wrong["runs"][0]["accuracy_matrix"][row:]:
+            line[:] = [none] * 3
+        with pytest.raises(UsageError, match="a value in every row"):
+            sub.read_entry(write(tmp_path, wrong))
+
+
 SPOILT = {
     "text in the place of a number": METRICS.replace("0.7", "abc"),
     "an experience without a number": METRICS.replace("20,1,", "20,,"),

@@ -366,3 +366,51 @@ def test_a_board_of_another_program_has_arguments_that_are_no_json_and_no_accura
     text = render_text(board, width=200)
     assert "depth: 9" in text
     assert all(method in text for method in board["method"])
+
+
+def test_speeds_of_several_machines_are_not_ranked(board, make_run, tmp_path):
+    """The accuracy of a slow machine is that of a fast one; its images per second are not."""
+    assert "machines" not in render_text(board, width=200)
+    paths = sorted((tmp_path / "runs").rglob("config.json"))
+    for path, cpu in zip(paths, ["Small CPU", "Large CPU"] * len(paths), strict=False):
+        content = json.loads(path.read_text())
+        content["hardware"] = {"cpu": cpu}
+        path.write_text(json.dumps(content))
+    text = render_text(aggregate(read_runs(tmp_path).frame), width=200)
+    assert "several machines" in text and text.count("Large CPU, Small CPU.") == 1
+    assert "12000*" not in text and "12000 " in text
+    assert "91.0 ± 1.4*" in text
+
+
+def test_runs_of_a_folder_that_has_changed_are_named(board, make_run, tmp_path):
+    """A seed fixes the stream: two runs of it with other numbers of images are of other data."""
+
+    def note(sizes):
+        for path in (tmp_path / "runs").rglob("config.json"):
+            content = json.loads(path.read_text())
+            place = (content["config"]["method"], content["config"]["seed"])
+            train, test = sizes.get(place, (1200, 600))
+            content["data"] = {"train_size": train, "test_size": test}
+            path.write_text(json.dumps(content))
+        found = aggregate(read_runs(tmp_path).frame)
+        return found, render_text(found, width=200)
+
+    found, text = note({})
+    assert "same images" not in text and "images_differ" not in found
+    # Streams that leave samples out may be shorter at another seed: no fault.
+    found, text = note({(method, 1): (1100, 600) for method in ("rwf", "ncm")})
+    assert "same images" not in text and "images_differ" not in found
+    found, text = note({("ncm", 1): (1200, 610)})
+    assert "be compared: rwf (seed 1), ncm (seed 1)." in text
+    assert found.set_index("method")["images_differ"]["ncm"] == "1"
+    assert found["images_differ"].notna().sum() == 2
+    assert "images_differ" in render(found, "csv").splitlines()[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 2}])
+def test_tuning_with_more_labels_than_a_few_shot_stream_has_is_said(options, make_run, tmp_path):
+    make_run(stream="k-shot" if options else "split", stream_options=options, budget="tuned",
+             tuning={"settings": 6, "chosen": {}})  # fmt: skip
+    text = render_text(aggregate(read_runs(tmp_path).frame), width=200)
+    assert "Settings chosen on held-out training images" in text
+    assert ("many more labels than the stream's shots" in text) == bool(options)

@@ -33,6 +33,7 @@ __all__ = [
     "anytime_curve",
     "board_data",
     "end_curve",
+    "first_end",
     "matrix",
     "metrics_of",
     "report_rows",
@@ -55,16 +56,19 @@ class Metrics:
     :param routing: by metric, then by samples seen.
     :param places: samples seen at each experience's end, a number twice where an experience has no
         samples; empty stands for the keys of `accuracy`.
+    :param before: experiences before the first of these places: a stream may begin with some that
+        have no samples, and nothing is evaluated there.
     """
 
     exposed: dict[int, float] = field(default_factory=dict)
     accuracy: dict[int, dict[int, float]] = field(default_factory=dict)
     routing: dict[str, dict[int, float]] = field(default_factory=dict)
     places: list[int] = field(default_factory=list)
+    before: int = 0
 
-    def ends(self) -> list[int]:
-        """Samples seen at each experience's end."""
-        return self.places or sorted(self.accuracy)
+    def ends(self) -> dict[int, int]:
+        """Samples seen at each experience's end, by the experience's number."""
+        return dict(enumerate(self.places or sorted(self.accuracy), self.before))
 
     def grid(self, every: int) -> dict[int, int]:
         """The places that `a_auc` averages: the first at or after each multiple, and the end.
@@ -96,6 +100,7 @@ def metrics_of(frame: pd.DataFrame) -> Metrics:
             metrics.routing.setdefault(name, {})[int(seen)] = float(value)
     ends = frame.loc[frame["metric"] == "accuracy", ["end", "samples_seen"]].drop_duplicates("end")
     metrics.places = [int(seen) for seen in ends.sort_values("end")["samples_seen"]]
+    metrics.before = int(ends["end"].min()) if metrics.places else 0
     return metrics
 
 
@@ -112,20 +117,30 @@ def _points(places: Iterable[Iterable[tuple[int, float]]]) -> list[Point]:
     return points
 
 
+def first_end(runs: Sequence[Metrics]) -> int:
+    """The first experience at whose end every seed was evaluated: there end curves begin."""
+    return max((run.before for run in runs if run.ends()), default=0)
+
+
+def _shared_ends(runs: Sequence[Metrics]) -> range:
+    last = max((t for run in runs for t in run.ends()), default=-1)
+    return range(first_end(runs), last + 1)
+
+
 def end_curve(runs: Sequence[Metrics]) -> list[Point]:
-    """Accuracy on the classes so far at each experience's end, over seeds.
+    """Accuracy on the classes so far at each experience's end, over seeds, from `first_end` on.
 
     Classes of unequal size let experiences end elsewhere at each seed: the t-th ends are put
     together, at their mean number of samples; nothing is interpolated.
     """
-    last = max((len(run.ends()) for run in runs), default=0)
+    places = [run.ends() for run in runs]
     return _points(
         (
-            (run.ends()[t], run.exposed[run.ends()[t]])
-            for run in runs
-            if t < len(run.ends()) and run.ends()[t] in run.exposed
+            (ends[t], run.exposed[ends[t]])
+            for run, ends in zip(runs, places, strict=True)
+            if t in ends and ends[t] in run.exposed
         )
-        for t in range(last)
+        for t in _shared_ends(runs)
     )
 
 
@@ -140,24 +155,24 @@ def anytime_curve(runs: Sequence[Metrics], every: int) -> list[Point]:
 
 
 def routing_curves(runs: Sequence[Metrics]) -> dict[str, list[Point]]:
-    """Each routing metric at each experience's end, over seeds, with the accuracy on the same
-    classes (those of experience 0) as ``accuracy_first``."""
+    """Each routing metric at each experience's end, as `end_curve`, with the accuracy on the same
+    classes (those of the first experience that has any) as ``accuracy_first``."""
     names = sorted({name for run in runs for name in run.routing})
     if not names:
         return {}
     series = {name: [run.routing.get(name, {}) for run in runs] for name in names}
     series["accuracy_first"] = [
-        {seen: values[0] for seen, values in run.accuracy.items() if 0 in values} for run in runs
+        {seen: values[run.before] for seen, values in run.accuracy.items() if run.before in values}
+        for run in runs
     ]
     curves = {}
     for name, seeds in series.items():
-        ordered = [
-            [(seen, values[seen]) for seen in run.ends() if seen in values]
+        placed = [
+            {t: (seen, values[seen]) for t, seen in run.ends().items() if seen in values}
             for run, values in zip(runs, seeds, strict=True)
         ]
-        last = max(map(len, ordered))
         curves[name] = _points(
-            (values[t] for values in ordered if t < len(values)) for t in range(last)
+            (values[t] for values in placed if t in values) for t in _shared_ends(runs)
         )
     return curves
 
@@ -167,12 +182,12 @@ def matrix(runs: Sequence[Metrics]) -> dict[str, list[list[float | None]]] | Non
     sizes = [
         1 + max((j for row in run.accuracy.values() for j in row), default=-1) for run in runs
     ]
-    n = max([*sizes, *(len(run.ends()) for run in runs)], default=0)
+    n = max([*sizes, *(1 + max(run.ends(), default=-1) for run in runs)], default=0)
     if not n:
         return None
     values = np.full((len(runs), n, n), np.nan)
     for s, run in enumerate(runs):
-        for t, seen in enumerate(run.ends()):
+        for t, seen in run.ends().items():
             for j, value in run.accuracy[seen].items():
                 values[s, t, j] = value
     cells = [[mean_std(values[:, t, j]) for j in range(n)] for t in range(n)]
@@ -353,6 +368,7 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
         "setup": {name: tables._get(row.values, name) for name in tables._SETUP},
         "failed": int(row.values["failed"] or 0),
         "seeds": str(row.values["seeds"]),
+        "first": first_end(row.metrics),
         "ends": end_curve(row.metrics),
         "anytime": anytime_curve(row.metrics, every),
         "routing": routing_curves(row.metrics),

@@ -18,6 +18,7 @@ from avalanche_rwf.leaderboard.report.data import (
     Metrics,
     anytime_curve,
     end_curve,
+    first_end,
     matrix,
     metrics_of,
     report_rows,
@@ -257,11 +258,37 @@ def test_an_experience_without_samples_has_its_place(tmp_path, runs):
     again = "\n".join(line for line in end if "drift" not in line and "entropy" not in line)
     (path / "metrics.csv").write_text(text.replace("100,0,prompt", f"{again}\n100,0,prompt", 1))
     metrics = metrics_of(read_metrics(read_runs(tmp_path).frame))
-    assert metrics.ends() == [100, 100, 200, 300]
+    assert metrics.ends() == {0: 100, 1: 100, 2: 200, 3: 300}
     assert [point[0] for point in end_curve([metrics])] == [100, 100, 200, 300]
     found = matrix([metrics])["mean"]
     assert found[0] == found[1] and len(found) == 4
     assert len(routing_curves([metrics])["accuracy_first"]) == 4
+
+
+def test_seeds_whose_stream_begins_without_samples_are_put_beside_the_others():
+    """The second run's first experience has none: its ends are those of experiences 1 and 2."""
+    rows = [(50, 1, "accuracy", 1.0, 1.0), (50, 1, "prompt_drift", 0.0, 1.0),
+            (90, 1, "accuracy", 0.5, 2.0), (90, 2, "accuracy", 0.7, 2.0),
+            (90, 1, "prompt_drift", 0.4, 2.0)]  # fmt: skip
+    rows += [(seen, None, "accuracy_exposed", value, end)
+             for seen, value, end in ((50, 1.0, 1.0), (90, 0.6, 2.0))]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value", "end"])
+    late = metrics_of(frame)
+    early = Metrics(
+        exposed={30: 0.9, 60: 0.8, 90: 0.4},
+        accuracy={30: {0: 0.9}, 60: {0: 0.7, 1: 0.9}, 90: {0: 0.3, 1: 0.5}},
+        routing={"prompt_drift": {30: 0.0, 60: 0.2, 90: 0.6}},
+    )
+    assert late.ends() == {1: 50, 2: 90}
+    assert first_end([early, late]) == 1 and first_end([early]) == 0 == first_end([])
+    assert [point[:2] for point in end_curve([early, late])] == [[55, 0.9], [90, 0.5]]
+    assert matrix([early, late])["mean"] == [
+        [0.9, None, None], [0.7, 0.95, None], [0.3, 0.5, 0.7]
+    ]
+    curves = routing_curves([early, late])
+    assert [point[:2] for point in curves["prompt_drift"]] == [[55, 0.1], [90, 0.5]]
+    # Of the classes whose images the probe has: those of experience 0 and of experience 1.
+    assert [point[:2] for point in curves["accuracy_first"]] == [[55, 0.85], [90, 0.4]]
 
 
 def test_a_report_on_somebody_elses_run_imports_nothing(tmp_path, runs, monkeypatch):

@@ -256,15 +256,15 @@ const report = (() => {
     return `rgba(${n >> 16}, ${(n >> 8) & 255}, ${n & 255}, ${share})`;
   }
   // A line with markers and, if wanted, a band of one standard deviation around it.
-  function line(name, points, hue, { scale = 1, unit = "", flip = false, band = true, dash = "solid", x = "samples" } = {}) {
-    const xs = points.map((point, t) => (x === "samples" ? point[0] : t + 1));
+  function line(name, points, hue, { scale = 1, unit = "", flip = false, band = true, dash = "solid", x = "samples", first = 0 } = {}) {
+    const xs = points.map((point, t) => (x === "samples" ? point[0] : first + t + 1));
     const ys = points.map((point) => scale * (flip ? 1 - point[1] : point[1]));
     const spread = points.map((point) => scale * (point[2] ?? 0));
     const cut = (y) => (unit === " %" ? Math.min(100, Math.max(0, y)) : y); // no band above 100 %
     const said = points.map((point, i) => {
       const digits = scale === 100 ? 1 : 3;
       const deviation = point[2] === null ? "" : ` ± ${spread[i].toFixed(digits)}`;
-      return `${plotText(name)}<br><b>${ys[i].toFixed(digits)}${deviation}${unit}</b><br>experience ${i + 1}, ${point[0]} samples, ${plural(point[3], "seed")}`;
+      return `${plotText(name)}<br><b>${ys[i].toFixed(digits)}${deviation}${unit}</b><br>experience ${first + i + 1}, ${point[0]} samples, ${plural(point[3], "seed")}`;
     });
     const traces = [];
     if (band && points.some((point) => point[2])) {
@@ -283,7 +283,7 @@ const report = (() => {
     const rows = plottedRows();
     const hues = palette();
     const traces = rows.flatMap((row, i) => {
-      const found = line(row.label, row[places], hues[i % hues.length], { scale: 100, unit: " %", band: rows.length <= 5, dash: ["solid", "dash", "dot"][Math.floor(i / hues.length) % 3] });
+      const found = line(row.label, row[places], hues[i % hues.length], { scale: 100, unit: " %", first: row.first, band: rows.length <= 5, dash: ["solid", "dash", "dot"][Math.floor(i / hues.length) % 3] });
       if (places === "anytime") for (const trace of found) if (trace.text) trace.text = trace.text.map((text) => text.replace(/experience \d+, /, ""));
       return found;
     });
@@ -343,7 +343,7 @@ const report = (() => {
     return () => {
       const hues = palette();
       const percentages = name === "accuracy_first";
-      const traces = rows.flatMap((row, i) => row.routing[name] ? line(row.label, row.routing[name], hues[i % hues.length], { flip, x: "experience", scale: percentages ? 100 : 1, unit: percentages ? " %" : "", band: rows.length <= 5 }) : []);
+      const traces = rows.flatMap((row, i) => row.routing[name] ? line(row.label, row.routing[name], hues[i % hues.length], { flip, x: "experience", first: row.first, scale: percentages ? 100 : 1, unit: percentages ? " %" : "", band: rows.length <= 5 }) : []);
       return { traces, layout: { height: 300, showlegend: true, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", percentages ? {} : { rangemode: "normal" }) } };
     };
   }
@@ -439,7 +439,7 @@ const report = (() => {
     if (row.ends.length) {
       const box = el("div", { class: "plot", role: "img", "aria-label": "Accuracy curve" });
       parts.push(el("h3", { text: "Accuracy on the classes so far" }), box);
-      boxes.push([box, () => ({ traces: line(row.label, row.ends, palette()[0], { scale: 100, unit: " %" }), layout: { height: 260, showlegend: false, xaxis: axis("training samples seen", { rangemode: "tozero" }), yaxis: axis("%") } })]);
+      boxes.push([box, () => ({ traces: line(row.label, row.ends, palette()[0], { scale: 100, unit: " %", first: row.first }), layout: { height: 260, showlegend: false, xaxis: axis("training samples seen", { rangemode: "tozero" }), yaxis: axis("%") } })]);
     }
     if (found.matrix) {
       const box = el("div", { class: "plot", role: "img", "aria-label": "Accuracy matrix" });
@@ -451,7 +451,7 @@ const report = (() => {
       parts.push(el("h3", { text: "Routing of the same images, after each experience" }), box);
       boxes.push([box, () => {
         const names = { prompt_drift: "prompts: cosine to first", routing_drift: "association: cosine to first", routing_entropy: "entropy (1: uniform)", prompt_similarity: "cosine between prompts", accuracy_first: "accuracy on the same classes" };
-        const traces = Object.entries(names).flatMap(([name, title], i) => row.routing[name] ? line(title, row.routing[name], palette()[i], { flip: name.endsWith("_drift"), x: "experience", band: false, dash: name === "accuracy_first" ? "dash" : "solid" }) : []);
+        const traces = Object.entries(names).flatMap(([name, title], i) => row.routing[name] ? line(title, row.routing[name], palette()[i], { flip: name.endsWith("_drift"), x: "experience", first: row.first, band: false, dash: name === "accuracy_first" ? "dash" : "solid" }) : []);
         return { traces, layout: { height: 330, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", { range: [-0.05, 1.05] }) } };
       }]);
     }
