@@ -94,6 +94,22 @@ def test_an_optimizer_of_another_model_would_train_nothing(vit, tools):
         )
 
 
+@pytest.mark.parametrize("head", ["slda", "linear"])
+def test_an_optimizer_of_frozen_parameters_would_train_nothing(head, vit, tools):
+    model = FrozenViT(vit, 4, head=head)
+    frozen = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="all that it has are frozen: leave it out"):
+        FrozenBackboneStrategy(model=model, optimizer=frozen, evaluator=tools.silent())
+
+
+def test_a_criterion_gives_one_number(vit, tools):
+    criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(UsageError, match="one number for a batch, and its reduction is 'none'"):
+        FrozenBackboneStrategy(
+            model=FrozenViT(vit, 4), criterion=criterion, evaluator=tools.silent()
+        )
+
+
 @pytest.mark.parametrize("value", without(NO_FLAG))
 def test_grows_is_a_flag(value, vit, tools):
     with pytest.raises(UsageError, match="grows must be True or False"):
