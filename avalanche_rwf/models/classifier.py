@@ -91,6 +91,13 @@ def _check_head(head: Head, width: int, num_classes: int) -> None:
         )
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    """A tensor's values as bytes; NumPy has no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.detach().contiguous().view(torch.int16)
+    return tensor.numpy(force=True).tobytes()
+
+
 class FrozenViT(nn.Module):
     """A classifier on a frozen timm ViT; the base of every prompt method.
 
@@ -239,6 +246,8 @@ class FrozenViT(nn.Module):
 
         Without trained prompts a test batch has the same features after each experience: in
         evaluation on the CPU they are computed once and found again by the images' own bytes.
+        Weights changed in place are noticed, unless it was through ``.data``: PyTorch does not
+        count that, so :meth:`renew_name` has to be called after it.
         """
         if self.frozen and not self.prompted_blocks() and not self.prompt_groups():
             kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
@@ -274,7 +283,7 @@ class FrozenViT(nn.Module):
             who = self._backbone_digest()
         else:  # A tensor counts its changes in place: weights that were changed answer anew.
             who = f"{self._name} {sum(p._version for p in self.parameters())}"
-        key = hashlib.blake2b(images.numpy(force=True).tobytes(), digest_size=16)
+        key = hashlib.blake2b(_bytes(images), digest_size=16)
         key.update(f"{who} {kind} {tuple(images.shape)}".encode())
         return MEMORY.get(key.hexdigest(), lambda: compute(images), shared=bool(kind))
 
@@ -287,13 +296,14 @@ class FrozenViT(nn.Module):
             for block in self.backbone.blocks:  # heads and the scale of attention are no tensors
                 digest.update(f"{block.attn.num_heads} {block.attn.scale}".encode())
             for name, tensor in tensors.items():
-                digest.update(name.encode() + tensor.numpy(force=True).tobytes())
+                digest.update(name.encode() + _bytes(tensor))
             self._digest = changes, digest.hexdigest()
         return self._digest[1]
 
     def renew_name(self) -> None:
         """What was remembered of this model is out of date."""
         self._name = next(_NAMES)
+        self._digest = None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.renew_name()

@@ -153,6 +153,11 @@ def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
     return saved
 
 
+def _kinds(model: nn.Module) -> list[str]:
+    """The kinds of numbers that a model's parameters are in, such as "float32"."""
+    return sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+
+
 def _check_parts(
     model: FrozenViT,
     optimizer: Optimizer | None,
@@ -163,6 +168,12 @@ def _check_parts(
     """Check what a strategy is put together from."""
     if not isinstance(model, FrozenViT):
         raise UsageError(f"model must be a FrozenViT, not a {type(model).__name__}.")
+    found = _kinds(model)
+    if "float64" in found and len(found) > 1:
+        raise UsageError(
+            f"model must be in one kind of numbers, not in {' and '.join(found)}: "
+            "model.double() puts all of it in float64."
+        )
     if not isinstance(optimizer, Optimizer | None):
         raise UsageError(
             f"optimizer must be an optimizer of PyTorch's or None, not a "
@@ -369,6 +380,12 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 return full_precision(self.model.features(images))
         except (RuntimeError, AssertionError) as error:
             why = image_misfit(self.model.backbone, images)
+            kinds = _kinds(self.model)
+            if why is None and len(kinds) > 1:
+                why = (
+                    f"model must be in one kind of numbers, not in {' and '.join(kinds)}: "
+                    "precision='bf16' is what computes in less than float32."
+                )
             if why is None:
                 raise
             raise UsageError(why) from error
