@@ -378,7 +378,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         try:
             with self._autocast():
                 return full_precision(self.model.features(images))
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             why = image_misfit(self.model.backbone, images)
             kinds = _kinds(self.model)
             if why is None and len(kinds) > 1:
@@ -540,8 +540,15 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Class predictions [B] for images [B, 3, H, W], among the classes seen."""
+        """Class predictions [B] for images [B, 3, H, W], among the classes seen.
+
+        :raises UsageError: for images that the backbone does not take.
+        """
+        if not isinstance(images, Tensor):
+            raise UsageError(f"images must be a tensor, not a {type(images).__name__}.")
         self.model.eval()
+        if not len(images):
+            return torch.zeros(0, dtype=torch.long, device=self.device)
         features = self._features_of(images.to(self.device))
         return mask_logits(self.model.logits(features), self.model.seen).argmax(1)
 

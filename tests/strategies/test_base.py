@@ -395,6 +395,7 @@ def test_a_test_label_outside_num_classes_is_named(tools, scenario, name):
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "not uint8 [2, 3, 32, 32]"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.float64), "not float64 [2, 3, 32, 32]"),
         (torch.zeros(2, 32, 32, 3), "not float32 [2, 32, 32, 3]"),
+        (torch.zeros(3, 32, 32), "not float32 [3, 32, 32]"),
     ],
 )
 def test_images_that_the_backbone_does_not_take_are_named(tools, images, said):
@@ -402,6 +403,14 @@ def test_images_that_the_backbone_does_not_take_are_named(tools, images, said):
     with pytest.raises(UsageError, match=re.escape(f"images must be float32 [B, 3, 32, 32] as "
                                                    f"the backbone takes them, {said}.")):
         s.predict(images)
+
+
+def test_predictions_are_of_tensors_and_of_no_image_there_are_none(tools):
+    s = strategy(tools)
+    with pytest.raises(UsageError, match="images must be a tensor, not a ndarray"):
+        s.predict(torch.zeros(2, 3, 32, 32).numpy())
+    found = s.predict(torch.zeros(0, 3, 32, 32))
+    assert found.shape == (0,) and found.dtype == torch.long
 
 
 def test_another_error_of_the_model_stays_as_it_is(tools, images):
