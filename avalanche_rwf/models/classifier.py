@@ -173,6 +173,7 @@ class FrozenViT(nn.Module):
         self.training_head: Head | None = None
         self._name = next(_NAMES)
         self._digest: tuple[int, str] | None = None
+        self._earlier: set[int] = set()  # numbers of classes that it had before it grew
         self.train(self.training)
 
     def add_training_head(self) -> None:
@@ -305,9 +306,30 @@ class FrozenViT(nn.Module):
         self._name = next(_NAMES)
         self._digest = None
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         self.renew_name()
-        super()._load_from_state_dict(*args, **kwargs)
+        seen = state_dict.get(prefix + "seen")
+        if isinstance(seen, Tensor) and len(seen) in self._earlier:
+            self._fill_up(state_dict, prefix, len(seen))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _fill_up(self, state_dict: dict[str, Any], prefix: str, classes: int) -> None:
+        """Give a state from before the model grew the classes that have come since, as unseen.
+
+        Early stopping goes back to such a state. The optimizer holds the rows of those classes, so
+        they stay, as they are; what was counted of them is nothing.
+        """
+        parameters = dict(self.named_parameters())
+        for name, own in {**parameters, **dict(self.named_buffers())}.items():
+            value = state_dict.get(prefix + name)
+            if not isinstance(value, Tensor) or not own.dim() or len(own) != self.num_classes:
+                continue
+            if value.shape == (classes, *own.shape[1:]):
+                filled = own.detach().clone() if name in parameters else torch.zeros_like(own)
+                filled[:classes] = value
+                state_dict[prefix + name] = filled
 
     def forget(self) -> None:
         """Drop what the last forward left for the loss, with its graph."""
@@ -369,6 +391,7 @@ class FrozenViT(nn.Module):
             seen = torch.zeros(num_classes, dtype=torch.bool, device=self.seen.device)
             seen[: len(self.seen)] = self.seen
             self.seen = seen
+            self._earlier.add(self.num_classes)
             self.head.grow(num_classes)
             if self.training_head is not None:
                 self.training_head.grow(num_classes)

@@ -645,6 +645,11 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         classes = len(state["model"].get("seen", ()))
         if self.grows and classes > self.model.num_classes:
             self._make_room(torch.tensor([0, classes - 1]))
+        elif classes < self.model.num_classes:
+            raise ValueError(
+                f"The saved state has {classes} classes, and this model has "
+                f"{self.model.num_classes}."
+            )
         try:
             missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
         except RuntimeError as error:

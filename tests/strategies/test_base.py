@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
-from avalanche.training.plugins import ReplayPlugin
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, ReplayPlugin
 from torch import nn
 
 from avalanche_rwf.errors import UsageError
@@ -474,3 +475,60 @@ def test_fine_tuning_leaves_a_backbone_that_others_share_alone(tools, scenario):
     assert all(torch.equal(p, before[name]) for name, p in vit.state_dict().items())
     moved = tuned.model.backbone.state_dict()
     assert any(not torch.equal(p, before[name]) for name, p in moved.items())
+
+
+@pytest.mark.parametrize("head", ["cosine", "slda"])
+def test_early_stopping_goes_back_to_before_the_head_grew(tools, scenario, head):
+    """Accuracy on the first classes alone never rises again once others compete."""
+    evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
+    s = FrozenBackboneStrategy(
+        model=routed(tools, classes=1, head=head), grows=True, train_mb_size=8, train_epochs=4,
+        eval_every=1, evaluator=evaluator, plugins=[EarlyStoppingPlugin(1, "test_stream")],
+    )
+    states = []
+    for experience in scenario.train_stream[:2]:
+        s.train(experience, eval_streams=[scenario.test_stream[:1]], shuffle=False)
+        states.append((s.model.num_classes, weights(s)))
+    (early, before), (late, after) = states
+    assert early < late
+    assert after["seen"].tolist() == before["seen"].tolist() + [False] * (late - early)
+    for name, p in before.items():
+        q = after[name]
+        assert torch.equal(q[: len(p)] if p.dim() and len(p) == early else q, p), name
+    s.train(scenario.train_stream[2], eval_streams=[], shuffle=False)  # and goes on
+
+
+@pytest.mark.parametrize("head", ["white", "linear", "rp-ridge"])
+def test_a_model_takes_its_own_state_from_before_it_grew(tools, scenario, head):
+    s = strategy(tools, routed(tools, classes=1, head=head), grows=True)
+    first, second, third = scenario.train_stream
+    s.train(first, eval_streams=[], shuffle=False)
+    early, before = s.model.num_classes, weights(s)
+    s.train(second, eval_streams=[], shuffle=False)
+    rows = {name: p[early:].clone() for name, p in s.model.named_parameters() if p.dim()}
+    s.model.load_state_dict(before)
+    assert s.model.num_classes > early and len(before["seen"]) == early  # the state is as it was
+    assert s.model.seen.tolist() == [True] * early + [False] * (s.model.num_classes - early)
+    for name, q in weights(s).items():
+        p = before[name]
+        if p.shape != q.shape:
+            assert torch.equal(q[: len(p)], p), name
+            rest = q[len(p) :]
+            assert torch.equal(rest, rows.get(name, torch.zeros_like(rest))), name
+        else:
+            assert torch.equal(q, p), name
+    s.train(third, eval_streams=[], shuffle=False)
+    s.train(second, eval_streams=[], shuffle=False)
+    assert s.model.seen.all()
+    s.eval(scenario.test_stream)
+
+
+def test_a_state_of_fewer_classes_is_refused_by_a_model_that_never_had_them(tools, scenario):
+    few, many = routed(tools, classes=2), routed(tools, classes=6)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        many.load_state_dict(few.state_dict())
+    s = strategy(tools, routed(tools, classes=2), grows=True)
+    state = s.trained_state()
+    train(s, scenario)
+    with pytest.raises(ValueError, match=r"The saved state has 2 classes, and this model has 6\."):
+        s.load_trained_state(state)
