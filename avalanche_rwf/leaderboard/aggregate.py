@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from avalanche_rwf.checks import check_path
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import write_whole
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
@@ -162,6 +163,7 @@ def read_runs(
     rows: list[dict[str, Any]] = []
     broken: list[BrokenRun] = []
     for folder in (out_dir, *more):
+        check_path("out_dir", folder)
         out = Path(folder)
         if not out.is_dir():
             raise UsageError(f"out_dir must be a folder with run directories, got {str(out)!r}.")

@@ -28,7 +28,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -63,6 +63,7 @@ __all__ = [
     "build_packaged_architecture",
     "check_backbone",
     "create_backbone",
+    "image_misfit",
     "list_backbones",
     "weights_sha256",
 ]
@@ -296,6 +297,24 @@ def check_architecture(model: nn.Module, name: str | None = None) -> VisionTrans
         raise UsageError(f"backbone {_label(name)} {why}; {_SUPPORTED}.")
     assert isinstance(model, VisionTransformer)
     return model
+
+
+def image_misfit(model: nn.Module, images: Tensor) -> str | None:
+    """Why a backbone does not take images, in one sentence; None if it should.
+
+    :param images: what was given as [B, 3, H, W].
+    """
+    embed = cast(Any, model.patch_embed)
+    weight, kinds = embed.proj.weight, (torch.float16, torch.bfloat16)  # autocast takes both
+    sides = list(embed.img_size) if embed.img_size and embed.strict_img_size else ["H", "W"]
+    shape = list(images.shape)
+    fits = len(shape) == 4 and shape[1] == weight.shape[1] and sides in (["H", "W"], shape[2:])
+    if fits and images.dtype in (weight.dtype, *kinds):
+        return None
+    takes = f"{str(weight.dtype).removeprefix('torch.')} [B, {weight.shape[1]}, "
+    takes += f"{sides[0]}, {sides[1]}]"
+    kind = str(images.dtype).removeprefix("torch.")
+    return f"images must be {takes} as the backbone takes them, not {kind} {shape}."
 
 
 def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransformer:

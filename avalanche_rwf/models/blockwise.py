@@ -33,6 +33,7 @@ __all__ = [
     "block_forward",
     "embed_images",
     "forward_blocks",
+    "full_precision",
     "tokens_entering",
 ]
 
@@ -69,6 +70,11 @@ class Forwarded:
     tokens: Tensor
     collected: dict[int, Tensor] = field(default_factory=dict)
     extra: Tensor | None = None
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Values in float32; those of a model in float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def embed_images(backbone: VisionTransformer, images: Tensor) -> Tensor:

@@ -91,6 +91,13 @@ def _check_head(head: Head, width: int, num_classes: int) -> None:
         )
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    """A tensor's values as bytes; NumPy has no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.detach().contiguous().view(torch.int16)
+    return tensor.numpy(force=True).tobytes()
+
+
 class FrozenViT(nn.Module):
     """A classifier on a frozen timm ViT; the base of every prompt method.
 
@@ -166,6 +173,7 @@ class FrozenViT(nn.Module):
         self.training_head: Head | None = None
         self._name = next(_NAMES)
         self._digest: tuple[int, str] | None = None
+        self._earlier: set[int] = set()  # numbers of classes that it had before it grew
         self.train(self.training)
 
     def add_training_head(self) -> None:
@@ -239,6 +247,8 @@ class FrozenViT(nn.Module):
 
         Without trained prompts a test batch has the same features after each experience: in
         evaluation on the CPU they are computed once and found again by the images' own bytes.
+        Weights changed in place are noticed, unless it was through ``.data``: PyTorch does not
+        count that, so :meth:`renew_name` has to be called after it.
         """
         if self.frozen and not self.prompted_blocks() and not self.prompt_groups():
             kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
@@ -274,7 +284,7 @@ class FrozenViT(nn.Module):
             who = self._backbone_digest()
         else:  # A tensor counts its changes in place: weights that were changed answer anew.
             who = f"{self._name} {sum(p._version for p in self.parameters())}"
-        key = hashlib.blake2b(images.numpy(force=True).tobytes(), digest_size=16)
+        key = hashlib.blake2b(_bytes(images), digest_size=16)
         key.update(f"{who} {kind} {tuple(images.shape)}".encode())
         return MEMORY.get(key.hexdigest(), lambda: compute(images), shared=bool(kind))
 
@@ -287,17 +297,39 @@ class FrozenViT(nn.Module):
             for block in self.backbone.blocks:  # heads and the scale of attention are no tensors
                 digest.update(f"{block.attn.num_heads} {block.attn.scale}".encode())
             for name, tensor in tensors.items():
-                digest.update(name.encode() + tensor.numpy(force=True).tobytes())
+                digest.update(name.encode() + _bytes(tensor))
             self._digest = changes, digest.hexdigest()
         return self._digest[1]
 
     def renew_name(self) -> None:
         """What was remembered of this model is out of date."""
         self._name = next(_NAMES)
+        self._digest = None
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         self.renew_name()
-        super()._load_from_state_dict(*args, **kwargs)
+        seen = state_dict.get(prefix + "seen")
+        if isinstance(seen, Tensor) and len(seen) in self._earlier:
+            self._fill_up(state_dict, prefix, len(seen))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _fill_up(self, state_dict: dict[str, Any], prefix: str, classes: int) -> None:
+        """Give a state from before the model grew the classes that have come since, as unseen.
+
+        Early stopping goes back to such a state. The optimizer holds the rows of those classes, so
+        they stay, as they are; what was counted of them is nothing.
+        """
+        parameters = dict(self.named_parameters())
+        for name, own in {**parameters, **dict(self.named_buffers())}.items():
+            value = state_dict.get(prefix + name)
+            if not isinstance(value, Tensor) or not own.dim() or len(own) != self.num_classes:
+                continue
+            if value.shape == (classes, *own.shape[1:]):
+                filled = own.detach().clone() if name in parameters else torch.zeros_like(own)
+                filled[:classes] = value
+                state_dict[prefix + name] = filled
 
     def forget(self) -> None:
         """Drop what the last forward left for the loss, with its graph."""
@@ -359,6 +391,7 @@ class FrozenViT(nn.Module):
             seen = torch.zeros(num_classes, dtype=torch.bool, device=self.seen.device)
             seen[: len(self.seen)] = self.seen
             self.seen = seen
+            self._earlier.add(self.num_classes)
             self.head.grow(num_classes)
             if self.training_head is not None:
                 self.training_head.grow(num_classes)

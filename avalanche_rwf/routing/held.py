@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_rwf.checks import check_number, check_whole
-from avalanche_rwf.models.blockwise import Forwarded
+from avalanche_rwf.models.blockwise import Forwarded, full_precision
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.routing.model import RoutedViT
 
@@ -138,9 +138,10 @@ class HeldRoutedViT(RoutedViT):
         super().observe(features, targets)
         if self._held or self._entering is None:
             return
-        tokens = self._entering[: len(targets)].float()  # replayed images stand behind the batch
+        # Replayed images stand behind the batch.
+        tokens = full_precision(self._entering[: len(targets)])
         self._entering = None
-        plain = features[:, : features.shape[1] - self.route_width()].float()
+        plain = full_precision(features[:, : features.shape[1] - self.route_width()])
         first = not len(self.kept_targets)
         self.kept_tokens = tokens if first else torch.cat([self.kept_tokens, tokens])
         self.kept_features = plain if first else torch.cat([self.kept_features, plain])

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.models.masks import mask_logits
@@ -167,7 +168,7 @@ class AdaptedViT(FrozenViT):
         """Images [B, 3, H, W] -> features [B, F] for the head."""
         bf16 = self.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return super().features(images).float()
+            return full_precision(super().features(images))
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """The trained parameters alone: frozen ones are no concern of optimizers and plugins."""
@@ -209,7 +210,7 @@ class _OnFrozenViT:
             return output
         self._raw = output
         # A head that grows has no column yet for what comes.
-        return mask_logits(output.float(), self.seen_classes()[: output.shape[-1]])
+        return mask_logits(full_precision(output), self.seen_classes()[: output.shape[-1]])
 
     def criterion(self) -> Any:
         """The class's own loss; in evaluation of unmasked logits, to be finite for all classes."""

@@ -39,7 +39,8 @@ from avalanche_rwf.checks import (
 )
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.files import StateFileError, read_state, save_state
-from avalanche_rwf.models.backbone import weights_sha256
+from avalanche_rwf.models.backbone import image_misfit, weights_sha256
+from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 from avalanche_rwf.strategies.loop_arguments import check_loop
@@ -152,6 +153,11 @@ def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
     return saved
 
 
+def _kinds(model: nn.Module) -> list[str]:
+    """The kinds of numbers that a model's parameters are in, such as "float32"."""
+    return sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+
+
 def _check_parts(
     model: FrozenViT,
     optimizer: Optimizer | None,
@@ -162,6 +168,12 @@ def _check_parts(
     """Check what a strategy is put together from."""
     if not isinstance(model, FrozenViT):
         raise UsageError(f"model must be a FrozenViT, not a {type(model).__name__}.")
+    found = _kinds(model)
+    if "float64" in found and len(found) > 1:
+        raise UsageError(
+            f"model must be in one kind of numbers, not in {' and '.join(found)}: "
+            "model.double() puts all of it in float64."
+        )
     if not isinstance(optimizer, Optimizer | None):
         raise UsageError(
             f"optimizer must be an optimizer of PyTorch's or None, not a "
@@ -172,6 +184,11 @@ def _check_parts(
         given = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not given & mine:
             raise UsageError("optimizer must have parameters of the model, and it has none of it.")
+        if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+            raise UsageError(
+                "optimizer must have parameters that are trained, and all that it has are frozen: "
+                "leave it out for a model that trains nothing."
+            )
     if replay is not None and not hasattr(replay, "take_in"):
         raise UsageError(f"replay must be a Replay or None, not {replay!r}.")
     check_flag("grows", grows)
@@ -183,6 +200,18 @@ def _check_parts(
                 f"learning_rates takes kinds of parameters, and {kind!r} is none; "
                 f"{nearest(kind, sorted(kinds))}."
             )
+
+
+def _of_columns(criterion: Callable[..., Tensor], mask: Tensor) -> Callable[..., Tensor]:
+    """The criterion for the logits of some classes (bool [C]): with the weights of those alone."""
+    weight = getattr(criterion, "weight", None)
+    if not (isinstance(criterion, nn.Module) and isinstance(weight, Tensor)):
+        return criterion
+    if weight.shape != mask.shape or "weight" not in criterion._buffers:
+        return criterion
+    chosen = copy.copy(criterion)
+    chosen._buffers = {**criterion._buffers, "weight": weight[mask]}
+    return chosen
 
 
 class _NoOptimizer(torch.optim.SGD):
@@ -309,14 +338,13 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         """Logits [B, C] of the mini-batch with the classes not seen at -inf, in float32.
 
         In training, the batch's labels are noted first: its classes are seen from here on. Replayed
-        images go through the model after the batch's own, for the loss alone.
+        images go through the model after the batch's own, for the loss alone. A head that grows
+        does so in training alone: in evaluation, a label beyond it gets a column of -inf.
         """
         images, n = self.mb_x, len(self.mb_x)
         if self.is_training and self.replay is not None:
             images = self.replay.extend(images)
-        with self._autocast():
-            features = self.model.features(images)
-        features = features.float()
+        features = self._features_of(images)
         if self.is_training:
             if not self._observed:
                 if not bool(torch.isfinite(features).all()):
@@ -331,10 +359,36 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                     self.replay.observe(self.model, features.detach(), self.mb_y)
                 self._observed = True
             self._features = features
-            self._raw = self.model.head.in_training(features[:n]).float()
+            self._raw = full_precision(self.model.head.in_training(features[:n]))
         else:
-            self._raw = self.model.logits(features).float()
+            self._raw = full_precision(self.model.logits(features))
+            if more := self._missing_classes(self.mb_y):
+                logits = mask_logits(self._raw, self.model.seen)
+                # Nothing knows them yet. For the loss they have what a fresh row gives on average.
+                later = float("-inf") if self.model.head.closed_form else 0.0
+                self._raw = nn.functional.pad(self._raw, (0, more), value=later)
+                return nn.functional.pad(logits, (0, more), value=float("-inf"))
         return mask_logits(self._raw, self.model.seen)
+
+    def _features_of(self, images: Tensor) -> Tensor:
+        """Features [B, F] of images, in float32 or, of a model in float64, float64.
+
+        :raises UsageError: for images that the backbone does not take.
+        """
+        try:
+            with self._autocast():
+                return full_precision(self.model.features(images))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            why = image_misfit(self.model.backbone, images)
+            kinds = _kinds(self.model)
+            if why is None and len(kinds) > 1:
+                why = (
+                    f"model must be in one kind of numbers, not in {' and '.join(kinds)}: "
+                    "precision='bf16' is what computes in less than float32."
+                )
+            if why is None:
+                raise
+            raise UsageError(why) from error
 
     def criterion(self) -> Tensor:
         """The training loss under the mask; in evaluation the plain loss over all classes.
@@ -379,7 +433,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param held_fixed: whether the head gets no gradient.
         """
         head = self.model.training_head or self.model.head
-        logits = (head.held_fixed(features) if held_fixed else head(features)).float()
+        logits = full_precision(head.held_fixed(features) if held_fixed else head(features))
         return self.loss_of_logits(logits, targets, mask)
 
     def loss_of_logits(self, logits: Tensor, targets: Tensor, mask: str | Tensor) -> Tensor:
@@ -389,7 +443,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         if type(self._criterion) is nn.CrossEntropyLoss and not self._criterion.label_smoothing:
             return self._criterion(mask_logits(logits, mask), targets)
         # Another criterion may not stand -inf (label smoothing does not): drop the columns.
-        return self._criterion(logits[:, mask], (mask.cumsum(0) - 1)[targets])
+        criterion = _of_columns(self._criterion, mask)
+        return criterion(logits[:, mask], (mask.cumsum(0) - 1)[targets])
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
@@ -442,18 +497,27 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             )
         self.optimizer.step()
 
-    def _make_room(self, targets: Tensor) -> None:
-        """Refuse a label outside the classes, or grow the head where the strategy may."""
+    def _missing_classes(self, targets: Tensor) -> int:
+        """How many classes the labels have beyond the model's: 0 unless the strategy grows.
+
+        :raises ValueError: for a label that does not fit.
+        """
         lowest, highest = torch.stack([targets.min(), targets.max()]).tolist()
-        if lowest >= 0 and highest < self.model.num_classes:
-            return
-        if lowest < 0 or not self.grows:
+        more = max(0, highest + 1 - self.model.num_classes)
+        if lowest < 0 or (more and not self.grows):
             raise ValueError(
                 f"A label of {lowest if lowest < 0 else highest} does not fit "
                 f"num_classes={self.model.num_classes}; labels run from 0 to num_classes - 1."
             )
+        return more
+
+    def _make_room(self, targets: Tensor) -> None:
+        """Refuse a label outside the classes, or grow the head where the strategy may."""
+        more = self._missing_classes(targets)
+        if not more:
+            return
         before = dict(self.model.named_parameters())
-        self.model.grow(highest + 1)
+        self.model.grow(self.model.num_classes + more)
         after = dict(self.model.named_parameters())
         for name, old in before.items():
             new = after[name]
@@ -476,11 +540,17 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Class predictions [B] for images [B, 3, H, W], among the classes seen."""
+        """Class predictions [B] for images [B, 3, H, W], among the classes seen.
+
+        :raises UsageError: for images that the backbone does not take.
+        """
+        if not isinstance(images, Tensor):
+            raise UsageError(f"images must be a tensor, not a {type(images).__name__}.")
         self.model.eval()
-        with self._autocast():
-            features = self.model.features(images.to(self.device))
-        return mask_logits(self.model.logits(features.float()), self.model.seen).argmax(1)
+        if not len(images):
+            return torch.zeros(0, dtype=torch.long, device=self.device)
+        features = self._features_of(images.to(self.device))
+        return mask_logits(self.model.logits(features), self.model.seen).argmax(1)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
@@ -575,6 +645,11 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         classes = len(state["model"].get("seen", ()))
         if self.grows and classes > self.model.num_classes:
             self._make_room(torch.tensor([0, classes - 1]))
+        elif classes < self.model.num_classes:
+            raise ValueError(
+                f"The saved state has {classes} classes, and this model has "
+                f"{self.model.num_classes}."
+            )
         try:
             missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
         except RuntimeError as error:

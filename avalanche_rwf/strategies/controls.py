@@ -6,6 +6,7 @@ trains all of it one sample after another, the usual lower bound.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,8 @@ def fine_tune(
     lr: float = 5e-3,
     lr_backbone: float = 1e-5,
 ) -> FrozenBackboneStrategy:
-    """Cross-entropy on head and backbone."""
+    """Cross-entropy on head and a copy of the backbone, which other strategies may hold frozen."""
+    backbone = copy.deepcopy(backbone)
     model = FrozenViT(backbone, num_classes, head=head, readout=readout, frozen=False)
     model.add_training_head()
     rates = {"head": lr, "backbone": lr_backbone}

@@ -55,6 +55,8 @@ def _check_norm(name: str, value: Any) -> None:
 def _check_callable(name: str, value: Any) -> None:
     if value is not None and (not callable(value) or inspect.isclass(value)):
         raise UsageError(f"{name} must be a loss of logits and targets or None, not {value!r}.")
+    if getattr(value, "reduction", None) == "none":
+        raise UsageError(f"{name} must give one number for a batch, and its reduction is 'none'.")
 
 
 def _check_device(name: str, value: Any) -> None:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from avalanche_rwf.checks import check_choice, check_number, check_whole
+from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import batch_classes
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
@@ -221,7 +222,7 @@ class Replay:
         replayed = "none" if strategy.mask == "none" else "seen"
         if self.replay == "der":
             head = model.training_head or model.head
-            raw = head(features).float()
+            raw = full_precision(head(features))
             self._logits = raw[:n].detach()
         with _rows(model, 0, n, len(features)):
             loss = strategy.classification_loss(features[:n], targets, incoming)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_rwf.checks import check_flag, check_mapping, check_number, check_whole
@@ -246,7 +246,8 @@ def _plain(name: str, value: Any) -> Any:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(name, one) for key, one in value.items()}
-    if isinstance(value, Collection):
+    # A tensor, as log_prior is one, goes on being a collection down to its single numbers.
+    if isinstance(value, Collection) and not isinstance(value, Tensor):
         return [_plain(name, one) for one in value]
     raise UsageError(
         f"{name} must be plain values for a strategy to be saved, not a {type(value).__name__}: "

@@ -306,6 +306,12 @@ def test_nothing_is_of_no_protocol(tmp_path):
     assert protocols(read_runs(tmp_path).frame) == []
 
 
+@pytest.mark.parametrize("folder", [None, 3, ["results"]])
+def test_a_folder_is_a_path(folder, tmp_path):
+    with pytest.raises(UsageError, match="out_dir must be a path"):
+        read_runs(tmp_path, folder)
+
+
 def test_empty_and_missing_folders(tmp_path):
     frame, broken = read_runs(tmp_path)
     assert frame.empty

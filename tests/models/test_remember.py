@@ -109,3 +109,25 @@ def test_nothing_is_remembered_in_training_or_with_a_graph(tools, images):
     with torch.no_grad():
         made.features(images)
     assert not MEMORY._answers
+
+
+def test_a_backbone_in_bfloat16_is_told_by_its_bytes_too(tools, images):
+    """NumPy has no such numbers."""
+    model = FrozenViT(tools.vit().bfloat16(), 4, head="ncm").eval()
+    other = FrozenViT(tools.vit(seed=1).bfloat16(), 4, head="ncm").eval()
+    images = images.bfloat16()
+    with torch.no_grad():
+        found = model.features(images)
+        assert torch.equal(model.features(images), found)
+        assert not torch.equal(other.features(images), found)
+
+
+def test_weights_changed_through_data_are_noticed_when_they_are_told(tools, images):
+    model = FrozenViT(tools.vit(), 4, head="ncm").eval()
+    with torch.no_grad():
+        before = model.features(images)
+        model.backbone.norm.weight.data.mul_(3)
+        model.renew_name()
+        after = model.features(images)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, model._features(images))

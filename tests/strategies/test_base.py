@@ -1,12 +1,15 @@
 import copy
 import math
+import re
 
 import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
-from avalanche.training.plugins import ReplayPlugin
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, ReplayPlugin
 from torch import nn
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import (
@@ -14,6 +17,7 @@ from avalanche_rwf.strategies.base import (
     NonFiniteLossError,
     build_optimizer,
 )
+from avalanche_rwf.strategies.registry import create_strategy
 from avalanche_rwf.strategies.rwf import RwFStrategy
 
 
@@ -348,3 +352,183 @@ def test_closed_forms_have_a_finite_evaluation_loss_and_a_training_accuracy(
     assert all(math.isfinite(loss) for loss in losses)
     # The last experience's classes are new there, and not wrong by default.
     assert sum(right[-3:]) / 3 > 0.3
+
+
+@pytest.mark.parametrize("head", ["white", "slda"])
+def test_evaluation_of_classes_to_come_grows_no_head_and_is_finite(tools, scenario, head):
+    """The whole test stream after each experience, as Avalanche's examples do."""
+    s = strategy(tools, routed(tools, classes=1, head=head), grows=True)
+    s.eval(scenario.test_stream)
+    assert s.model.num_classes == 1
+    s.train(scenario.train_stream[0], eval_streams=[], shuffle=False)
+    known = s.model.num_classes
+    before, losses, outputs = weights(s), [], []
+    kept = s.criterion
+
+    def criterion():
+        losses.append(float(kept()))
+        outputs.append(s.mb_output)
+        return kept()
+
+    s.criterion = criterion
+    s.eval(scenario.test_stream)
+    assert s.model.num_classes == known < 6
+    assert all(torch.equal(before[name], p) for name, p in weights(s).items())
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert outputs[-1].shape[1] == 6 and torch.isinf(outputs[-1][:, known:]).all()
+    assert all(int(o.argmax(1).max()) < known for o in outputs)
+
+
+@pytest.mark.parametrize("name", ["rwf-literal", "slda", "avalanche-l2p"])
+def test_a_test_label_outside_num_classes_is_named(tools, scenario, name):
+    s = create_strategy(
+        name, backbone=tools.vit(), num_classes=3, loop={"evaluator": tools.silent()}
+    )
+    with pytest.raises(ValueError, match="does not fit num_classes=3; labels run from 0"):
+        s.eval(scenario.test_stream)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(2, 1, 32, 32), "not float32 [2, 1, 32, 32]"),
+        (torch.zeros(2, 3, 28, 28), "not float32 [2, 3, 28, 28]"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "not uint8 [2, 3, 32, 32]"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), "not float64 [2, 3, 32, 32]"),
+        (torch.zeros(2, 32, 32, 3), "not float32 [2, 32, 32, 3]"),
+        (torch.zeros(3, 32, 32), "not float32 [3, 32, 32]"),
+    ],
+)
+def test_images_that_the_backbone_does_not_take_are_named(tools, images, said):
+    s = strategy(tools)
+    with pytest.raises(UsageError, match=re.escape(f"images must be float32 [B, 3, 32, 32] as "
+                                                   f"the backbone takes them, {said}.")):
+        s.predict(images)
+
+
+def test_predictions_are_of_tensors_and_of_no_image_there_are_none(tools):
+    s = strategy(tools)
+    with pytest.raises(UsageError, match="images must be a tensor, not a ndarray"):
+        s.predict(torch.zeros(2, 3, 32, 32).numpy())
+    found = s.predict(torch.zeros(0, 3, 32, 32))
+    assert found.shape == (0,) and found.dtype == torch.long
+
+
+def test_another_error_of_the_model_stays_as_it_is(tools, images):
+    s = strategy(tools)
+    s.model.features = lambda images: (_ for _ in ()).throw(RuntimeError("mine"))
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        s.predict(images)
+
+
+@pytest.mark.parametrize("name", ["rwf", "slda", "l2p", "coda-prompt", "der", "rwf-lda-held"])
+def test_a_model_in_float64_keeps_it(tools, name):
+    """For instance under ``torch.set_default_dtype(torch.float64)``."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        scenario = tools.scenario()
+        s = create_strategy(
+            name, backbone=tools.vit(depth=5), num_classes=6,
+            loop={"evaluator": tools.silent(), "train_mb_size": 8},
+        )
+        images = scenario.train_stream[0].dataset[0][0][None]
+        assert images.dtype == torch.float64
+        train(s, scenario)
+        s.eval(scenario.test_stream)
+        with torch.no_grad():
+            assert s.model.features(images).dtype == torch.float64
+        assert s.predict(images).shape == (1,)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mask", ["batch", "seen", "none"])
+def test_weights_of_classes_are_those_of_the_classes_that_compete(tools, mask, smoothing):
+    class Mine(nn.CrossEntropyLoss):
+        """A subclass: its columns that are masked are dropped, not at -inf."""
+
+    w = torch.arange(1.0, 7.0)
+    s = strategy(tools, criterion=Mine(weight=w, label_smoothing=smoothing), mask=mask)
+    logits, targets = torch.randn(4, 6), torch.tensor([1, 4, 4, 1])
+    s.model.seen[torch.tensor([0, 1, 4])] = True
+    chosen = {"batch": [1, 4], "seen": [0, 1, 4], "none": list(range(6))}[mask]
+    found = s.loss_of_logits(logits, targets, mask)
+    places = torch.tensor([chosen.index(t) for t in targets.tolist()])
+    expected = nn.functional.cross_entropy(
+        logits[:, chosen], places, weight=w[chosen], label_smoothing=smoothing
+    )
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(s._criterion.weight, w)
+
+
+def test_fine_tuning_leaves_a_backbone_that_others_share_alone(tools, scenario):
+    vit = tools.vit()
+    before = {name: p.clone() for name, p in vit.state_dict().items()}
+    loop = {"evaluator": tools.silent(), "train_mb_size": 8}
+    one = create_strategy("linear-probe", backbone=vit, num_classes=6, loop=loop)
+    tuned = create_strategy("fine-tune", backbone=vit, num_classes=6, loop=loop)
+    create_strategy("slda", backbone=vit, num_classes=6, loop=loop)  # freezes what it is given
+    train(tuned, scenario)
+    assert one.model.backbone is vit
+    assert not any(p.requires_grad for p in vit.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in vit.state_dict().items())
+    moved = tuned.model.backbone.state_dict()
+    assert any(not torch.equal(p, before[name]) for name, p in moved.items())
+
+
+@pytest.mark.parametrize("head", ["cosine", "slda"])
+def test_early_stopping_goes_back_to_before_the_head_grew(tools, scenario, head):
+    """Accuracy on the first classes alone never rises again once others compete."""
+    evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
+    s = FrozenBackboneStrategy(
+        model=routed(tools, classes=1, head=head), grows=True, train_mb_size=8, train_epochs=4,
+        eval_every=1, evaluator=evaluator, plugins=[EarlyStoppingPlugin(1, "test_stream")],
+    )
+    states = []
+    for experience in scenario.train_stream[:2]:
+        s.train(experience, eval_streams=[scenario.test_stream[:1]], shuffle=False)
+        states.append((s.model.num_classes, weights(s)))
+    (early, before), (late, after) = states
+    assert early < late
+    assert after["seen"].tolist() == before["seen"].tolist() + [False] * (late - early)
+    for name, p in before.items():
+        q = after[name]
+        assert torch.equal(q[: len(p)] if p.dim() and len(p) == early else q, p), name
+    s.train(scenario.train_stream[2], eval_streams=[], shuffle=False)  # and goes on
+
+
+@pytest.mark.parametrize("head", ["white", "linear", "rp-ridge"])
+def test_a_model_takes_its_own_state_from_before_it_grew(tools, scenario, head):
+    s = strategy(tools, routed(tools, classes=1, head=head), grows=True)
+    first, second, third = scenario.train_stream
+    s.train(first, eval_streams=[], shuffle=False)
+    early, before = s.model.num_classes, weights(s)
+    s.train(second, eval_streams=[], shuffle=False)
+    rows = {name: p[early:].clone() for name, p in s.model.named_parameters() if p.dim()}
+    s.model.load_state_dict(before)
+    assert s.model.num_classes > early and len(before["seen"]) == early  # the state is as it was
+    assert s.model.seen.tolist() == [True] * early + [False] * (s.model.num_classes - early)
+    for name, q in weights(s).items():
+        p = before[name]
+        if p.shape != q.shape:
+            assert torch.equal(q[: len(p)], p), name
+            rest = q[len(p) :]
+            assert torch.equal(rest, rows.get(name, torch.zeros_like(rest))), name
+        else:
+            assert torch.equal(q, p), name
+    s.train(third, eval_streams=[], shuffle=False)
+    s.train(second, eval_streams=[], shuffle=False)
+    assert s.model.seen.all()
+    s.eval(scenario.test_stream)
+
+
+def test_a_state_of_fewer_classes_is_refused_by_a_model_that_never_had_them(tools, scenario):
+    few, many = routed(tools, classes=2), routed(tools, classes=6)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        many.load_state_dict(few.state_dict())
+    s = strategy(tools, routed(tools, classes=2), grows=True)
+    state = s.trained_state()
+    train(s, scenario)
+    with pytest.raises(ValueError, match=r"The saved state has 2 classes, and this model has 6\."):
+        s.load_trained_state(state)

@@ -94,6 +94,22 @@ def test_an_optimizer_of_another_model_would_train_nothing(vit, tools):
         )
 
 
+@pytest.mark.parametrize("head", ["slda", "linear"])
+def test_an_optimizer_of_frozen_parameters_would_train_nothing(head, vit, tools):
+    model = FrozenViT(vit, 4, head=head)
+    frozen = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="all that it has are frozen: leave it out"):
+        FrozenBackboneStrategy(model=model, optimizer=frozen, evaluator=tools.silent())
+
+
+def test_a_criterion_gives_one_number(vit, tools):
+    criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(UsageError, match="one number for a batch, and its reduction is 'none'"):
+        FrozenBackboneStrategy(
+            model=FrozenViT(vit, 4), criterion=criterion, evaluator=tools.silent()
+        )
+
+
 @pytest.mark.parametrize("value", without(NO_FLAG))
 def test_grows_is_a_flag(value, vit, tools):
     with pytest.raises(UsageError, match="grows must be True or False"):
@@ -164,3 +180,19 @@ def test_avalanches_l2p_has_its_own_kind_of_model(value, vit, tools):
     assert OnlineL2P(model=PromptPoolViT(vit, 4), evaluator=tools.silent()).num_classes == 4
     with pytest.raises(UsageError, match="model must be a PromptPoolViT"):
         OnlineL2P(model=value, evaluator=tools.silent())
+
+
+@pytest.mark.parametrize("name", ["rwf-literal", "linear-probe"])
+def test_a_backbone_in_float64_needs_a_model_in_float64(name, vit, tools):
+    with pytest.raises(UsageError, match=r"not in float32 and float64: model.double\(\) puts"):
+        create_strategy(
+            name, backbone=vit.double(), num_classes=4, loop={"evaluator": tools.silent()}
+        )
+
+
+def test_numbers_of_two_kinds_that_do_not_work_together_are_named(vit, tools):
+    s = create_strategy(
+        "rwf-literal", backbone=vit.bfloat16(), num_classes=4, loop={"evaluator": tools.silent()}
+    )
+    with pytest.raises(UsageError, match="not in bfloat16 and float32: precision='bf16' is what"):
+        s.predict(torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16))

@@ -159,6 +159,12 @@ def test_what_cannot_be_saved_as_plain_values_is_named(tools, tmp_path):
         strategy.save(tmp_path / "rwf.pt")
 
 
+def test_a_tensor_among_the_options_is_no_plain_value(tools, tmp_path):
+    strategy = small(tools, routing_kwargs={"log_prior": torch.zeros(5)})
+    with pytest.raises(UsageError, match=r"routing_kwargs must be plain values .* not a Tensor"):
+        strategy.save(tmp_path / "rwf.pt")
+
+
 # ---- a loop of one's own
 
 

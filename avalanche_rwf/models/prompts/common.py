@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_whole
-from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
+from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt, full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 
 __all__ = [
@@ -93,7 +93,7 @@ class QueriedViT(FrozenViT):
         raise NotImplementedError
 
     def _features(self, images: Tensor) -> Tensor:
-        query = self.query(images).float()
+        query = full_precision(self.query(images))
         # Distances near 1 and counts above 256 are too fine for bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             self.select(query)
