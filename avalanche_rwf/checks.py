@@ -15,6 +15,10 @@ from typing import Any
 from avalanche_rwf.errors import UsageError
 
 __all__ = [
+    "FAR",
+    "INTERPOLATIONS",
+    "LARGEST_IMAGE",
+    "LEAST_CROP",
     "check_choice",
     "check_flag",
     "check_flags",
@@ -28,6 +32,19 @@ __all__ = [
     "is_whole",
     "shown",
 ]
+
+LARGEST_IMAGE = 2**14
+"""The largest side of images in pixels: position embeddings of more would fill any memory."""
+
+FAR = 1000.0
+"""The largest mean and deviation of images, whose values are from 0 to 1; its inverse is the least
+deviation. Beyond these, images become infinite numbers."""
+
+LEAST_CROP = 0.05
+"""The least share of an image that is cropped: what is resized for less would fill any memory."""
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""How images are resized."""
 
 
 def is_whole(value: Any) -> bool:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["MOST", "at_home", "printable", "read_end", "read_file", "read_object"]
+__all__ = ["MOST", "at_home", "drawable", "printable", "read_end", "read_file", "read_object"]
 
 MOST = 2**62
 """Whole numbers from here on are refused as an option: no array and no other language has them."""
@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return joined if joined.isprintable() else "".join(
         sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in joined
     )  # fmt: skip
+
+
+def drawable(text: str) -> str:
+    """Return a text as matplotlib draws it: printable, and its dollars begin no mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:

@@ -52,6 +52,7 @@ __all__ = [
     "DataFacts",
     "data_root",
     "fetch",
+    "is_inside",
     "prepare",
     "unpack",
 ]
@@ -399,7 +400,7 @@ def unpack(path: Path, target: Path, limit: int) -> None:
             raise ValueError(f"{path.name} is no archive that is known here.")
     except (
         tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError,
-        NotImplementedError, RuntimeError,  # of zipfile: an unknown compression, a password
+        RuntimeError,  # of zipfile: a password, or (a kind of it) an unknown compression
         FileExistsError, IsADirectoryError, NotADirectoryError,  # one name for file and folder
     ) as error:  # fmt: skip
         raise BadArchiveError(f"it cannot be unpacked ({error or type(error).__name__})") from error
@@ -458,21 +459,19 @@ def _unpack_zip(path: Path, target: Path, budget: _Budget) -> None:
                     raise BadArchiveError(f"its member {member.filename!r} is cut off")
 
 
-def _inside(target: Path, name: str) -> Path:
-    """The place of a member; names are taken as POSIX writes them, on every system.
+def is_inside(name: str) -> bool:
+    """Whether a path in a folder, as POSIX writes it on every system, stays there without links."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and not any(
+        part == ".." or "\\" in part or ":" in part or "\0" in part for part in path.parts
+    )
 
-    No link is ever made below `target`, so that a name without ".." stays inside.
-    """
-    parts = PurePosixPath(name).parts
-    if (
-        not parts
-        or PurePosixPath(name).is_absolute()
-        or any(part == ".." or "\\" in part or ":" in part or "\0" in part for part in parts)
-    ):
-        if PurePosixPath(name) == PurePosixPath("."):
-            return target
+
+def _inside(target: Path, name: str) -> Path:
+    """The place of a member. No link is ever made below `target`: it stays inside."""
+    if not is_inside(name):
         raise BadArchiveError(f"its member {name!r} lies outside of it")
-    return target.joinpath(*parts)
+    return target.joinpath(*PurePosixPath(name).parts)
 
 
 def _write(source: IO[bytes], place: Path, budget: _Budget) -> int:

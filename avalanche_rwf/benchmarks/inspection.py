@@ -11,7 +11,7 @@ import numpy as np
 
 from avalanche_rwf.benchmarks.splits import StreamPlan
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import printable
+from avalanche_rwf.plain import drawable, printable
 
 __all__ = ["PLOT_SUFFIXES", "check_plot", "describe", "plot_stream", "stream_table"]
 
@@ -149,7 +149,7 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
         xlabel="training samples seen",
         ylabel="share of the experience's samples in %",
     )
-    axes.set_title(_drawn(title), fontsize=10, pad=20)
+    axes.set_title(drawable(title), fontsize=10, pad=20)
     handles = [areas[int(np.flatnonzero(first == i)[0])] for i in np.unique(first)]
     axes.legend(
         handles,
@@ -169,11 +169,6 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
         raise UsageError(
             f"--plot: {str(path)!r} cannot be written ({error.strerror or error})."
         ) from None
-
-
-def _drawn(text: str) -> str:
-    """A name as matplotlib draws it: a folder's may have signs that it takes for mathematics."""
-    return printable(text).replace("$", r"\$")
 
 
 def _shares(class_counts: Sequence[Mapping[int, int]], num_classes: int) -> np.ndarray:
@@ -206,7 +201,7 @@ def _name_classes(
         axes.text(
             starts[number] + sizes[number] / 2,
             tops[number, label] - shares[number, label] / 2,
-            _drawn(name),
+            drawable(name),
             ha="center",
             va="center",
             fontsize=7,

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.checks import (
+    FAR,
+    INTERPOLATIONS,
+    LARGEST_IMAGE,
+    LEAST_CROP,
     check_choice,
     check_flags,
     check_mapping,
@@ -44,11 +48,6 @@ __all__ = [
 ]
 
 AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
-# Beyond these images become infinite numbers, or what is resized and cut away fills any memory.
-_FAR = 1000.0
-_LEAST_CROP = 0.05
-_LARGEST_IMAGE = 2**14
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True)
@@ -269,13 +268,13 @@ def _check_options(options: StreamOptions) -> StreamOptions:
     if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
         raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {shown(o.seed)}.")
     check_whole("experiences", o.experiences, optional=True)
-    check_whole("image_size", o.image_size, most=_LARGEST_IMAGE)
+    check_whole("image_size", o.image_size, most=LARGEST_IMAGE)
     check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
-    if any(value < 1 / _FAR for value in o.std):
-        least = f"of at least {1 / _FAR}"
+    if any(value < 1 / FAR for value in o.std):
+        least = f"of at least {1 / FAR}"
         raise UsageError(f"std is three positive numbers, {least}, not {shown(o.std)}.")
     check_choice("interpolation", o.interpolation, INTERPOLATIONS)
-    check_number("crop_pct", o.crop_pct, least=_LEAST_CROP, most=1)
+    check_number("crop_pct", o.crop_pct, least=LEAST_CROP, most=1)
     check_choice("augment", o.augment, AUGMENTATIONS)
     if not is_number(o.holdout) or not 0 <= o.holdout < 1:
         raise UsageError(f"holdout is a share of at least 0 and below 1, not {shown(o.holdout)}.")
@@ -287,7 +286,7 @@ def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
     given = values.tolist() if hasattr(values, "tolist") else values
     plain = isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray))
     numbers = list(given) if plain else []
-    if len(numbers) != 3 or not all(is_finite(v) and abs(v) <= _FAR for v in numbers):
+    if len(numbers) != 3 or not all(is_finite(v) and abs(v) <= FAR for v in numbers):
         raise UsageError(
             f"{name} is three numbers, one per channel, of images from 0 to 1, not {shown(values)}."
         )

@@ -17,8 +17,9 @@ import hashlib
 import io
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from avalanche_rwf.benchmarks.download import (
@@ -27,6 +28,7 @@ from avalanche_rwf.benchmarks.download import (
     DataFacts,
     check_digest,
     data_root,
+    is_inside,
     prepare,
 )
 from avalanche_rwf.benchmarks.registry import StreamOptions
@@ -73,7 +75,7 @@ def hashed_test_part(paths: Iterable[str], share: float = TEST_SHARE) -> set[str
     return set(ranked[:count])
 
 
-class _Dataset:
+class _Dataset(ABC):
     """What both kinds are called with; `download=True` also prepares.
 
     :param root: folder for data sets; None is `--data-root`'s, see `data_root`.
@@ -109,14 +111,17 @@ class _Dataset:
         """The folder that the images are read from, prepared."""
         return prepare(self.facts, root, self._check, download)
 
+    @abstractmethod
     def _check(self, folder: Path) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """Compare an unpacked data set with its facts; returns what its marker notes."""
 
+    @abstractmethod
     def _load(self) -> None:
-        raise NotImplementedError
+        """Read what was prepared."""
 
+    @abstractmethod
     def _image(self, index: int) -> Image.Image:
-        raise NotImplementedError
+        """One image, as it is in its file."""
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -145,8 +150,7 @@ def _check_inside(path: str) -> str:
 
     :raises ValueError: if it leaves the folder or can be none.
     """
-    parts = PurePosixPath(path).parts
-    if PurePosixPath(path).is_absolute() or ".." in parts or "\0" in path:
+    if not is_inside(path):
         raise ValueError(f"{path!r} is no file of the folder")
     return path
 
@@ -162,9 +166,9 @@ class FileDataset(_Dataset):
 
     paths: list[Path]
 
+    @abstractmethod
     def rows(self, folder: Path) -> list[Row]:
         """Every labelled image of an unpacked data set."""
-        raise NotImplementedError
 
     def _check(self, folder: Path) -> Mapping[str, Any]:
         from tqdm import tqdm
@@ -345,9 +349,9 @@ class ArrayDataset(_Dataset):
             raise BadArchiveError(f"its labels are not 0 to {self.facts.classes - 1}")
         return data, targets, classes
 
+    @abstractmethod
     def read(self, folder: Path, train: bool) -> tuple[np.ndarray, list[int], list[str]]:
         """Images, labels and class names of one part."""
-        raise NotImplementedError
 
     def _load(self) -> None:
         try:

@@ -3,6 +3,7 @@ loggers."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from avalanche.evaluation import PluginMetric
@@ -27,9 +28,9 @@ class _RecordedMetric(EmittedMetric):
         self.recorder = recorder
         self._points = 0
 
+    @abstractmethod
     def measure(self) -> float:
         """The value of all points so far."""
-        raise NotImplementedError
 
     def before_training(self, strategy: Any) -> None:
         """Check that there will be something to emit.

@@ -116,18 +116,25 @@ def _initialise(
 
 def _work(common: _Common, config: RunConfig, how: dict[str, bool]) -> dict[str, Any]:
     with stopping.working():
-        return _contained(common, config, _QUEUE.put, how)
+        return _do(common, config, _QUEUE.put, how)
 
 
 def _do(
     common: _Common, config: RunConfig, progress: Callable[[int], Any], how: dict[str, bool]
 ) -> dict[str, Any]:
-    """One configuration: what was asked for, or a run that does not wait for other processes."""
+    """One configuration: what was asked for, or a run that does not wait for other processes.
+
+    Errors are a summary: not every one of a user's can go to another process, and one that cannot
+    be unpickled would break the pool of workers.
+    """
     from avalanche_rwf.experiments.run import run
 
-    if common.work is not None:
-        return common.work(config, common.out, common.device, progress=progress)
-    return run(config, common.out, common.device, progress=progress, wait=False, **how)
+    try:
+        if common.work is not None:
+            return common.work(config, common.out, common.device, progress=progress)
+        return run(config, common.out, common.device, progress=progress, wait=False, **how)
+    except (Exception, SystemExit) as error:
+        return _failed(error)
 
 
 def execute(
@@ -177,19 +184,6 @@ def execute(
             yield config, summary
 
 
-def _contained(
-    common: _Common, config: RunConfig, progress: Callable[[int], Any], how: dict[str, bool]
-) -> dict[str, Any]:
-    """:func:`_do`, whose errors are a summary: not every one of a user's can go to another process.
-
-    One that cannot be unpickled would break the pool of workers.
-    """
-    try:
-        return _do(common, config, progress, how)
-    except (Exception, SystemExit) as error:
-        return _failed(error)
-
-
 def _failed(error: BaseException) -> dict[str, Any]:
     """The summary of a run that could not write one (a full disk, most often)."""
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -218,7 +212,7 @@ def _serial(configs: Sequence[RunConfig], common: _Common, bar: Any) -> Iterator
                 raise stopping.RunStopped
             if how is _FIRST:
                 bar.set_description_str(f"{config.method} seed {config.seed}")
-            summary = _contained(common, config, bar.update, how)
+            summary = _do(common, config, bar.update, how)
             if _busy(summary):
                 waiting.append(config)
             else:

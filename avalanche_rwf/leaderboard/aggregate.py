@@ -31,6 +31,7 @@ from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_differenc
 from avalanche_rwf.plain import MOST, printable, read_file, read_object
 
 __all__ = [
+    "MOST_MEASURED",
     "BrokenRun",
     "Runs",
     "add_reference",
@@ -87,8 +88,9 @@ _REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_p
 _FILES = ("config.json", "summary.json", "metrics.csv")
 # A cell of the CSV that begins with one of these is computed by the program that opens it.
 _FORMULA = ("=", "+", "-", "@")
-# What a run may have measured; sums of larger numbers overflow.
-_MOST_MEASURED = 1e30
+MOST_MEASURED = 1e30
+"""What a run may have measured; sums of larger numbers overflow."""
+
 _RANGES = {
     **dict.fromkeys(("a_last", "a_avg", "a_auc"), (0.0, 1.0, "share of 1")),
     **dict.fromkeys(METRICS[3:], (-1.0, 1.0, "difference of shares")),
@@ -98,7 +100,7 @@ _RANGES = {
             *("forward_passes_per_image", "trainable_parameters", "peak_memory_bytes"),
             "gradient_steps",
         ),
-        (0.0, _MOST_MEASURED, "time, size or count"),
+        (0.0, MOST_MEASURED, "time, size or count"),
     ),
 }
 # How deep foreign folders are looked into.
@@ -208,7 +210,11 @@ def _run_directories(runs: Path) -> list[Path]:
 
 def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return what two runs must share to be seeds of one row."""
-    return tuple(None if _missing(row[name]) else row[name] for name in _GROUP)
+    return _values(row, _GROUP)
+
+
+def _values(row: dict[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(None if _missing(row[name]) else row[name] for name in names)
 
 
 def _missing(value: Any) -> bool:
@@ -453,10 +459,8 @@ def _differing(runs: list[dict[str, Any]]) -> set[int]:
     found: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for index, run in enumerate(runs):
         if run["status"] == "done" and not _missing(run["images"]):
-            protocol = tuple(None if _missing(run[name]) else run[name] for name in PROTOCOL)
-            found.setdefault((*protocol, int(run["seed"])), {}).setdefault(
-                run["images"], []
-            ).append(index)
+            same = found.setdefault((*_values(run, PROTOCOL), int(run["seed"])), {})
+            same.setdefault(run["images"], []).append(index)
     return {i for by in found.values() if len(by) > 1 for indices in by.values() for i in indices}
 
 
@@ -497,7 +501,7 @@ def _check_measured(row: dict[str, Any]) -> None:
     for column, value in row.items():
         if isinstance(value, float) and not math.isnan(value):
             field = _summary_field(column)
-            low, high, what = _RANGES.get(field, (-_MOST_MEASURED, _MOST_MEASURED, "measurement"))
+            low, high, what = _RANGES.get(field, (-MOST_MEASURED, MOST_MEASURED, "measurement"))
             if not low <= value <= high:
                 raise _UnusableError(f"summary.json has {field} {value:g}, which is no {what}")
 

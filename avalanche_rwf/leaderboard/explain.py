@@ -19,7 +19,7 @@ from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entro
 from avalanche_rwf.experiments.store import check_writable, write_text
 from avalanche_rwf.experiments.trained import load_routed
 from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
-from avalanche_rwf.plain import printable
+from avalanche_rwf.plain import drawable
 from avalanche_rwf.routing.model import RoutedViT
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def explain(
         routes = read_routes(model, _normalised(pixels, info))
         title = f"{path.name}: {config.method} on {config.benchmark}, seed {config.seed}"
         # Folders and files have any name.
-        title = printable(title).replace("$", r"\$")
+        title = drawable(title)
         figure = draw_routes(pixels, routes, model, title)
         target = out / f"{stem}-routes.{fmt}"
         figure.savefig(target, dpi=110, format=fmt)

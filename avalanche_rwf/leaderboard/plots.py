@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard.aggregate import (
+    MOST_MEASURED,
     PROTOCOL,
     aggregate,
     protocols,
@@ -41,7 +42,7 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import hardware_of, protocol_header, row_labels
-from avalanche_rwf.plain import printable, read_file
+from avalanche_rwf.plain import drawable, printable, read_file
 
 __all__ = [
     "PICTURES",
@@ -104,7 +105,7 @@ class _Method(NamedTuple):
 def _text(label: str) -> str:
     """Keep matplotlib from reading a name as mathematics, or as one not to be in the legend."""
     short = label if len(label) <= _NAME else label[: _NAME - 1] + "…"
-    short = printable(" ".join(short.split())).replace("$", r"\$")
+    short = drawable(" ".join(short.split()))
     return f" {short}" if short.startswith("_") else short
 
 
@@ -199,7 +200,7 @@ def _sound(frame: pd.DataFrame) -> bool:
     return bool(
         frame["samples_seen"].between(0, 2**53).all()
         # Sums of larger numbers overflow; infinite ones are left out where they are met.
-        and not frame["value"].abs().between(1e30, math.inf, inclusive="left").any()
+        and not frame["value"].abs().between(MOST_MEASURED, math.inf, inclusive="left").any()
         and accuracies.between(0, 1).all()
         and known.notna().all()
         and experiences.isin(range(len(frame))).all()

@@ -33,6 +33,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import forgetting_experience
 from avalanche_rwf.experiments.config import LARGEST, RunConfig
 from avalanche_rwf.leaderboard.aggregate import (
+    MOST_MEASURED,
     configuration_row,
     runs_by_row,
     summary_column,
@@ -78,7 +79,7 @@ Forgetting = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
-Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-MOST_MEASURED, le=MOST_MEASURED, allow_inf_nan=False)]
 Integer = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Value = bool | Integer | Number | Name | None
 Values = Annotated[

@@ -47,6 +47,10 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import (
+    FAR,
+    INTERPOLATIONS,
+    LARGEST_IMAGE,
+    LEAST_CROP,
     check_flag,
     check_text,
     check_whole,
@@ -69,9 +73,6 @@ __all__ = [
 ]
 
 PACKAGED = "rwf_vit_mini_patch8_32"
-
-LARGEST_IMAGE = 2**14
-"""The largest side of images in pixels: position embeddings of more would fill any memory."""
 
 _PACKAGED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
@@ -100,10 +101,6 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # A classifier or a pooling layer behind the class token is no part of a backbone.
 _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
 _ANCHOR = "patch_embed.proj.weight"
-# Of the header of a weights file: a mean of 1e39 or a crop of a billionth are slips or worse.
-_FAR = 1000.0
-_LEAST_CROP = 0.05
-_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _INFO_ATTRIBUTE = "rwf_backbone_info"
 
 
@@ -815,7 +812,7 @@ def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path:
             if key in metadata:
                 values = json.loads(metadata[key])
                 # Pictures have values from 0 to 1.
-                low, high = (-_FAR, _FAR) if key == "mean" else (1 / _FAR, _FAR)
+                low, high = (-FAR, FAR) if key == "mean" else (1 / FAR, FAR)
                 if not (
                     isinstance(values, list)
                     and len(values) == 3
@@ -825,12 +822,12 @@ def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path:
                 cfg[key] = tuple(map(float, values))
         if "crop_pct" in metadata:
             cfg["crop_pct"] = float(metadata["crop_pct"])
-            if not _LEAST_CROP <= cfg["crop_pct"] <= 1:
-                raise ValueError(f"crop_pct has to be a number from {_LEAST_CROP} to 1")
+            if not LEAST_CROP <= cfg["crop_pct"] <= 1:
+                raise ValueError(f"crop_pct has to be a number from {LEAST_CROP} to 1")
         if "interpolation" in metadata:
             cfg["interpolation"] = metadata["interpolation"]
-            if cfg["interpolation"] not in _INTERPOLATIONS:
-                raise ValueError(f"interpolation has to be one of {', '.join(_INTERPOLATIONS)}")
+            if cfg["interpolation"] not in INTERPOLATIONS:
+                raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}")
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean "

@@ -54,21 +54,19 @@ class Metrics:
     :param exposed: accuracy on the classes so far, by samples seen.
     :param accuracy: by samples seen (of an experience end), then by test experience.
     :param routing: by metric, then by samples seen.
-    :param places: samples seen at each experience's end, a number twice where an experience has no
-        samples; empty stands for the keys of `accuracy`.
-    :param before: experiences before the first of these places: a stream may begin with some that
-        have no samples, and nothing is evaluated there.
+    :param places: samples seen at each experience's end, by the experience's number: one twice
+        where an experience has no samples, none before the first that has some. Empty stands for
+        the keys of `accuracy`.
     """
 
     exposed: dict[int, float] = field(default_factory=dict)
     accuracy: dict[int, dict[int, float]] = field(default_factory=dict)
     routing: dict[str, dict[int, float]] = field(default_factory=dict)
-    places: list[int] = field(default_factory=list)
-    before: int = 0
+    places: dict[int, int] = field(default_factory=dict)
 
     def ends(self) -> dict[int, int]:
         """Samples seen at each experience's end, by the experience's number."""
-        return dict(enumerate(self.places or sorted(self.accuracy), self.before))
+        return self.places or dict(enumerate(sorted(self.accuracy)))
 
     def grid(self, every: int) -> dict[int, int]:
         """The places that `a_auc` averages: the first at or after each multiple, and the end.
@@ -99,8 +97,8 @@ def metrics_of(frame: pd.DataFrame) -> Metrics:
         elif name.startswith(("routing_", "prompt_")):
             metrics.routing.setdefault(name, {})[int(seen)] = float(value)
     ends = frame.loc[frame["metric"] == "accuracy", ["end", "samples_seen"]].drop_duplicates("end")
-    metrics.places = [int(seen) for seen in ends.sort_values("end")["samples_seen"]]
-    metrics.before = int(ends["end"].min()) if metrics.places else 0
+    ends = ends.sort_values("end").astype(int)
+    metrics.places = dict(zip(ends["end"].tolist(), ends["samples_seen"].tolist(), strict=True))
     return metrics
 
 
@@ -119,7 +117,7 @@ def _points(places: Iterable[Iterable[tuple[int, float]]]) -> list[Point]:
 
 def first_end(runs: Sequence[Metrics]) -> int:
     """The first experience at whose end every seed was evaluated: there end curves begin."""
-    return max((run.before for run in runs if run.ends()), default=0)
+    return max((min(run.ends()) for run in runs if run.ends()), default=0)
 
 
 def _shared_ends(runs: Sequence[Metrics]) -> range:
@@ -162,8 +160,9 @@ def routing_curves(runs: Sequence[Metrics]) -> dict[str, list[Point]]:
         return {}
     series = {name: [run.routing.get(name, {}) for run in runs] for name in names}
     series["accuracy_first"] = [
-        {seen: values[run.before] for seen, values in run.accuracy.items() if run.before in values}
+        {seen: values[first] for seen, values in run.accuracy.items() if first in values}
         for run in runs
+        for first in [min(run.ends(), default=0)]
     ]
     curves = {}
     for name, seeds in series.items():
