@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def as_prompt(parts: Tensor, insert: str, position: Tensor) -> Prompt:
     return TokenPrompt(parts[:, 0] + position)
 
 
-class QueriedViT(FrozenViT):
+class QueriedViT(FrozenViT, ABC):
     """A frozen ViT whose prompts are chosen by a query from the same backbone without prompts.
 
     Two forward passes per training image. Test images' queries are looked up
@@ -88,9 +89,9 @@ class QueriedViT(FrozenViT):
         """Images [B, 3, H, W] -> queries [B, D], without gradient: the plain class token."""
         return self.frozen_query(images)
 
+    @abstractmethod
     def select(self, query: Tensor) -> None:
         """Choose or mix the prompts of this batch from its queries [B, D]."""
-        raise NotImplementedError
 
     def _features(self, images: Tensor) -> Tensor:
         query = full_precision(self.query(images))
@@ -129,9 +130,9 @@ class TaskViT(QueriedViT):
         """Number of the present experience; 0 before the first one too."""
         return max(self._task, 0)
 
+    @abstractmethod
     def most_experiences(self) -> int:
         """How many experiences there is room for."""
-        raise NotImplementedError
 
     def begins_anew(self) -> list[nn.Parameter]:
         """Parameters whose optimizer state an experience's beginning ends; none here.
