@@ -556,7 +556,7 @@ def test_the_tuned_budget(command, capsys, tmp_path, compared):
     more = ("--budget", "tuned", "--seeds", "0,1", "--mask", "seen")
     status, out, err = call(capsys, *command(tmp_path, *more))
     assert status == 0, err
-    for method, tried in (("ncm", 1), ("rwf", 6), ("linear-probe", 6)):
+    for method, tried in (("ncm", 1), ("rwf", 10), ("linear-probe", 10)):
         said = rf"^{method}: .*, [\d.]+ % on held-out training images \({tried} settings?\)\.$"
         assert re.search(said, err, re.M), err
         assert re.search(rf"{method}[^,]* \(of {tried}\)", " ".join(out.split())), out
@@ -564,7 +564,7 @@ def test_the_tuned_budget(command, capsys, tmp_path, compared):
     for (method, _), folder in runs(tmp_path).items():
         config = json.loads((folder / "config.json").read_text())["config"]
         assert config["budget"] == "tuned"
-        assert config["tuning"]["settings"] == (1 if method == "ncm" else 6)
+        assert config["tuning"]["settings"] == (1 if method == "ncm" else 10)
         assert (config["tuning"]["seed"], config["tuning"]["holdout"]) == (0, 0.25)
         assert config["options"].get("mask", "seen") == "seen"  # given: not varied
         assert {**config["options"], **config["tuning"]["chosen"]} == config["options"]

@@ -53,13 +53,18 @@ from avalanche_rwf.strategies.registry import MethodSpec, get_method
 
 __all__ = ["HOLDOUT", "SETTINGS", "Choice", "held_out_accuracy", "settings", "tune"]
 
-SETTINGS = 6
+SETTINGS = 10
 HOLDOUT = 0.25
 _MASKS = ("batch", "decoupled")
-_RATES_WITH_MASK = (1, 1 / 5, 5)
-_RATES = (1, 1 / 5, 5, 1 / 25, 1 / 2, 2)
-# More than six, because a shrinkage near 1 cannot grow by all of them.
-_REGULARISERS = (1, 1 / 5, 5, 1 / 25, 2, 25, 1 / 2, 1 / 125, 1 / 10)
+_PROMPT_RATES = (1e-3, 2e-4, 5e-3)
+# Which of the three prompt rates goes with the head's rate times what; None: all by that factor.
+_PAIRS: tuple[tuple[int | None, float], ...] = (
+    (0, 1), (1, 1), (2, 1), (None, 1 / 5), (None, 5), (0, 1 / 5), (0, 5), (1, 5), (2, 1 / 5),
+    (2, 5), (1, 1 / 5), (None, 1 / 25)
+)  # fmt: skip
+_RATES = (1, 1 / 5, 5, 1 / 25, 1 / 2, 2, 25, 1 / 10, 10, 1 / 125)
+# More than ten, because a shrinkage near 1 cannot grow by all of them.
+_REGULARISERS = (1, 1 / 5, 5, 1 / 25, 2, 25, 1 / 2, 1 / 125, 1 / 10, 10, 1 / 50, 1 / 250, 1 / 625)
 
 
 def settings(
@@ -70,31 +75,35 @@ def settings(
     After its own options come, by the first of these rules that applies:
 
     1. ``spec.grid``, if the method has one;
-    2. with an option ``mask``: the rates (all options ``lr*`` above 0, by one common factor) times
-       1, 1/5 and 5, each with the masks "batch" and "decoupled", the method's own of these two
-       first. A method whose own mask is another one has seven settings then; the last is left out;
-    3. with rates: these times 1, 1/5, 5, 1/25, 1/2 and 2;
+    2. with an option ``mask``: five settings of the rates, each with the masks "batch" and
+       "decoupled", the method's own of these two first. A method whose own mask is another one has
+       eleven settings then; the last is left out;
+    3. with rates: ten settings of them;
     4. with a ``shrinkage`` (at most 1) or a ``penalty``: that times 1, 1/5, 5, 1/25, 2, 25, 1/2,
-       1/125 and 1/10, the first six different values;
+       1/125, 1/10, ..., the first ten different values;
     5. nothing else: a method with nothing to tune, such as ``ncm``, has its own setting alone.
+
+    Rates are the options ``lr*`` above 0. The head's is ``lr_head``, or ``lr`` where there is none;
+    the others are the prompts' (of ``fine-tune``, the backbone's). The two are tried apart: the
+    head's own with three rates of the prompts, then all rates times 1/5 and 5, then the head's
+    times 1/5 and 5 with each of the three; what comes twice is tried once. The three are the
+    method's own and the first two others of 1e-3, 2e-4 and 5e-3; where no option ``lr`` is the
+    prompts', its own times 1, 1/5 and 1/25.
+    A method with one kind of rate has that times 1, 1/5, 5, 1/25, 1/2, 2, 25, 1/10, 10 and 1/125.
 
     :param options: the method's options in this comparison.
     :param fixed: options that the user gave; they are varied by no rule (with a given mask, the
         rates are varied by rule 3).
     """
-    rates = [k for k in options if k.startswith("lr") and _tunable(k, options, fixed)]
+    rates = _rates(options, fixed)
     changes: list[dict[str, Any]]
     if spec.grid is not None:
         changes = [{k: v for k, v in one.items() if k not in fixed} for one in spec.grid]
     elif "mask" in options and "mask" not in fixed:
         masks = sorted(_MASKS, key=lambda mask: mask != options["mask"])
-        changes = [
-            {**{k: _times(options[k], factor) for k in rates}, "mask": mask}
-            for factor in _RATES_WITH_MASK
-            for mask in masks
-        ]
-    elif rates:
-        changes = [{k: _times(options[k], factor) for k in rates} for factor in _RATES]
+        changes = [{**one, "mask": mask} for one in rates[: SETTINGS // 2] for mask in masks]
+    elif rates != [{}]:
+        changes = rates
     else:
         key = next((k for k in ("shrinkage", "penalty") if _tunable(k, options, fixed)), None)
         changes = [] if key is None else [
@@ -107,6 +116,28 @@ def settings(
         if setting not in tried:
             tried.append(setting)
     return tried[:SETTINGS]
+
+
+def _rates(options: Mapping[str, Any], fixed: Collection[str]) -> list[dict[str, Any]]:
+    """What is tried of the rates, the method's own first."""
+    of_head = "lr_head" if "lr_head" in options else "lr"
+    rates = [k for k in options if k.startswith("lr") and _tunable(k, options, fixed)]
+    body = [k for k in rates if k != of_head]
+    if not rates:
+        return [{}]
+    if not body or of_head not in rates:
+        return [{k: _times(options[k], factor) for k in rates} for factor in _RATES]
+    factors: list[float] = [1, 1 / 5, 1 / 25]
+    if "lr" in body:
+        own = options["lr"]
+        factors = [1, *(rate / own for rate in _PROMPT_RATES if rate != own)]
+    return [
+        {
+            **{k: _times(options[k], head if n is None else factors[n]) for k in body},
+            of_head: _times(options[of_head], head),
+        }
+        for n, head in _PAIRS
+    ]
 
 
 def _tunable(key: str, options: Mapping[str, Any], fixed: Collection[str]) -> bool:

@@ -521,6 +521,7 @@ class LearningToPromptAsShipped(LearningToPrompt):
     "avalanche-l2p",
     summary="Avalanche's own L2P, repaired for online streams",
     paper=_PAPER,
+    published={},
     default=True,
 )
 def build_online_l2p(
@@ -532,7 +533,7 @@ def build_online_l2p(
     prompt_length: int = 5,
     top_k: int = 5,
     lr: float = 0.03,
-    lr_head: float | None = None,
+    lr_head: float = 0.03,
     sim_coefficient: float = 0.1,
     head: str = "linear",
     mask: str = "batch",

@@ -81,14 +81,14 @@ class NonFiniteLossError(RuntimeError):
     """
 
 
-def prompt_rates(lr: float, lr_head: float | None) -> dict[str, float]:
-    """Rates of a prompt method: `lr` for prompts and keys, `lr_head` or the same for the head.
+def prompt_rates(lr: float, lr_head: float) -> dict[str, float]:
+    """Rates of a prompt method: `lr` for prompts and keys, `lr_head` for the head.
 
     :raises UsageError: if one is negative or no finite number.
     """
     check_number("lr", lr, least=0)
-    check_number("lr_head", lr_head, least=0, optional=True)
-    return {"prompt": lr, "head": lr if lr_head is None else lr_head}
+    check_number("lr_head", lr_head, least=0)
+    return {"prompt": lr, "head": lr_head}
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ __all__: list[str] = []
     "coda-prompt",
     summary="CODA-Prompt: composed prefixes; boundary-free (slices=task: the original)",
     paper="Smith et al., CODA-Prompt, arXiv 2211.13218",
+    published={"slices": "task", "lr_head": 1e-3},
 )
 def coda_prompt(
     *,
@@ -34,13 +35,10 @@ def coda_prompt(
     head: str = "linear",
     readout: str = "cls",
     mask: str = "batch",
-    lr: float = 5e-3,
-    lr_head: float | None = None,
+    lr: float = 1e-3,
+    lr_head: float = 5e-3,
 ) -> FrozenBackboneStrategy:
-    """The options are those of :class:`CodaPromptViT`; ``slices="task"`` reads boundaries.
-
-    ``components`` None is the published 100, or the width of a smaller backbone.
-    """
+    """The options are those of :class:`CodaPromptViT`; ``slices="task"`` reads boundaries."""
     model = CodaPromptViT(
         backbone,
         num_classes,
@@ -48,7 +46,7 @@ def coda_prompt(
         tasks=tasks,
         blocks=blocks,
         prompt_length=prompt_length,
-        components=min(100, int(backbone.embed_dim)) if components is None else components,
+        components=components,
         insert=insert,
         ortho=ortho,
         head=head,

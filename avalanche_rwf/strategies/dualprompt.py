@@ -18,6 +18,7 @@ __all__: list[str] = []
     "dualprompt",
     summary="DualPrompt: general and expert prefixes; boundary-free (slots=task: the original)",
     paper="Wang et al., DualPrompt, arXiv 2204.04799",
+    published={"slots": "task"},
 )
 def dualprompt(
     *,
@@ -32,11 +33,12 @@ def dualprompt(
     pool_size: int = 10,
     insert: str = "prefix",
     pull: float = 1.0,
+    start: str = "original",
     head: str = "linear",
     readout: str = "cls",
-    mask: str = "seen",
+    mask: str = "batch",
     lr: float = 5e-3,
-    lr_head: float | None = None,
+    lr_head: float = 5e-3,
 ) -> FrozenBackboneStrategy:
     """The options are those of :class:`DualPromptViT`; ``slots="task"`` reads boundaries."""
     model = DualPromptViT(
@@ -50,6 +52,7 @@ def dualprompt(
         pool_size=pool_size,
         insert=insert,
         pull=pull,
+        start=start,
         head=head,
         readout=readout,
     )

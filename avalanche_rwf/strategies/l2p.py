@@ -17,6 +17,7 @@ __all__: list[str] = []
     "l2p",
     summary="L2P: a prompt pool chosen by key; knows no boundaries",
     paper="Wang et al., Learning to prompt for continual learning, arXiv 2112.08654",
+    published={"lr": 0.015, "lr_head": 0.015},
 )
 def l2p(
     *,
@@ -27,12 +28,13 @@ def l2p(
     prompt_length: int = 5,
     top_k: int = 5,
     pull: float = 0.5,
-    diversify: bool = True,
+    diversify: bool = False,
+    start: str = "original",
     head: str = "linear",
     readout: str = "prompt",
-    mask: str = "seen",
+    mask: str = "batch",
     lr: float = 5e-3,
-    lr_head: float | None = None,
+    lr_head: float = 5e-3,
 ) -> FrozenBackboneStrategy:
     """Online L2P; the options are those of :class:`L2PViT`."""
     model = L2PViT(
@@ -43,6 +45,7 @@ def l2p(
         top_k=top_k,
         pull=pull,
         diversify=diversify,
+        start=start,
         head=head,
         readout=readout,
     )

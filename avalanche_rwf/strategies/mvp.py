@@ -66,6 +66,7 @@ class MVPStrategy(FrozenBackboneStrategy):
     summary="MVP: DualPrompt with instance-wise logit masks and loss weights; no boundaries",
     paper="Moon et al., Online class incremental learning on stochastic blurry task boundary via "
     "mask and visual prompt tuning, arXiv 2308.09303",
+    published={},
 )
 def mvp(
     *,
@@ -79,6 +80,7 @@ def mvp(
     pool_size: int = 10,
     insert: str = "token",
     pull: float = 1.0,
+    start: str = "symmetric",
     margin: float = 0.5,
     share: float = 0.5,
     power: float = 2.0,
@@ -86,7 +88,7 @@ def mvp(
     readout: str = "cls",
     mask: str = "seen",
     lr: float = 5e-3,
-    lr_head: float | None = None,
+    lr_head: float = 5e-3,
 ) -> MVPStrategy:
     """The options are those of :class:`MVPViT` and :class:`MVPStrategy`."""
     model = MVPViT(
@@ -99,6 +101,7 @@ def mvp(
         pool_size=pool_size,
         insert=insert,
         pull=pull,
+        start=start,
         head=head,
         readout=readout,
     )

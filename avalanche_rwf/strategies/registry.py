@@ -57,6 +57,8 @@ class MethodSpec:
     :param options: option name -> default, from the builder's signature.
     :param types: option name -> annotated type.
     :param grid: the settings that ``--budget tuned`` tries, if not the usual ones.
+    :param published: options with which the authors run it, where the defaults differ; None if
+        nothing is published. ``profiling/first_updates.py`` compares the two.
     :param origin: where the code is, if not in this package: "module", "file" and its "sha256",
         "version".
     """
@@ -70,6 +72,7 @@ class MethodSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
     grid: tuple[Mapping[str, Any], ...] | None = None
+    published: Mapping[str, Any] | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,6 +84,7 @@ def register_method(
     uses_boundaries: bool = False,
     default: bool = False,
     grid: Sequence[Mapping[str, Any]] | None = None,
+    published: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder function under `name` (decorator).
 
@@ -114,6 +118,7 @@ def register_method(
             options=options,
             types=option_types(build, options),
             grid=None if grid is None else tuple(grid),
+            published=published,
             origin=origin,
         )
         return build

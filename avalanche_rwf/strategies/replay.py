@@ -423,9 +423,13 @@ def _build(
 
 # Without prompts "decoupled" trains as "seen" does, and ER-ACE's masks are given.
 _MASKS_AND_RATES = [
-    {"mask": mask, "lr": lr} for lr in (5e-3, 1e-3, 2.5e-2) for mask in ("seen", "batch")
+    {"mask": mask, "lr": lr}
+    for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3)
+    for mask in ("seen", "batch")
 ]
-_RATES = [{"lr": lr} for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3, 1e-2)]
+_RATES = [
+    {"lr": lr} for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3, 1e-2, 0.125, 5e-4, 0.05, 4e-5)
+]
 
 
 @register_method(

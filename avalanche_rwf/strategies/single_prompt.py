@@ -17,6 +17,7 @@ __all__: list[str] = []
     "single-prompt",
     summary="SinglePrompt: one learned prefix per block, cosine head; knows no boundaries",
     paper="SinglePrompt",
+    published={},
 )
 def single_prompt(
     *,
@@ -30,7 +31,7 @@ def single_prompt(
     readout: str = "cls",
     mask: str = "batch",
     lr: float = 5e-3,
-    lr_head: float | None = None,
+    lr_head: float = 5e-3,
 ) -> FrozenBackboneStrategy:
     """The options are those of :class:`SinglePromptViT`."""
     model = SinglePromptViT(

@@ -20,6 +20,7 @@ from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method, list_methods
 
 NOTHING_TO_TUNE = {"ncm"}
+RATES = [1.0, 0.2, 5.0, 0.04, 0.5, 2.0, 25.0, 0.1, 10.0, 0.008]
 
 
 def spec(**options):
@@ -48,34 +49,57 @@ def test_every_method_gets_the_same_number(name):
     assert all({**method.options, **one} in tried for one in method.grid or ())
 
 
-def test_rates_by_a_common_factor_and_two_masks():
+PROMPT_METHODS = ("l2p", "dualprompt", "coda-prompt", "mvp", "single-prompt", "avalanche-l2p")
+
+
+@pytest.mark.parametrize("fixed", [(), ("mask", "head", "readout")])
+@pytest.mark.parametrize("name", PROMPT_METHODS)
+def test_a_small_prompt_rate_with_the_usual_head_rate_is_tried_for_every_prompt_method(name, fixed):
+    method = get_method(name)
+    tried = settings(method, method.options, fixed)
+    usual = method.options["lr_head"]
+    prompts = {one["lr"] for one in tried if one["lr_head"] == usual}
+    assert {1e-3, 2e-4, method.options["lr"]} <= prompts
+    assert len({one["lr_head"] for one in tried}) > 1
+    assert len(tried) == SETTINGS
+
+
+def test_rates_of_prompts_apart_from_the_heads_and_two_masks():
     method = spec(lr=5e-3, lr_maps=3e-6, lr_none=None, lr_zero=0.0, mask="decoupled", length=5)
-    slow, fast = {"lr": 1e-3, "lr_maps": 6e-7}, {"lr": 0.025, "lr_maps": 1.5e-5}
-    batch = {"mask": "batch"}
-    assert changes(method) == [{}, batch, slow, {**slow, **batch}, fast, {**fast, **batch}]
+    rates = [
+        {}, {"lr_maps": 6e-7}, {"lr_maps": 1.2e-7},
+        {"lr": 1e-3, "lr_maps": 6e-7}, {"lr": 0.025, "lr_maps": 1.5e-5},
+    ]  # fmt: skip
+    assert changes(method) == [{**one, **mask} for one in rates for mask in ({}, {"mask": "batch"})]
 
 
 def test_another_mask_of_its_own_takes_the_place_of_the_last():
-    batch, decoupled = {"mask": "batch"}, {"mask": "decoupled"}
-    slow, fast = {"lr": 0.2}, {"lr": 5.0}
-    assert changes(spec(lr=1.0, mask="seen")) == [
-        {}, batch, decoupled, {**slow, **batch}, {**slow, **decoupled}, {**fast, **batch}
-    ]  # fmt: skip
+    tried = changes(spec(lr=1.0, mask="seen"))
+    masks = [{"mask": "batch"}, {"mask": "decoupled"}]
+    rates = [{}, {"lr": 0.2}, {"lr": 5.0}, {"lr": 0.04}, {"lr": 0.5}]
+    assert tried == [{}, *({**one, **mask} for one in rates for mask in masks)][:-1]
 
 
 def test_rates_alone():
-    rates = [{}, *({"lr": r} for r in (0.2, 5.0, 0.04, 0.5, 2.0))]
+    rates = [{}, *({"lr": r} for r in (0.2, 5.0, 0.04, 0.5, 2.0, 25.0, 0.1, 10.0, 0.008))]
     assert changes(spec(lr=1.0)) == rates
     assert changes(spec(lr=1.0, mask="seen"), fixed={"mask"}) == rates
+
+
+def test_a_rate_that_the_user_fixed_leaves_the_other_to_be_tried():
+    method = get_method("l2p")
+    tried = settings(method, method.options, {"mask", "lr_head"})
+    assert {one["lr_head"] for one in tried} == {5e-3}
+    assert {2e-4, 1e-3, 0.025} <= {one["lr"] for one in tried}
 
 
 @pytest.mark.parametrize(
     ("options", "values"),
     [
-        ({"shrinkage": 0.05}, [0.01, 0.25, 0.002, 0.1, 1.0]),
-        ({"shrinkage": 0.2}, [0.04, 1.0, 0.008, 0.4, 0.1]),
-        ({"shrinkage": 1.0}, [0.2, 0.04, 0.5, 0.008, 0.1]),
-        ({"penalty": 1.0}, [0.2, 5.0, 0.04, 2.0, 25.0]),
+        ({"shrinkage": 0.05}, [0.01, 0.25, 0.002, 0.1, 1.0, 0.025, 4e-4, 0.005, 0.5]),
+        ({"shrinkage": 0.2}, [0.04, 1.0, 0.008, 0.4, 0.1, 0.0016, 0.02, 0.004, 8e-4]),
+        ({"shrinkage": 1.0}, [0.2, 0.04, 0.5, 0.008, 0.1, 0.02, 0.004, 0.0016]),
+        ({"penalty": 1.0}, [0.2, 5.0, 0.04, 2.0, 25.0, 0.5, 0.008, 0.1, 10.0]),
         ({"penalty": None}, []),
         ({"readout": "cls"}, []),
     ],
@@ -196,7 +220,7 @@ def scores(monkeypatch):
 
 @pytest.fixture
 def choose(configure, tmp_path):
-    """Tune a linear probe of rate 1 with the mask fixed: rates 1, 0.2, 5, 0.04, 0.5 and 2."""
+    """Tune a linear probe of rate 1 with the mask fixed: rates 1, 0.2, 5, 0.04, 0.5, 2, ..."""
     config = configure("linear-probe", options={"lr": 1.0}, budget="tuned", seed=3)
 
     def call():
@@ -210,22 +234,22 @@ def choose(configure, tmp_path):
 def test_the_best_is_chosen_and_recorded(scores, choose, tmp_path):
     asked = scores(lambda rate: {0.2: 0.75, 2.0: 0.5}.get(rate, 0.25))
     choice = choose()
-    assert asked == [1.0, 0.2, 5.0, 0.04, 0.5, 2.0]
+    assert asked == RATES
     assert choice.options == {**get_method("linear-probe").options, "lr": 0.2}
     assert choice.record() == {
-        "settings": 6, "chosen": {"lr": 0.2}, "score": 0.75, "experiences": 2, "holdout": 0.25,
+        "settings": 10, "chosen": {"lr": 0.2}, "score": 0.75, "experiences": 2, "holdout": 0.25,
         "seed": 3, "file": choice.file.name,
     }  # fmt: skip
     assert choice.sentence() == (
-        "linear-probe: lr=0.2, 75.0 % on held-out training images (6 settings)."
+        "linear-probe: lr=0.2, 75.0 % on held-out training images (10 settings)."
     )
     (file,) = (tmp_path / "tuning").iterdir()
     assert file == choice.file
     content = read_json(file)
     assert [(one["options"], one["score"]) for one in content["settings"]] == [
-        ({}, 0.25), ({"lr": 0.2}, 0.75), ({"lr": 5.0}, 0.25), ({"lr": 0.04}, 0.25),
-        ({"lr": 0.5}, 0.25), ({"lr": 2.0}, 0.5),
-    ]  # fmt: skip
+        ({} if rate == 1.0 else {"lr": rate}, {0.2: 0.75, 2.0: 0.5}.get(rate, 0.25))
+        for rate in RATES
+    ]
     assert {"chosen", "score", "seconds", "experiences", "holdout", "seed", "versions"} <= set(
         content
     )
@@ -246,7 +270,7 @@ def test_a_second_call_reads_the_record(scores, choose):
     again = choose()
     assert asked == []
     assert (again.options, again.record()) == (first.options, first.record())
-    assert first.options["lr"] == 5.0
+    assert first.options["lr"] == 25.0
     assert first.file.stat().st_mtime_ns == stamp
 
 
@@ -271,11 +295,11 @@ def test_an_interrupted_search_goes_on_where_it_was(scores, choose, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         choose()
     (file,) = (tmp_path / "tuning").iterdir()
-    assert ["score" in one for one in read_json(file)["settings"]] == [True] * 3 + [False] * 3
+    assert ["score" in one for one in read_json(file)["settings"]] == [True] * 3 + [False] * 7
     asked = scores(lambda rate: rate / 10)
     asked.clear()
-    assert choose().options["lr"] == 5.0
-    assert asked == [0.04, 0.5, 2.0]
+    assert choose().options["lr"] == 25.0
+    assert asked == RATES[3:]
 
 
 DAMAGED = [
@@ -291,8 +315,8 @@ def test_a_damaged_record_is_none_and_everything_is_tried(content, scores, choos
     asked.clear()
     file.write_text(content)
     choice = choose()
-    assert len(asked) == 6
-    assert (choice.options["lr"], choice.record()["settings"]) == (5.0, 6)
+    assert len(asked) == SETTINGS
+    assert (choice.options["lr"], choice.record()["settings"]) == (25.0, SETTINGS)
     assert "failed" not in choice.sentence()
 
 
@@ -313,7 +337,7 @@ def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
         tune([config], {"linear-probe": {"mask"}}, tmp_path, jobs=1, quiet=True)
     assert len(done) == 2
     (file,) = (tmp_path / "tuning").iterdir()
-    assert ["score" in one for one in read_json(file)["settings"]] == [True] + [False] * 5
+    assert ["score" in one for one in read_json(file)["settings"]] == [True] + [False] * 9
 
 
 def test_asked_to_stop_when_all_is_tried_nothing_more_is_begun(scores, choose):
@@ -342,7 +366,7 @@ def test_what_another_process_has_tried_meanwhile_is_kept(scores, choose):
         choose()
     asked = scores(lambda rate: pytest.fail("it is known"))
     asked.clear()
-    assert choose().options["lr"] == 5.0
+    assert choose().options["lr"] == 25.0
     assert asked == []
 
 
@@ -350,8 +374,8 @@ def test_a_setting_that_diverges_loses_and_is_not_tried_again(scores, choose):
     asked = scores(lambda rate: NonFiniteLossError("The loss is\nnan.") if rate > 1 else rate / 10)
     choice = choose()
     assert choice.options["lr"] == 1.0
-    assert choice.record()["settings"] == 6
-    assert choice.sentence().endswith("(6 settings); 2 of them failed (The loss is nan).")
+    assert choice.record()["settings"] == SETTINGS
+    assert choice.sentence().endswith("(10 settings); 4 of them failed (The loss is nan).")
     asked.clear()
     assert choose().record() == choice.record()
     assert asked == []
@@ -365,15 +389,15 @@ def test_a_method_of_which_all_fail_keeps_its_own_options(scores, choose):
 
 
 def test_a_failure_that_is_not_the_settings_is_tried_again(scores, choose):
-    scores(lambda rate: MemoryError("no memory") if rate == 5.0 else rate / 10)
+    scores(lambda rate: MemoryError("no memory") if rate == 25.0 else rate / 10)
     choice = choose()
-    assert (choice.options["lr"], choice.record()["settings"]) == (2.0, 5)
+    assert (choice.options["lr"], choice.record()["settings"]) == (10.0, 9)
     assert choice.sentence().endswith("; 1 of them failed (no memory).")
     asked = scores(lambda rate: rate / 10)
     asked.clear()
     choice = choose()
-    assert asked == [5.0]
-    assert (choice.options["lr"], choice.record()["settings"]) == (5.0, 6)
+    assert asked == [25.0]
+    assert (choice.options["lr"], choice.record()["settings"]) == (25.0, SETTINGS)
     assert "failed" not in choice.sentence()
 
 

@@ -9,7 +9,9 @@ of the authors' present code 0. Components start orthonormal (Gram-Schmidt).
 
 ``slices`` says which components learn:
 
-- ``"all"`` (default): all M from the start. No boundaries; the form of online papers.
+- ``"all"`` (default): all M from the start. No boundaries; the form of online papers. M is 10, the
+  number that the original trains at a time: what is added up moves with the number of its parts
+  (``docs/baselines.md``).
 - ``"task"``: the original. Experience t trains slice t of M / `tasks` components, orthogonal to the
   earlier ones, which are used but held; later ones are not used yet. Reads where an experience
   begins. Each slice is a parameter of its own: held ones get no gradient at all, so Adam's
@@ -60,7 +62,8 @@ class CodaPromptViT(TaskViT):
 
     :param blocks: blocks with prompts.
     :param prompt_length: L; a prefix has L / 2 keys and L / 2 values.
-    :param components: M, at most D.
+    :param components: M, at most D. None is what leaves ten components to learn at a time, as
+        published: 10, or 10 for each of `tasks` (less on a narrower backbone).
     :param insert: "prefix" or "token".
     :param ortho: weight of the orthogonality loss.
     :param slices: "all" or "task", see the module's text.
@@ -78,14 +81,18 @@ class CodaPromptViT(TaskViT):
         *,
         blocks: str | Collection[int] = "first 5",
         prompt_length: int = 8,
-        components: int = 100,
+        components: int | None = None,
         insert: str = "prefix",
         ortho: float = 0.0,
         slices: str = "all",
         tasks: int = 10,
         **options: Any,
     ) -> None:
-        check_sizes(prompt_length=prompt_length, components=components, tasks=tasks)
+        check_sizes(prompt_length=prompt_length, tasks=tasks)
+        check_choice("slices", slices, ("all", "task"))
+        if components is None:
+            components = min(10 * (tasks if slices == "task" else 1), int(backbone.embed_dim))
+        check_sizes(components=components)
         check_insert(insert)
         check_architecture(backbone)
         if insert == "prefix" and prompt_length % 2:
@@ -95,7 +102,6 @@ class CodaPromptViT(TaskViT):
                 f"components must be at most the width D = {backbone.embed_dim}, not {components}."
             )
         check_number("ortho", ortho, least=0)
-        check_choice("slices", slices, ("all", "task"))
         if slices == "task" and tasks > components:
             raise ValueError(f"tasks must be at most components={components}, not {tasks}.")
         self._blocks = parse_blocks(blocks, len(backbone.blocks))

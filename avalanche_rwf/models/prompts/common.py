@@ -20,12 +20,14 @@ __all__ = [
     "as_prompt",
     "check_insert",
     "check_sizes",
+    "check_start",
     "class_position",
     "cosine_distance",
     "uniform",
 ]
 
 INSERTS = ("prefix", "token")
+STARTS = {"original": (0.0, 0.01), "symmetric": (-1.0, 1.0)}
 
 
 def check_sizes(**sizes: int) -> None:
@@ -45,9 +47,21 @@ def check_insert(insert: str) -> None:
     check_choice("insert", insert, INSERTS)
 
 
-def uniform(*shape: int) -> nn.Parameter:
-    """A parameter from U(-1, 1), as L2P and its descendants start prompts and keys."""
-    return nn.Parameter(torch.empty(shape).uniform_(-1, 1))
+def check_start(start: str) -> None:
+    """Refuse an unknown start of prompts and keys.
+
+    :raises UsageError: if it is neither "original" nor "symmetric".
+    """
+    check_choice("start", start, tuple(STARTS))
+
+
+def uniform(*shape: int, start: str = "symmetric") -> nn.Parameter:
+    """A parameter with the start of prompts and keys.
+
+    :param start: "original" is U[0, 0.01), as L2P's and DualPrompt's authors start them;
+        "symmetric" is U(-1, 1), as their PyTorch ports and the online methods do.
+    """
+    return nn.Parameter(torch.empty(shape).uniform_(*STARTS[start]))
 
 
 def class_position(backbone: VisionTransformer) -> Tensor:

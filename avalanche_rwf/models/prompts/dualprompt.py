@@ -15,6 +15,10 @@ is the class token of the plain backbone.
 
 Forward passes per training image: 2.
 
+Prompts and keys start from U[0, 0.01) as the authors' do; ``start="symmetric"`` is U(-1, 1), of the
+PyTorch port and of online peers. Training images compete among the batch's classes by default: the
+authors' are the present task's.
+
 Source: Wang et al., ECCV 2022 (arXiv 2204.04799), from the equations. Online peers insert tokens
 instead of prefixes (``insert="token"``).
 """
@@ -37,6 +41,7 @@ from avalanche_rwf.models.prompts.common import (
     as_prompt,
     check_insert,
     check_sizes,
+    check_start,
     cosine_distance,
     uniform,
 )
@@ -55,6 +60,7 @@ class DualPromptViT(TaskViT):
     :param insert: "prefix" (keys and values) or "token".
     :param pull: lambda, with which the chosen key is pulled to the query.
     :param slots: "query" or "task", see the module's text.
+    :param start: of prompts and keys: "original", U[0, 0.01), or "symmetric", U(-1, 1).
     :param options: of :class:`FrozenViT`.
     :raises ValueError: naming the argument that is out of range.
     """
@@ -74,6 +80,7 @@ class DualPromptViT(TaskViT):
         insert: str = "prefix",
         pull: float = 1.0,
         slots: str = "query",
+        start: str = "original",
         **options: Any,
     ) -> None:
         check_sizes(
@@ -82,6 +89,7 @@ class DualPromptViT(TaskViT):
         check_insert(insert)
         check_number("pull", pull, least=0)
         check_choice("slots", slots, ("query", "task"))
+        check_start(start)
         check_architecture(backbone)
         depth = len(backbone.blocks)
         self._general = parse_blocks(general_blocks, depth, "general_blocks")
@@ -99,9 +107,11 @@ class DualPromptViT(TaskViT):
         self.slots = slots
         parts = 2 if insert == "prefix" else 1
         if self._general:
-            self.general = uniform(len(self._general), parts, general_length, self.dim)
-        self.experts = uniform(len(self._expert), pool_size, parts, expert_length, self.dim)
-        self.keys = uniform(pool_size, self.dim)
+            self.general = uniform(len(self._general), parts, general_length, self.dim, start=start)
+        self.experts = uniform(
+            len(self._expert), pool_size, parts, expert_length, self.dim, start=start
+        )
+        self.keys = uniform(pool_size, self.dim, start=start)
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None
         self.add_training_head()

@@ -7,28 +7,33 @@ r"""Learning to Prompt: a pool of prompts, the nearest keys' prompts go before t
 The prompts go through *all* blocks; the feature is the mean of what becomes of them
 (``readout="prompt"``), not the class token. The query q is the class token of the plain backbone.
 
-Diversified selection (the paper's section 4.2): in training the distance is multiplied by how often
-the prompt has been chosen before, so that more than the first few prompts are used. The paper
-counts over earlier tasks; here the counts are those of the stream so far, which needs no
-boundaries.
+Prompts and keys start from U[0, 0.01), as the authors' code starts them (``start="original"``);
+U(-1, 1), of its PyTorch port and the online descendants, is ``start="symmetric"``.
+
+Diversified selection (``diversify=True``; the paper's section 4.2): in training the distance is
+multiplied by how often the prompt has been chosen before, so that more than the first few prompts
+are used. It is off by default: the public online codes never update their counts, so they select
+the plain top N, and held-out images are for it (``docs/baselines.md``). The paper counts over
+earlier tasks; here the counts are those of the stream so far, which needs no boundaries.
 
 Uses: no task identity, no boundary. Forward passes per training image: 2.
 
-With the same weights and pool, ``diversify=False`` and images of the same batch, features and key
-distances equal those of Avalanche's ``LearningToPrompt`` to 1e-5 (tested). What differs from it:
+With the same weights and pool, features and key distances equal those of Avalanche's
+``LearningToPrompt`` to 1e-5 (tested). What differs from it:
 
-- selection counts (Avalanche has none); a pool of 10 (20); lambda 0.5 (0.1). Its loss subtracts
+- the start (Avalanche has U(-1, 1)); a pool of 10 (20); lambda 0.5 (0.1). Its loss subtracts
   lambda cos where this one adds lambda (1 - cos): the same gradient;
 - it has no register tokens, ``norm_pre``, ``fc_norm`` or other widths, which are used here if the
   backbone has them;
 - Adam at 5e-3, kept for the whole stream (3e-2, made anew in each experience), gradients clipped
-  (not clipped), classes seen so far compete in training and at test (the experience's in training,
-  all at test).
+  (not clipped), the batch's classes compete in training and the classes seen so far at test (the
+  experience's in training, all at test).
 
-Source: Wang et al., CVPR 2022 (arXiv 2112.08654), from the equations. The online defaults (pool
-of 10, top 5, diversified, lambda 0.5, Adam 5e-3, the mask of seen classes) are those of the online
-literature on Si-Blurry streams (arXiv 2308.09303). Prompts are selected image by image: a vote of
-the batch, which some code bases take even at test, makes a prediction depend on batch mates.
+Source: Wang et al., CVPR 2022 (arXiv 2112.08654), from the equations. The authors train with the
+present task's classes; without boundaries the batch's are the nearest to that. Pool of 10, top 5,
+lambda 0.5 and Adam 5e-3 are those of the online literature on Si-Blurry streams (arXiv 2308.09303).
+Prompts are selected image by image: a vote of the batch, which some code bases take even at test,
+makes a prediction depend on batch mates.
 """
 
 from __future__ import annotations
@@ -42,7 +47,13 @@ from torch import Tensor
 from avalanche_rwf.checks import check_flag, check_number
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import READOUTS
-from avalanche_rwf.models.prompts.common import QueriedViT, check_sizes, cosine_distance, uniform
+from avalanche_rwf.models.prompts.common import (
+    QueriedViT,
+    check_sizes,
+    check_start,
+    cosine_distance,
+    uniform,
+)
 
 __all__ = ["L2PViT"]
 
@@ -55,6 +66,7 @@ class L2PViT(QueriedViT):
     :param top_k: prompts N per image.
     :param pull: lambda, with which keys are pulled to the queries that chose them.
     :param diversify: whether training avoids prompts chosen often.
+    :param start: of prompts and keys: "original", U[0, 0.01), or "symmetric", U(-1, 1).
     :param options: of :class:`FrozenViT`; ``readout`` takes "prompt" too.
     :raises ValueError: naming the argument that is out of range.
     """
@@ -72,7 +84,8 @@ class L2PViT(QueriedViT):
         prompt_length: int = 5,
         top_k: int = 5,
         pull: float = 0.5,
-        diversify: bool = True,
+        diversify: bool = False,
+        start: str = "original",
         readout: str = "prompt",
         **options: Any,
     ) -> None:
@@ -81,12 +94,13 @@ class L2PViT(QueriedViT):
             raise ValueError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
         check_number("pull", pull, least=0)
         check_flag("diversify", diversify)
+        check_start(start)
         super().__init__(backbone, num_classes, readout=readout, **options)
         self.top_k = top_k
         self.pull = pull
         self.diversify = diversify
-        self.prompts = uniform(pool_size, prompt_length, self.dim)
-        self.keys = uniform(pool_size, self.dim)
+        self.prompts = uniform(pool_size, prompt_length, self.dim, start=start)
+        self.keys = uniform(pool_size, self.dim, start=start)
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None

@@ -110,9 +110,11 @@ class MVPViT(DualPromptViT):
         *,
         pool_size: int = 10,
         insert: str = "token",
+        start: str = "symmetric",
         **options: Any,
     ) -> None:
-        super().__init__(backbone, num_classes, pool_size=pool_size, insert=insert, **options)
+        options.update(pool_size=pool_size, insert=insert, start=start)
+        super().__init__(backbone, num_classes, **options)
         # Classes first: a head that grows adds rows, and the optimizer's state follows.
         self.gates = nn.Parameter(torch.full((num_classes, pool_size), -1.0))
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))

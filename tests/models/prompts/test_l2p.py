@@ -30,7 +30,7 @@ def by_hand(model, slow, cos, image, scale=None):
 @pytest.mark.parametrize("training", [False, True])
 def test_forward_and_loss_against_loops(vit, images, slow, cos, training):
     torch.manual_seed(0)
-    model = L2PViT(vit, 5, pull=0.7, **POOL).train(training)
+    model = L2PViT(vit, 5, pull=0.7, diversify=True, start="symmetric", **POOL).train(training)
     model.counts += torch.tensor([3, 0, 1, 5, 0, 0])
     features = model.features(images)
     loss = float(model.prompt_loss())
@@ -49,7 +49,7 @@ def test_it_is_avalanches_network_where_the_definitions_agree(vit, images):
     """Same pool and no diversity; what differs is listed in ``models/prompts/l2p.py``."""
     torch.manual_seed(0)
     theirs = PromptPoolViT(vit, 5, **POOL).eval()
-    ours = L2PViT(vit, 5, diversify=False, **POOL).eval()
+    ours = L2PViT(vit, 5, **POOL).eval()
     ours.prompts.copy_(theirs.pool.prompt)
     ours.keys.copy_(theirs.pool.prompt_key)
     torch.testing.assert_close(ours.features(images), theirs.features(images), rtol=1e-5, atol=1e-5)
@@ -64,7 +64,7 @@ def test_it_is_avalanches_network_where_the_definitions_agree(vit, images):
 
 def test_counts_are_of_the_stream_and_spread_the_choice(vit, images):
     torch.manual_seed(0)
-    model = L2PViT(vit, 5, **POOL).train()
+    model = L2PViT(vit, 5, diversify=True, start="symmetric", **POOL).train()
     chosen = set()
     for _ in range(6):
         features = model.features(images)
@@ -72,10 +72,22 @@ def test_counts_are_of_the_stream_and_spread_the_choice(vit, images):
         model.observe(features, torch.zeros(len(images), dtype=torch.long))
     assert int(model.counts.sum()) == 6 * len(images) * 3
     assert chosen == set(range(6))
-    plain = L2PViT(vit, 5, diversify=False, **POOL).train()
+    plain = L2PViT(vit, 5, **POOL).train()
     plain.load_state_dict(model.state_dict())
     plain.features(images)
     assert set(plain._chosen.flatten().tolist()) < set(range(6))
+
+
+@pytest.mark.parametrize(("start", "low", "high"), [("original", 0, 0.01), ("symmetric", -1, 1)])
+def test_prompts_and_keys_start_as_asked_and_as_the_original_by_default(vit, start, low, high):
+    torch.manual_seed(0)
+    model = L2PViT(vit, 5, start=start, **POOL)
+    for values in (model.prompts.detach(), model.keys.detach()):
+        assert low <= float(values.min()) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < float(values.max()) <= high
+    torch.manual_seed(0)
+    plain = L2PViT(vit, 5, **POOL)
+    assert (not plain.diversify) and torch.equal(plain.keys, model.keys) == (start == "original")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +95,7 @@ def test_counts_are_of_the_stream_and_spread_the_choice(vit, images):
     [
         ({"pool_size": 0}, "pool_size must be a whole number of at least 1, not 0"),
         ({"pool_size": 3, "top_k": 4}, "top_k must be at most pool_size=3, not 4"),
+        ({"start": "zero"}, "start must be 'original' or 'symmetric', not 'zero'"),
         ({"pull": -1.0}, "pull must be a finite number of at least 0, not -1.0"),
         ({"readout": "mean"}, "readout must be one of .*prompt, not 'mean'"),
     ],
