@@ -80,7 +80,7 @@ def mvp(
     pool_size: int = 10,
     insert: str = "token",
     pull: float = 1.0,
-    start: str = "symmetric",
+    start: str = "normal",
     margin: float = 0.5,
     share: float = 0.5,
     power: float = 2.0,

@@ -23,11 +23,11 @@ __all__ = [
     "check_start",
     "class_position",
     "cosine_distance",
-    "uniform",
+    "starting",
 ]
 
 INSERTS = ("prefix", "token")
-STARTS = {"original": (0.0, 0.01), "symmetric": (-1.0, 1.0)}
+STARTS = ("original", "symmetric", "normal")
 
 
 def check_sizes(**sizes: int) -> None:
@@ -50,18 +50,22 @@ def check_insert(insert: str) -> None:
 def check_start(start: str) -> None:
     """Refuse an unknown start of prompts and keys.
 
-    :raises UsageError: if it is neither "original" nor "symmetric".
+    :raises UsageError: if it is none of ``STARTS``.
     """
-    check_choice("start", start, tuple(STARTS))
+    check_choice("start", start, STARTS)
 
 
-def uniform(*shape: int, start: str = "symmetric") -> nn.Parameter:
+def starting(*shape: int, start: str = "symmetric") -> nn.Parameter:
     """A parameter with the start of prompts and keys.
 
     :param start: "original" is U[0, 0.01), as L2P's and DualPrompt's authors start them;
-        "symmetric" is U(-1, 1), as their PyTorch ports and the online methods do.
+        "symmetric" is U(-1, 1), as their PyTorch ports and SinglePrompt do; "normal" is N(0, 1), as
+        MVP's authors do.
     """
-    return nn.Parameter(torch.empty(shape).uniform_(*STARTS[start]))
+    values = torch.empty(shape)
+    if start == "normal":
+        return nn.Parameter(values.normal_())
+    return nn.Parameter(values.uniform_(*((0, 0.01) if start == "original" else (-1, 1))))
 
 
 def class_position(backbone: VisionTransformer) -> Tensor:

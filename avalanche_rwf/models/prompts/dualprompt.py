@@ -43,7 +43,7 @@ from avalanche_rwf.models.prompts.common import (
     check_sizes,
     check_start,
     cosine_distance,
-    uniform,
+    starting,
 )
 
 __all__ = ["DualPromptViT"]
@@ -60,7 +60,8 @@ class DualPromptViT(TaskViT):
     :param insert: "prefix" (keys and values) or "token".
     :param pull: lambda, with which the chosen key is pulled to the query.
     :param slots: "query" or "task", see the module's text.
-    :param start: of prompts and keys: "original", U[0, 0.01), or "symmetric", U(-1, 1).
+    :param start: of prompts and keys: "original", U[0, 0.01), "symmetric", U(-1, 1), or
+        "normal", N(0, 1).
     :param options: of :class:`FrozenViT`.
     :raises ValueError: naming the argument that is out of range.
     """
@@ -107,11 +108,12 @@ class DualPromptViT(TaskViT):
         self.slots = slots
         parts = 2 if insert == "prefix" else 1
         if self._general:
-            self.general = uniform(len(self._general), parts, general_length, self.dim, start=start)
-        self.experts = uniform(
-            len(self._expert), pool_size, parts, expert_length, self.dim, start=start
-        )
-        self.keys = uniform(pool_size, self.dim, start=start)
+            self.general = starting(
+                len(self._general), parts, general_length, self.dim, start=start
+            )
+        shape = (len(self._expert), pool_size, parts, expert_length, self.dim)
+        self.experts = starting(*shape, start=start)
+        self.keys = starting(pool_size, self.dim, start=start)
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None
         self.add_training_head()

@@ -52,7 +52,7 @@ from avalanche_rwf.models.prompts.common import (
     check_sizes,
     check_start,
     cosine_distance,
-    uniform,
+    starting,
 )
 
 __all__ = ["L2PViT"]
@@ -66,7 +66,8 @@ class L2PViT(QueriedViT):
     :param top_k: prompts N per image.
     :param pull: lambda, with which keys are pulled to the queries that chose them.
     :param diversify: whether training avoids prompts chosen often.
-    :param start: of prompts and keys: "original", U[0, 0.01), or "symmetric", U(-1, 1).
+    :param start: of prompts and keys: "original", U[0, 0.01), "symmetric", U(-1, 1), or
+        "normal", N(0, 1).
     :param options: of :class:`FrozenViT`; ``readout`` takes "prompt" too.
     :raises ValueError: naming the argument that is out of range.
     """
@@ -99,8 +100,8 @@ class L2PViT(QueriedViT):
         self.top_k = top_k
         self.pull = pull
         self.diversify = diversify
-        self.prompts = uniform(pool_size, prompt_length, self.dim, start=start)
-        self.keys = uniform(pool_size, self.dim, start=start)
+        self.prompts = starting(pool_size, prompt_length, self.dim, start=start)
+        self.keys = starting(pool_size, self.dim, start=start)
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None

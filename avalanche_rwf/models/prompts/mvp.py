@@ -18,7 +18,9 @@ For logits :math:`W h_i` the gradient in 6 has a closed form, so there is no loo
 :math:`\partial l_i / \partial W_c = (p_{ic} - [c = y_i]) \, g_{ic} \, h_i` with g the mask of 3.
 
 The weights of 6 multiply each image's own loss, as the paper's equation says; public code reduces
-the loss to its mean first, which makes them one factor for the batch.
+the loss to its mean first, which makes them one factor for the batch. Its key loss is another one
+too, and it adds no position embedding to the prompts: ``docs/baselines.md`` lists what differs.
+Prompts and keys start from N(0, 1), as the authors' do.
 
 Uses: no task identity, no boundary. Forward passes per training image: 2 (the query's lacks the
 last block).
@@ -110,7 +112,7 @@ class MVPViT(DualPromptViT):
         *,
         pool_size: int = 10,
         insert: str = "token",
-        start: str = "symmetric",
+        start: str = "normal",
         **options: Any,
     ) -> None:
         options.update(pool_size=pool_size, insert=insert, start=start)

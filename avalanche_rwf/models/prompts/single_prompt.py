@@ -26,7 +26,7 @@ from avalanche_rwf.models.prompts.common import (
     check_insert,
     check_sizes,
     class_position,
-    uniform,
+    starting,
 )
 
 __all__ = ["SinglePromptViT"]
@@ -61,7 +61,7 @@ class SinglePromptViT(FrozenViT):
         super().__init__(backbone, num_classes, **options)
         self.insert = insert
         parts = 2 if insert == "prefix" else 1
-        self.prompts = uniform(len(self._blocks), parts, prompt_length, self.dim)
+        self.prompts = starting(len(self._blocks), parts, prompt_length, self.dim)
         if insert == "prefix":  # inserted tokens get it at each use
             self.prompts.data += class_position(backbone)
         self.add_training_head()
