@@ -148,13 +148,14 @@ def main() -> None:
     for name in args.methods.split(",") if args.methods else published_methods():
         own = dict(get_method(name).options)
         theirs = authors_options(name)
-        for who, options in (("authors", theirs), ("here", own)):
+        settings = {"authors": theirs, "here": own} if theirs != own else {"both": own}
+        for who, options in settings.items():
             moved = [movement(name, options, seed) for seed in seeds]
             prompts, head = (statistics.mean(v) for v in zip(*moved, strict=True))
             said = " ".join(f"{k}={v}" for k, v in options.items() if theirs[k] != own[k])
             held = _held_out(name, options, seeds) if args.held_out else "-"
-            print(f"| {name} | {who}: {said or 'the same'} | {prompts:.4f} | {head:.4f} | {held} |",
-                  flush=True)  # fmt: skip
+            cells = [name, f"{who}: {said}" if said else who, f"{prompts:.4f}", f"{head:.4f}", held]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _held_out(name: str, options: Mapping[str, Any], seeds: list[int]) -> str:
