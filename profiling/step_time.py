@@ -152,10 +152,10 @@ class BareStep:
         if not self.trains:
             return
         if self.mask == "decoupled":
-            head = model.training_head or model.head
-            loss = self._loss(head(features.detach()).float(), y, "seen")
+            loss = self._loss(model.training_logits(features.detach()).float(), y, "seen")
             if features.requires_grad:
-                loss = loss + self._loss(head.held_fixed(features).float(), y, "batch")
+                fixed = model.training_logits(features, held_fixed=True)
+                loss = loss + self._loss(fixed.float(), y, "batch")
         else:
             loss = self._loss(raw, y, self.mask)
         loss.backward()

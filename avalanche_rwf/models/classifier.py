@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,7 @@ from avalanche_rwf.checks import (
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
-from avalanche_rwf.models.heads import Head, create_head
+from avalanche_rwf.models.heads import Head, create_head, held
 from avalanche_rwf.models.remember import MEMORY
 from avalanche_rwf.routing.priors import centre_prior
 
@@ -181,6 +182,21 @@ class FrozenViT(nn.Module):
         if self.head.closed_form and self.training_head is None:
             self.training_head = create_head("white", self.feature_width(), self.num_classes)
 
+    def training_logits(self, features: Tensor, held_fixed: bool = False) -> Tensor:
+        """What the loss is taken of: :meth:`logits`, through the head that the prompts learn by.
+
+        :param features: [B, F].
+        :param held_fixed: whether the head gets no gradient.
+        :returns: [B, C].
+        """
+        own = self.head
+        self.head = self.training_head or own
+        try:
+            with held(self.head) if held_fixed else nullcontext():
+                return self.logits(features)
+        finally:
+            self.head = own
+
     @property
     def num_classes(self) -> int:
         """C."""
@@ -205,7 +221,7 @@ class FrozenViT(nn.Module):
         return None
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features [B, F] -> raw logits [B, C]."""
+        """Features [B, F] -> raw logits [B, C], through ``self.head``."""
         return self.head(features)
 
     def retrieved(self, forwarded: Forwarded) -> list[Tensor]:

@@ -137,10 +137,6 @@ class _NoHead(Head):
         """Features [B, F] as they are."""
         return features
 
-    def held_fixed(self, features: Tensor) -> Tensor:
-        """Features [B, F] as they are."""
-        return features
-
 
 class AdaptedViT(FrozenViT):
     """The model that an adapted class gets: ``model(images)`` is a tensor of raw logits [B, C].

@@ -432,8 +432,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param mask: "none", "seen", "batch", or the allowed classes themselves, bool [C].
         :param held_fixed: whether the head gets no gradient.
         """
-        head = self.model.training_head or self.model.head
-        logits = full_precision(head.held_fixed(features) if held_fixed else head(features))
+        logits = full_precision(self.model.training_logits(features, held_fixed))
         return self.loss_of_logits(logits, targets, mask)
 
     def loss_of_logits(self, logits: Tensor, targets: Tensor, mask: str | Tensor) -> Tensor:

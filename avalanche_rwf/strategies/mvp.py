@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from avalanche_rwf.checks import check_number
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.heads import held
 from avalanche_rwf.models.masks import training_mask
 from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
@@ -40,24 +43,28 @@ class MVPStrategy(FrozenBackboneStrategy):
         check_number("power", power, least=0)
         self.margin, self.share, self.power = margin, share, power
         super().__init__(model=model, **kwargs)
+        head = self.model.training_head or self.model.head
+        if not head.is_linear():
+            raise UsageError(
+                f"MVP's loss needs the gradient of each row of the head, and {type(head).__name__} "
+                "has a forward and no linear_form to have it from."
+            )
 
     def masked_loss(
         self, features: Tensor, targets: Tensor, mask: str | Tensor, held_fixed: bool = False
     ) -> Tensor:
         """The mean of :func:`mvp_losses`; `features` are the last forward's."""
         head = self.model.training_head or self.model.head
-        inputs, weight, bias = head.linear_form(features)
         gate = self.model.gate
-        if held_fixed:
-            weight = weight.detach()
-            bias = None if bias is None else bias.detach()
-        elif self.mask == "decoupled":
+        if self.mask == "decoupled" and not held_fixed:
             gate = gate.detach()  # the instances' masks are the prompts' part
         if isinstance(mask, str):
             mask = training_mask(mask, targets, self.model.seen)
-        losses = mvp_losses(
-            inputs, weight, bias, targets, gate, mask, self.margin, self.share, self.power
-        )
+        with held(head) if held_fixed else nullcontext():
+            losses = mvp_losses(
+                *head.linear_form(features),
+                targets, gate, mask, self.margin, self.share, self.power,
+            )  # fmt: skip
         return losses.mean()
 
 

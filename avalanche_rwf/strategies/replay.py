@@ -221,8 +221,7 @@ class Replay:
             incoming = batch_classes(targets, len(model.seen)) | ~model.seen
         replayed = "none" if strategy.mask == "none" else "seen"
         if self.replay == "der":
-            head = model.training_head or model.head
-            raw = full_precision(head(features))
+            raw = full_precision(model.training_logits(features))
             self._logits = raw[:n].detach()
         with _rows(model, 0, n, len(features)):
             loss = strategy.classification_loss(features[:n], targets, incoming)

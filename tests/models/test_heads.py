@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.heads import HEADS, StreamingMoments, create_head
+from avalanche_rwf.models.heads import (
+    HEADS,
+    CosineHead,
+    Head,
+    LinearHead,
+    StreamingMoments,
+    create_head,
+)
 
 from ..wrong_values import NO_COUNT, NO_NAME, NO_RATE, without
 
@@ -283,3 +290,115 @@ def test_nonsense_is_refused_by_name(head):
     for value in without(NO_NAME, None):
         with pytest.raises(UsageError, match="head must be one of "):
             create_head(value, 8, 3)
+
+
+class Scaled(CosineHead):
+    """A user's head: the forward alone is written, over a head that has a linear form."""
+
+    def forward(self, features):
+        return 3 * super().forward(features).tanh()
+
+
+class Alone(Head):
+    """A user's head with nothing but a forward, not linear in anything."""
+
+    def __init__(self, in_features, num_classes):
+        super().__init__(in_features, num_classes)
+        self.hidden = torch.nn.Linear(in_features, 2 * num_classes)
+
+    def forward(self, features):
+        return self.hidden(features).unflatten(1, (2, -1)).amax(1)
+
+
+class Doubled(Head):
+    """A user's head with nothing but a linear form."""
+
+    def __init__(self, in_features, num_classes):
+        super().__init__(in_features, num_classes)
+        self.rows = torch.nn.Parameter(torch.randn(num_classes, in_features))
+
+    def linear_form(self, features):
+        return 2 * features, self.rows, None
+
+
+OWN = {"forward over cosine": Scaled, "forward alone": Alone, "linear form alone": Doubled}
+EVERY = {**HEADS, **OWN}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_head_is_one_map_however_it_is_asked(name):
+    """Held fixed, in training and by its linear form a head is the function that its forward is."""
+    x, y = data()
+    head = feed(EVERY[name](W, C), x, y, 16)
+    features = x.clone().requires_grad_()
+    expected = head(features)
+    held = head.held_fixed(features)
+    assert torch.equal(held, expected)
+    assert torch.equal(head.in_training(x), expected)
+    (of_held,) = torch.autograd.grad(held.square().sum(), features, retain_graph=True)
+    (of_head,) = torch.autograd.grad(expected.square().sum(), features, retain_graph=True)
+    assert torch.equal(of_held, of_head)
+    held.sum().backward()
+    assert all(p.grad is None and p.requires_grad for p in head.parameters())
+    assert head.is_linear() is (name not in ("forward over cosine", "forward alone"))
+    if head.is_linear():
+        inputs, weight, bias = head.linear_form(x)
+        torch.testing.assert_close(F.linear(inputs, weight, bias).float(), expected)
+
+
+def test_of_a_forward_and_a_linear_form_the_one_written_last_counts():
+    class Again(Scaled):
+        def linear_form(self, features):
+            return features, self.weight, None
+
+    head, x = Again(W, C), data()[0]
+    assert torch.equal(head(x), F.linear(x, head.weight)) and head.is_linear()
+
+    class Tanh:  # a mixin counts as what mixes it in
+        def forward(self, features):
+            return super().forward(features).tanh()
+
+    class Mixed(Tanh, LinearHead):
+        pass
+
+    assert not Mixed(W, C).is_linear() and bool((Mixed(W, C)(100 * x).abs() <= 1).all())
+
+    class Later(Mixed):
+        def linear_form(self, features):
+            return super().linear_form(features)
+
+    assert Later.is_linear() and bool((Later(W, C)(1e4 * x).abs() > 1).any())
+
+
+def test_a_head_that_has_no_map_is_refused_where_it_is_made():
+    class Empty(Head):
+        pass
+
+    with pytest.raises(UsageError, match="Empty must have a forward or a linear_form"):
+        Empty(W, C)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "white"])
+def test_a_row_that_comes_later_depends_on_the_head_and_its_class_alone(name):
+    """In one step or in several, whatever draws in between, and from a saved state."""
+
+    def head():
+        torch.manual_seed(7)
+        return create_head(name, W, 2)
+
+    at_once, in_steps, saved = head(), head(), create_head(name, W, 2)
+    before = torch.get_rng_state()
+    at_once.grow(10)
+    assert torch.equal(torch.get_rng_state(), before)
+    for n in (5, 6, 10):
+        torch.rand(n)
+        in_steps.grow(n)
+    saved.load_state_dict(head().state_dict())
+    saved.grow(10)
+    assert torch.equal(at_once.weight, in_steps.weight)
+    assert torch.equal(at_once.weight, saved.weight)
+    assert len(at_once.weight.unique(dim=0)) == 10  # no two rows alike
+    assert 0.01 < float(at_once.weight[2:].std()) < 0.04
+    older = head().state_dict()
+    del older["seed"]  # files of earlier versions
+    create_head(name, W, 2).load_state_dict(older)

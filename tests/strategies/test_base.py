@@ -11,12 +11,15 @@ from torch import nn
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.heads import LinearHead
+from avalanche_rwf.models.prompts.mvp import MVPViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import (
     FrozenBackboneStrategy,
     NonFiniteLossError,
     build_optimizer,
 )
+from avalanche_rwf.strategies.mvp import MVPStrategy
 from avalanche_rwf.strategies.registry import create_strategy
 from avalanche_rwf.strategies.rwf import RwFStrategy
 
@@ -532,3 +535,34 @@ def test_a_state_of_fewer_classes_is_refused_by_a_model_that_never_had_them(tool
     train(s, scenario)
     with pytest.raises(ValueError, match=r"The saved state has 2 classes, and this model has 6\."):
         s.load_trained_state(state)
+
+
+class Tempered(FrozenViT):
+    """A user's model whose logits are not its head's."""
+
+    def logits(self, features):
+        return super().logits(features) / 3
+
+
+@pytest.mark.parametrize("mask", ["none", "seen", "batch", "decoupled"])
+def test_the_loss_is_of_the_logits_that_the_model_gives_under_every_mask(tools, mask):
+    s = strategy(tools, Tempered(tools.vit(), 6, head="cosine"), mask=mask)
+    y, f = torch.tensor([0, 1] * 4), torch.randn(8, 32, requires_grad=True)
+    s.model.seen[:] = True
+    columns = 2 if mask in ("batch", "decoupled") else 6
+
+    def loss(n):
+        return nn.functional.cross_entropy(s.model.head(f)[:, :n] / 3, y)
+
+    expected = loss(columns) + (loss(6) if mask == "decoupled" else 0)
+    torch.testing.assert_close(s.classification_loss(f, y), expected)
+
+
+def test_mvp_refuses_a_head_without_a_linear_form_when_it_is_built(tools):
+    class Own(LinearHead):
+        def forward(self, features):
+            return super().forward(features).tanh()
+
+    model = MVPViT(tools.vit(), 6, expert_blocks="2,3", head=Own(32, 6))
+    with pytest.raises(UsageError, match="Own has a forward and no linear_form"):
+        MVPStrategy(model=model, evaluator=tools.silent())

@@ -1,0 +1,107 @@
+"""What every head has: one map from features to logits, from which all else follows."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avalanche_rwf.checks import check_whole
+from avalanche_rwf.errors import UsageError
+
+__all__ = ["Head", "held", "with_rows"]
+
+
+@contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Within it, what is computed with a module's parameters gives them no gradient."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def with_rows(old: Tensor, fresh: Tensor) -> Tensor:
+    """The rows of `old`, and behind them those of `fresh` that `old` does not have."""
+    return torch.cat([old, fresh[len(old) :].to(old)])
+
+
+def _place(cls: type, name: str) -> int:
+    """How far up a class a method is written."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+class Head(nn.Module, ABC):
+    """A map from features [B, F] to logits [B, C].
+
+    A subclass writes the map once: as :meth:`linear_form`, or, if its logits are not linear in some
+    function of the features, as :meth:`forward`. Every loss and mask uses that one map. Of a class
+    that inherits one and overrides the other, the one written last counts.
+
+    :param in_features: width F of the features.
+    :param num_classes: number of classes C to begin with.
+    """
+
+    closed_form: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if _place(cls, "linear_form") < _place(cls, "forward"):
+            cls.forward = Head.forward  # type: ignore[method-assign]  # not the one inherited
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        if type(self).forward is Head.forward and not self.is_linear():
+            raise UsageError(f"{type(self).__name__} must have a forward or a linear_form.")
+        check_whole("in_features", in_features)
+        check_whole("num_classes", num_classes)
+        self.in_features = in_features
+        self.num_classes = num_classes
+
+    def linear_form(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs h [B, K], weights W [C, K] and bias [C] with logits = h W^T + bias.
+
+        For what needs a gradient by class in closed form (MVP): dl/dW_c = (dl/dlogit_c) h.
+
+        Of a head whose forward was written later it is not the map: see :meth:`is_linear`.
+
+        :raises NotImplementedError: for a head that has a forward alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no linear form.")
+
+    @classmethod
+    def is_linear(cls) -> bool:
+        """Whether its logits are those of :meth:`linear_form`."""
+        own = cls.linear_form is not Head.linear_form
+        return own and (
+            cls.forward is Head.forward or _place(cls, "linear_form") <= _place(cls, "forward")
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C]."""
+        return F.linear(*self.linear_form(features))
+
+    def held_fixed(self, features: Tensor) -> Tensor:
+        """Logits [B, C] whose gradient reaches the features and not the head."""
+        with held(self):
+            return self(features)
+
+    def in_training(self, features: Tensor) -> Tensor:
+        """Logits [B, C] for what is logged during training; closed forms may answer late."""
+        return self(features)
+
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Take in a batch: features [B, F], targets [B]. Linear and cosine heads ignore it."""
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes in all; fewer than now is ignored."""
+        self.num_classes = max(self.num_classes, num_classes)

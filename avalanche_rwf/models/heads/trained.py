@@ -1,0 +1,218 @@
+"""Heads that are trained by gradient: linear, cosine, and cosine after streaming whitening."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avalanche_rwf.checks import check_number
+from avalanche_rwf.models.heads.base import Head, with_rows
+
+__all__ = ["CosineHead", "LinearHead", "WhiteHead"]
+
+
+class _TrainedRows(Head):
+    """One trained row for each class, from a truncated normal of 0.02 as in timm's heads.
+
+    The first rows are drawn from PyTorch's generator. That of a class c that comes later is drawn
+    from a seed of the head's own, which is saved with it, and c alone: it is the same in whatever
+    steps the head grows, and whatever else draws in between.
+    """
+
+    seed: Tensor
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        with torch.random.fork_rng(devices=[]):
+            self.register_buffer("seed", torch.randint(2**62, ()))
+        self.weight = nn.Parameter(_drawn(torch.empty(num_classes, in_features)))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.setdefault(f"{prefix}seed", self.seed)  # older files have none
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; old rows keep their values."""
+        old = self.weight.detach()
+        later, seed = range(len(old), num_classes), int(self.seed)
+        if later:
+            rows = [_drawn(torch.empty(self.in_features), f"row {seed} {c}") for c in later]
+            self.weight = nn.Parameter(torch.cat([old, torch.stack(rows).to(old)]))
+        super().grow(num_classes)
+
+
+def _drawn(rows: Tensor, name: str | None = None) -> Tensor:
+    """Fill rows from a truncated normal, by PyTorch's generator or by one that a name seeds."""
+    generator = None
+    if name is not None:
+        digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return nn.init.trunc_normal_(rows, std=0.02, generator=generator)
+
+
+class LinearHead(_TrainedRows):
+    """Logits W f + b; W from a truncated normal of 0.02 as timm's heads, b = 0."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def linear_form(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h = f, and weight and bias as they are."""
+        return features, self.weight, self.bias
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; old rows keep their values."""
+        if num_classes > self.num_classes:
+            zeros = torch.zeros(num_classes)
+            self.bias = nn.Parameter(with_rows(self.bias.detach(), zeros))
+        super().grow(num_classes)
+
+
+class CosineHead(_TrainedRows):
+    """Logits <w / |w|, f / |f|> / tau, no bias.
+
+    :param tau: temperature, > 0.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, tau: float = 0.1) -> None:
+        super().__init__(in_features, num_classes)
+        check_number("tau", tau, above=0)
+        self.tau = tau
+
+    def _directions(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and rows at length 1."""
+        return F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> logits [B, C], within [-1 / tau, 1 / tau]."""
+        return F.linear(*self._directions(features)) / self.tau
+
+    def linear_form(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h = f / |f|, W = w / |w| / tau, no bias."""
+        inputs, rows = self._directions(features)
+        return inputs, rows / self.tau, None
+
+
+class WhiteHead(CosineHead):
+    r"""Cosine head after streaming whitening, with imprinted rows for new classes.
+
+    Features are whitened with the running mean and covariance of the stream,
+
+    .. math:: f' = T (f - \mu), \quad
+              T = ((1 - s) \Sigma + s \, \overline{\mathrm{var}} \, I)^{-1/2} ,
+
+    and a class met for the first time gets its batch's mean whitened feature as its row (of norm
+    0.4, which sets how fast Adam turns it). T is renewed each time the number of samples has grown
+    by `refresh`; rows are kept as prototypes, that is carried over to the new coordinates:
+    w <- T_new (T_old^{-1} w + mu_old - mu_new).
+
+    :param tau: temperature.
+    :param shrinkage: s, the share of the mean variance on the diagonal.
+    :param refresh: growth of the number of samples after which T is renewed.
+    """
+
+    count: Tensor
+    fitted: Tensor
+    total: Tensor
+    gram: Tensor
+    mean: Tensor
+    transform: Tensor
+    inverse: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        tau: float = 0.1,
+        shrinkage: float = 0.1,
+        refresh: float = 1.2,
+    ) -> None:
+        super().__init__(in_features, num_classes, tau)
+        check_number("shrinkage", shrinkage, above=0, most=1)
+        check_number("refresh", refresh, least=1)
+        self.shrinkage = shrinkage
+        self.refresh = refresh
+        double = torch.float64
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
+        self.register_buffer("total", torch.zeros(in_features, dtype=double))
+        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
+        self.register_buffer("mean", torch.zeros(in_features))
+        self.register_buffer("transform", torch.eye(in_features))
+        self.register_buffer("inverse", torch.eye(in_features))
+        self.register_buffer("known", torch.zeros(num_classes, dtype=torch.bool))
+        # The count on the host, so that a step does not wait for the device to read it.
+        self._n = 0
+        self._n_fitted = 0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._n, self._n_fitted = int(self.count), int(self.fitted)
+
+    def whiten(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> whitened features [B, F]."""
+        return (features.float() - self.mean) @ self.transform
+
+    def _directions(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return super()._directions(self.whiten(features))
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Add the batch to the statistics, renew T if it is due, imprint classes met first here."""
+        f = features.detach().double()
+        self.total += f.sum(0)
+        self.gram.addmm_(f.T, f)
+        self.count += len(f)
+        self._n += len(f)
+        if self._n >= self.refresh * self._n_fitted:
+            self._renew()
+        new = torch.unique(targets)
+        new = new[~self.known[new]]
+        if len(new):
+            white = self.whiten(features.detach())
+            for c in new.tolist():
+                row = white[targets == c].mean(0)
+                self.weight[c] = 0.4 * F.normalize(row, dim=0)
+            self.known[new] = True
+
+    def _renew(self) -> None:
+        n = self._n
+        mean = self.total / n
+        covariance = self.gram / n - torch.outer(mean, mean)
+        variance = covariance.diagonal().mean().clamp_min(1e-12)
+        covariance = (1 - self.shrinkage) * covariance
+        covariance.diagonal().add_(self.shrinkage * variance)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        # The shrunk matrix is positive definite; the floor guards against rounding alone.
+        eigenvalues = eigenvalues.clamp_min(1e-6 * float(variance))
+        transform = (vectors * eigenvalues.rsqrt()) @ vectors.T
+        inverse = (vectors * eigenvalues.sqrt()) @ vectors.T
+        if self._n_fitted and bool(self.known.any()):
+            rows = self.weight[self.known].double()
+            norms = rows.norm(dim=1, keepdim=True)
+            # A row is a direction; as a prototype it stands at the norm of a whitened feature.
+            rows = rows / norms.clamp_min(1e-12) * math.sqrt(self.in_features)
+            shift = self.mean.double() - mean
+            moved = (rows @ self.inverse.double() + shift) @ transform
+            self.weight[self.known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
+        self.mean.copy_(mean)
+        self.transform.copy_(transform)
+        self.inverse.copy_(inverse)
+        self.fitted.fill_(n)
+        self._n_fitted = n
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for `num_classes` classes; statistics and old rows stay."""
+        if num_classes > self.num_classes:
+            fresh = torch.zeros(num_classes, dtype=torch.bool)
+            self.known = with_rows(self.known, fresh)
+        super().grow(num_classes)
