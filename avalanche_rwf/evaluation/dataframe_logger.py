@@ -15,7 +15,8 @@ from avalanche.evaluation.metric_results import AlternativeValues
 from avalanche.logging import BaseLogger
 from torch import Tensor
 
-from avalanche_rwf.evaluation.stream_position import StreamPosition
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.stream_position import StreamCounter, stream_counter, whole_stream
 
 __all__ = ["DataFrameLogger", "MetricName", "parse_metric_name"]
 
@@ -98,8 +99,10 @@ class DataFrameLogger(BaseLogger, SupervisedPlugin):
     def __init__(self) -> None:
         super().__init__()
         self._rows: list[tuple[Any, ...]] = []
-        self._position = StreamPosition()
+        self._counter = StreamCounter()
         self._phase: str | None = None
+        self._partial: set[int] = set()  # rows that are of a part of a test experience
+        self._in_part = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -115,6 +118,8 @@ class DataFrameLogger(BaseLogger, SupervisedPlugin):
         if number is None:
             return
         parts = parse_metric_name(name)
+        if self._in_part:
+            self._partial.add(len(self._rows))
         self._rows.append(
             (
                 int(x_plot),
@@ -122,37 +127,72 @@ class DataFrameLogger(BaseLogger, SupervisedPlugin):
                 parts.stream,
                 parts.task,
                 parts.experience,
-                self._position.experience,
-                self._position.samples_seen,
+                self._counter.position.experience,
+                self._counter.position.samples_seen,
                 parts.metric,
                 number,
             )
         )
 
+    def before_training(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
+        """Join the strategy's counter.
+
+        :raises UsageError: if this is no logger of the strategy's evaluator.
+        """
+        loggers = getattr(getattr(strategy, "evaluator", None), "loggers", [])
+        if any(p is self for p in strategy.plugins) or not any(p is self for p in loggers):
+            raise UsageError(
+                "DataFrameLogger must be among the loggers, EvaluationPlugin(..., "
+                "loggers=[DataFrameLogger()]), and not among the plugins or metrics."
+            )
+        self._counter = stream_counter(strategy, self._counter)
+
     def before_training_exp(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
-        """Note which experience is trained on."""
-        self._position.start_part(strategy.experience, strategy.train_epochs)
+        """Note that training begins."""
         self._phase = "train"
 
-    def before_training_epoch(
-        self, strategy: Any, metric_values: Any = None, **kwargs: Any
-    ) -> None:
-        """Note that an epoch begins."""
-        self._position.start_epoch()
-
-    def before_training_iteration(
-        self, strategy: Any, metric_values: Any = None, **kwargs: Any
-    ) -> None:
-        """Count the mini-batch: its metrics are logged before `after_training_iteration`."""
-        self._position.count(len(strategy.mb_y), strategy.train_mb_size)
-
     def before_eval(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
-        """Note that an evaluation begins."""
+        """Note that an evaluation begins, and join the counter as in :meth:`before_training`."""
+        self.before_training(strategy)
         self._phase = "eval"
+
+    def before_eval_exp(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
+        """Note whether a part of a test experience is evaluated."""
+        here, stream = strategy.experience, whole_stream(strategy.experience)
+        try:
+            whole = stream[int(here.current_experience)] if stream is not None else here
+            self._in_part = len(here.dataset) != len(whole.dataset)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            self._in_part = False
+
+    def after_eval_exp(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
+        """Note that the evaluation of an experience ended."""
+        self._in_part = False
 
     def after_eval(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
         """Note that it ended; after training it makes no difference, within it does."""
         self._phase = "train"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return rows and counters, loadable with `torch.load(weights_only=True)`."""
+        return {
+            **self._counter.state_dict(),
+            "rows": [list(row) for row in self._rows],
+            "phase": self._phase,
+            "partial": sorted(self._partial),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take rows and counters from `state_dict()`, in place of those at hand.
+
+        :raises ValueError: if a row is not one of this logger's.
+        """
+        if not all(len(row) == len(_TYPES) for row in state["rows"]):
+            raise ValueError(f"rows must have {len(_TYPES)} values each.")
+        self._counter.load_state_dict(state)
+        self._rows = [tuple(row) for row in state["rows"]]
+        self._phase = state["phase"]
+        self._partial = {int(row) for row in state["partial"]}
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows so far as a data frame, in the order in which they were logged."""
@@ -183,11 +223,12 @@ class DataFrameLogger(BaseLogger, SupervisedPlugin):
             `accuracy_metrics(experience=True)`.
         :param stream: the evaluated stream; by default "test", or the only one there is.
         :return: a frame with `trained_experience` as index and `experience` as columns; the last
-            value of each pair, NaN where there is none. Test experiences that were evaluated before
+            value of each pair, NaN where there is none; values of a part of a test experience are
+            none. Test experiences that were evaluated before
             their classes were trained on have a value here, unlike in `metrics.accuracy_matrix`.
         :raises ValueError: if no such value has been logged, or if the stream is not clear.
         """
-        rows = self.to_frame()
+        rows = self.to_frame().drop(index=sorted(self._partial))
         rows = rows[(rows["phase"] == "eval") & (rows["metric"] == metric)]
         rows = rows[rows["experience"].notna() & rows["trained_experience"].notna()]
         if rows.empty:

@@ -7,6 +7,11 @@ The built-in forgetting and backward-transfer metrics of Avalanche 0.6 compare t
 *sub-experience* with the number of a test experience and report 0.0 or nonsense on online streams
 (ContinualAI/avalanche issue 1343), so none of these numbers is taken from there.
 
+An experience's end is a point that covers every test sample of the classes met by then: an
+evaluation of a part of the test stream stands for nothing but itself. What that leaves without a
+value is NaN (None in `summarise`, which says why in a warning), never the number of another set of
+test images.
+
 Symbols: T experiences; a[i, j] the accuracy on test experience j after training experience i;
 acc[i, c] the accuracy on the test samples of class c at that moment. An accuracy that does not
 exist (nothing tested, or no class of it met yet) is NaN and never counts as zero.
@@ -14,8 +19,9 @@ exist (nothing tested, or no class of it met yet) is NaN and never counts as zer
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +32,14 @@ from avalanche_rwf.errors import UsageError
 
 __all__ = [
     "EvaluationPoint",
+    "TestStream",
     "a_auc",
     "a_avg",
     "a_last",
     "accuracy_exposed",
     "accuracy_matrix",
     "class_accuracy_matrix",
+    "experience_ends",
     "forgetting_class",
     "forgetting_experience",
     "summarise",
@@ -39,6 +47,21 @@ __all__ = [
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TestStream:
+    """What a whole test stream holds.
+
+    Attributes:
+        experiences: how many test experiences it has.
+        samples: how many samples it has of each class, by class.
+    """
+
+    __test__ = False  # it is no test of pytest's
+
+    experiences: int
+    samples: Mapping[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +75,8 @@ class EvaluationPoint:
         predictions: predicted classes, [n].
         exposed: ids of the classes met in training so far, in ascending order.
         test_experience: the test experience that each sample belongs to, [n].
+        stream: the whole test stream that the evaluated samples are of; None if it is not known.
+        ended: training experiences that had ended by then; None if it is not known.
 
     Raises:
         ValueError: if the arrays are not one-dimensional integers of one common, positive length,
@@ -64,6 +89,8 @@ class EvaluationPoint:
     predictions: IntArray
     exposed: tuple[int, ...]
     test_experience: IntArray
+    stream: TestStream | None = field(default=None, repr=False)
+    ended: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole("samples_seen", self.samples_seen, least=0)
@@ -101,6 +128,25 @@ class EvaluationPoint:
         """True where the sample's class has been met in training, [n]."""
         return np.isin(self.targets, np.asarray(self.exposed, dtype=np.int64))
 
+    @property
+    def tested(self) -> dict[int, int]:
+        """Samples of each class that were tested, by class."""
+        classes, counts = np.unique(self.targets, return_counts=True)
+        return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+    def missing(self, samples: Mapping[int, int] | None = None) -> list[int]:
+        """Classes met in training that were not tested, of those that could be.
+
+        Args:
+            samples: tested samples of each class that it takes to be complete. By default one of
+                each class that the test stream has.
+        """
+        tested = self.tested
+        if samples is None:
+            known = {} if self.stream is None else self.stream.samples
+            return [c for c in self.exposed if known.get(c, 0) and c not in tested]
+        return [c for c in self.exposed if samples.get(c, 0) != tested.get(c, 0)]
+
 
 def _integers(values: Any, name: str) -> IntArray:
     """Return `values` as a one-dimensional int64 array, or say what is wrong with them."""
@@ -119,25 +165,70 @@ def _check_points(points: Sequence[EvaluationPoint]) -> None:
         raise UsageError("points must hold at least one EvaluationPoint, got an empty sequence.")
 
 
-def _rank(index: int, point: EvaluationPoint) -> tuple[int, bool, int]:
-    """Sort key: later in the stream, then an experience end before mid-stream, then recorded later.
+def _whole(points: Sequence[EvaluationPoint]) -> Mapping[int, int]:
+    """Samples of each class in the whole test stream.
 
-    The evaluation at an experience end comes after whatever a method does there (closing a head's
-    statistics, for one), so it is the one that stands for its place in the stream.
+    It is the stream of the first point at an experience's end; where no point knows its stream, the
+    most samples of each class that one of them has.
     """
-    return point.samples_seen, point.experience is not None, index
+    for point in points:
+        if point.experience is not None and point.stream is not None:
+            return point.stream.samples
+    most: dict[int, int] = {}
+    for point in points:
+        if point.stream is None:
+            for label, n in point.tested.items():
+                most[label] = max(n, most.get(label, 0))
+    return most
 
 
-def _distinct(points: Sequence[EvaluationPoint]) -> list[EvaluationPoint]:
-    """Return one point per `samples_seen`, ascending; an experience end wins, then the last."""
-    ranked = sorted(enumerate(points), key=lambda pair: _rank(*pair))
-    return list({point.samples_seen: point for _, point in ranked}.values())
+def _usable(points: Sequence[EvaluationPoint]) -> list[bool]:
+    """Which points stand for their place in the stream.
+
+    At an experience's end one must be complete. In mid-stream a subset of the samples will do, if
+    it has some of every class met.
+    """
+    whole = _whole(points)
+    return [
+        not (point.missing() if point.experience is None else point.missing(whole))
+        for point in points
+    ]
 
 
-def _experience_ends(points: Sequence[EvaluationPoint]) -> dict[int, EvaluationPoint]:
-    """Return the last point of every experience that has one, by experience."""
-    ranked = sorted(enumerate(points), key=lambda pair: _rank(*pair))
-    ends = {point.experience: point for _, point in ranked if point.experience is not None}
+def _ranked(points: Sequence[EvaluationPoint]) -> list[tuple[EvaluationPoint, bool]]:
+    """Points with whether they stand for their place, later ones behind.
+
+    Later is: later in the stream, then one that stands for its place, then an experience end, then
+    recorded later. The evaluation at an experience end comes after whatever a method does there
+    (closing a head's statistics, for one), so it is the one that counts before mid-stream ones.
+    """
+    usable = _usable(points)
+    order = sorted(
+        range(len(points)),
+        key=lambda i: (points[i].samples_seen, usable[i], points[i].experience is not None, i),
+    )
+    return [(points[i], usable[i]) for i in order]
+
+
+def _places(points: Sequence[EvaluationPoint]) -> list[tuple[EvaluationPoint, bool]]:
+    """One point per `samples_seen`, ascending, with whether it stands for the place."""
+    return list({point.samples_seen: (point, fits) for point, fits in _ranked(points)}.values())
+
+
+def experience_ends(points: Sequence[EvaluationPoint]) -> dict[int, EvaluationPoint]:
+    """The last complete point of every experience that has one, by experience.
+
+    Args:
+        points: evaluations of one run.
+
+    Returns:
+        the points; one that covers a part of the test samples of the classes met is none of them.
+    """
+    ends = {
+        point.experience: point
+        for point, fits in _ranked(points)
+        if fits and point.experience is not None
+    }
     return dict(sorted(ends.items()))
 
 
@@ -162,22 +253,25 @@ def accuracy_exposed(point: EvaluationPoint) -> float:
     (Moon et al., ICCV 2023, arXiv 2308.09303).
 
     Returns:
-        a value in [0, 1], or NaN if no tested sample is of an exposed class.
+        a value in [0, 1], or NaN if no tested sample is of an exposed class, or if the evaluation
+        left out an exposed class that the test stream has.
     """
-    return _accuracy(point, point.counts)
+    return float("nan") if point.missing() else _accuracy(point, point.counts)
 
 
 def a_last(points: Sequence[EvaluationPoint]) -> float:
     """Accuracy over all exposed classes after the stream: `accuracy_exposed` of the last point.
 
     The last point is the one with the most samples seen; an experience end wins over a mid-stream
-    evaluation at the same place. Source: as `accuracy_exposed`.
+    evaluation at the same place. NaN if that place has no complete evaluation. Source: as
+    `accuracy_exposed`.
 
     Raises:
         ValueError: if there are no points.
     """
     _check_points(points)
-    return accuracy_exposed(_distinct(points)[-1])
+    last, fits = _places(points)[-1]
+    return accuracy_exposed(last) if fits else float("nan")
 
 
 def a_avg(points: Sequence[EvaluationPoint]) -> float:
@@ -185,13 +279,24 @@ def a_avg(points: Sequence[EvaluationPoint]) -> float:
 
     ``(1/T) sum_t A_t``, the average incremental accuracy (Rebuffi et al., iCaRL, CVPR 2017). An
     experience that was evaluated twice at its end counts once, with its later evaluation. NaN if no
-    point is at an experience end.
+    point is at an experience end, or if an experience is known to have ended without one.
 
     Raises:
         ValueError: if there are no points.
     """
     _check_points(points)
-    return _nanmean([accuracy_exposed(point) for point in _experience_ends(points).values()])
+    ends = experience_ends(points)
+    if set(_ended(points)) - set(ends):
+        return float("nan")
+    return _nanmean([accuracy_exposed(point) for point in ends.values()])
+
+
+def _ended(points: Sequence[EvaluationPoint]) -> list[int]:
+    """Experiences that have ended: as was noted, and those that some point is at the end of."""
+    return sorted(
+        {e for point in points for e in point.ended or ()}
+        | {point.experience for point in points if point.experience is not None}
+    )
 
 
 def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
@@ -200,7 +305,9 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     ``(1/J) sum_j A(s_j)`` over evaluation points s_j, the area under the accuracy-to-samples curve
     (Koh et al., i-Blurry, ICLR 2022; Moon et al., Si-Blurry, ICCV 2023). The end always counts
     (some published code drops the last partial period), evaluations at equal `samples_seen` count
-    once (an experience end wins), and one before anything was trained does not count.
+    once (an experience end wins), and one before anything was trained does not count. Evaluations
+    that leave out an exposed class, and incomplete ones at an experience's end, are none of the
+    stream: NaN if the last place has no other.
 
     Args:
         points: evaluations of one run.
@@ -213,7 +320,10 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     """
     _check_points(points)
     check_whole("every", every, optional=True)
-    places = _distinct(points)
+    ranked = _places(points)
+    if not ranked[-1][1]:
+        return float("nan")
+    places = [point for point, fits in ranked if fits]
     if every is not None:
         kept = {places[-1].samples_seen}
         reached = 0
@@ -238,7 +348,7 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
     _check_points(points)
     check_whole("n_experiences", n_experiences)
     matrix = np.full((n_experiences, n_experiences), np.nan)
-    for t, point in _experience_ends(points).items():
+    for t, point in experience_ends(points).items():
         last = max(t, int(point.test_experience.max()))
         if last >= n_experiences:
             raise ValueError(
@@ -276,7 +386,7 @@ def class_accuracy_matrix(
         raise ValueError(f"n_classes must be above every target, got {n_classes} for {needed - 1}.")
     classes = needed if n_classes is None else n_classes
     matrix = np.full((n_experiences, classes), np.nan)
-    for t, point in _experience_ends(points).items():
+    for t, point in experience_ends(points).items():
         if t >= n_experiences:
             raise ValueError(
                 f"n_experiences must be above every experience index, got {n_experiences} "
@@ -299,7 +409,8 @@ def forgetting_experience(matrix: FloatArray) -> float:
     class-level F_last of the online prompt papers: see `forgetting_class`.
 
     Returns:
-        the mean over the experiences whose terms exist; NaN with a single experience.
+        the mean over the experiences whose terms exist; NaN with a single experience, and where a
+        row lacks all values behind one that has some.
 
     Raises:
         ValueError: if the matrix is not square.
@@ -307,6 +418,8 @@ def forgetting_experience(matrix: FloatArray) -> float:
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
         raise ValueError(f"matrix must be square, [T, T], got shape {a.shape}.")
+    if _has_gaps(a):
+        return float("nan")
     final = len(a) - 1
     losses = [_best(a[t:final, t]) - a[final, t] for t in range(final)]
     return _nanmean(losses)
@@ -324,7 +437,8 @@ def forgetting_class(class_matrix: FloatArray, only_learned: bool = False) -> fl
     `only_learned=True` gives their number.
 
     Returns:
-        the mean over those classes; NaN if there are none, as with a single experience.
+        the mean over those classes; NaN if there are none, as with a single experience, and where a
+        row lacks all values behind one that has some.
 
     Raises:
         ValueError: if the matrix does not have two dimensions and at least one row.
@@ -332,12 +446,23 @@ def forgetting_class(class_matrix: FloatArray, only_learned: bool = False) -> fl
     acc = np.asarray(class_matrix, dtype=np.float64)
     if acc.ndim != 2 or acc.shape[0] == 0:
         raise ValueError(f"class_matrix must be [T, C] with T >= 1, got shape {acc.shape}.")
+    if _has_gaps(acc):
+        return float("nan")
     losses = []
     for c in range(acc.shape[1]):
         best = _best(acc[:-1, c])
         if not (only_learned and best <= 0):
             losses.append(best - acc[-1, c])
     return _nanmean(losses)
+
+
+def _has_gaps(matrix: FloatArray) -> bool:
+    """Whether an experience was not evaluated at its end after one that was.
+
+    The best of the others would be of fewer moments. Streams may begin with empty experiences.
+    """
+    there: NDArray[np.bool_] = np.asarray(~np.isnan(matrix).all(axis=1))
+    return bool(there.any() and not there[int(there.argmax()) :].all())
 
 
 def _best(values: FloatArray) -> float:
@@ -358,16 +483,61 @@ def summarise(
 
     Returns:
         `a_last`, `a_avg`, `a_auc`, `forgetting_experience`, `forgetting_class` as shares of 1; None
-        for a number that does not exist (forgetting with one experience), as JSON has no NaN.
+        for a number that does not exist (forgetting with one experience), as JSON has no NaN. Where
+        the evaluations made do not give it, a warning says why.
 
     Raises:
         ValueError: as the single functions do.
     """
-    values = {
-        "a_last": a_last(points),
-        "a_avg": a_avg(points),
-        "a_auc": a_auc(points, every),
-        "forgetting_experience": forgetting_experience(accuracy_matrix(points, n_experiences)),
-        "forgetting_class": forgetting_class(class_accuracy_matrix(points, n_experiences)),
-    }
+    check_whole("n_experiences", n_experiences)
+    values = {"a_last": a_last(points), "a_avg": a_avg(points), "a_auc": a_auc(points, every)}
+    values.update(dict.fromkeys(("forgetting_experience", "forgetting_class"), float("nan")))
+    notes, no_matrix = _notes(points, n_experiences)
+    if not notes:
+        values["forgetting_class"] = forgetting_class(class_accuracy_matrix(points, n_experiences))
+        if not no_matrix:
+            values["forgetting_experience"] = forgetting_experience(
+                accuracy_matrix(points, n_experiences)
+            )
+    for note in (*notes, *no_matrix):
+        warnings.warn(note, stacklevel=2)
     return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def _notes(points: Sequence[EvaluationPoint], n_experiences: int) -> tuple[list[str], list[str]]:
+    """What cannot be computed, and why: of all experience ends, and of test experiences alone."""
+    ends = experience_ends(points)
+    notes = []
+    whole = _whole(points)
+    last, fits = _places(points)[-1]
+    if not fits:
+        notes.append(
+            "There is no a_last and no a_auc: the evaluations after the last training sample have "
+            f"not tested all samples of the classes {_few(last.missing(whole))}."
+        )
+    missing = [e for e in _ended(points) if e not in ends]
+    if missing:
+        notes.append(
+            f"There is no a_avg and no forgetting: no evaluation at the end of the training "
+            f"experiences {_few(missing)} has tested all samples of the classes met by then."
+        )
+    places = [point.samples_seen for point in ends.values()]
+    if places != sorted(places):
+        notes.append(
+            f"There is no forgetting: the training experiences came in another order than that of "
+            f"their numbers ({_few(sorted(ends, key=lambda e: ends[e].samples_seen))})."
+        )
+    sizes = {point.stream.experiences for point in ends.values() if point.stream is not None}
+    others = sizes - {n_experiences}
+    no_matrix = [
+        f"There is no forgetting_experience: the test stream has {size} experiences and the "
+        f"training stream {n_experiences}."
+        for size in others
+    ]
+    return notes, no_matrix
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """Some numbers, and how many there are if they are many."""
+    text = ", ".join(map(str, numbers[:8]))
+    return text if len(numbers) <= 8 else f"{text}, ... ({len(numbers)} in all)"

@@ -6,7 +6,9 @@ benchmarks, and with streams of whole experiences as with `split_online_stream`.
 
 from __future__ import annotations
 
+import operator
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,25 +20,26 @@ from torch import Tensor
 
 from avalanche_rwf.checks import check_mapping, check_whole
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.metrics import EvaluationPoint
-from avalanche_rwf.evaluation.stream_position import StreamPosition, attribute, stream_name
+from avalanche_rwf.evaluation.metrics import EvaluationPoint, TestStream
+from avalanche_rwf.evaluation.stream_position import (
+    StreamCounter,
+    StreamPosition,
+    attribute,
+    stream_counter,
+    stream_name,
+    whole_stream,
+)
 from avalanche_rwf.evaluation.subset import subset_experiences
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 
-# Targets are looked at only when somebody asks, so that a step never waits for the accelerator;
-# at this many kept mini-batches they are folded into the set all the same.
-_MAX_PENDING = 512
 
-
-class _Position(SupervisedPlugin):
-    """Keeps a `StreamPosition` and the exposed classes up to date. Base of both plugins."""
+class _Reader(SupervisedPlugin):
+    """Reads the strategy's `StreamCounter`. Base of both plugins."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._position = StreamPosition()
-        self._exposed: set[int] = set()
-        self._pending: list[Tensor] = []
+        self._counter = StreamCounter()
 
     @property
     def samples_seen(self) -> int:
@@ -51,45 +54,49 @@ class _Position(SupervisedPlugin):
     @property
     def exposed(self) -> tuple[int, ...]:
         """Classes met in training so far, ascending: those of the targets, not of attributes."""
-        if self._pending:
-            self._exposed.update(torch.cat([y.reshape(-1) for y in self._pending]).tolist())
-            self._pending.clear()
-        return tuple(sorted(self._exposed))
+        return self._counter.exposed
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Note which experience begins."""
-        self._position.start_part(strategy.experience, strategy.train_epochs)
+    @property
+    def _position(self) -> StreamPosition:
+        return self._counter.position
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Note that an epoch begins."""
-        self._position.start_epoch()
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Join the strategy's counter.
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the mini-batch and its classes."""
-        self._position.count(len(strategy.mb_y), strategy.train_mb_size)
-        self._pending.append(strategy.mb_y.detach())
-        if len(self._pending) >= _MAX_PENDING:
-            _ = self.exposed
+        :raises UsageError: if this is no plugin of the strategy.
+        """
+        if not any(plugin is self for plugin in strategy.plugins):
+            self.log_metrics()
+        self._counter = stream_counter(strategy, self._counter)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Note that the experience ended."""
-        self._position.finish_part()
+    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Join the strategy's counter, as in :meth:`before_training`."""
+        _Reader.before_training(self, strategy)
+
+    def log_metrics(self, values: Any = None) -> None:
+        """Refuse to be a logger or a metric.
+
+        :raises UsageError: always.
+        """
+        name = type(self).__name__
+        raise UsageError(
+            f"{name} must be among the strategy's plugins=[...], not among the metrics or loggers "
+            "of its EvaluationPlugin."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters, loadable with `torch.load(weights_only=True)`."""
-        return {"position": self._position.state_dict(), "exposed": list(self.exposed)}
+        return self._counter.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the counters from `state_dict()`.
 
         A run is to be cut between experiences: within one, Avalanche would begin it anew.
         """
-        self._position.load_state_dict(state["position"])
-        self._exposed = {int(c) for c in state["exposed"]}
-        self._pending.clear()
+        self._counter.load_state_dict(state)
 
 
-class PredictionRecorder(_Position):
+class PredictionRecorder(_Reader):
     """Records targets and predictions of every `strategy.eval(...)` as an `EvaluationPoint`.
 
     Usage::
@@ -106,7 +113,10 @@ class PredictionRecorder(_Position):
     experience (all its samples trained on, over all its sub-experiences) or in mid-stream. Call it
     where that cannot be known: streams whose sub-experiences name no origin, or drop samples.
 
-    Evaluate all wanted test experiences in one call: each call of `eval` gives one point.
+    Each call of `eval` gives one point, and the point knows the whole test stream: only one that
+    covers all its samples of the classes met so far can be an experience's end. Evaluations of
+    single test experiences, of parts, in any order and however often, change no number of
+    `summarise`; evaluate all wanted test experiences in one call.
 
     :param stream: name of the stream to record; evaluations of others (Avalanche's `eval_every`
         evaluates the *training* stream unless told otherwise) are passed over. None records all.
@@ -124,6 +134,8 @@ class PredictionRecorder(_Position):
         self._targets: list[Tensor] = []
         self._predictions: list[Tensor] = []
         self._experiences: list[int] = []
+        self._tested: Any = None  # an experience of the evaluated stream
+        self._whole: tuple[list[Any], TestStream] | None = None  # data sets, and what they hold
         self._passed_over: set[str] = set()
 
     def begin(self, experience: int | None) -> None:
@@ -134,8 +146,12 @@ class PredictionRecorder(_Position):
         check_whole("experience", experience, least=0, optional=True)
         self._announced = (experience,)
 
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Begin a point."""
+    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin a point.
+
+        :raises UsageError: if this is no plugin of the strategy.
+        """
+        super().before_eval(strategy)
         self._clear()
         if self._announced is not None:
             self._label = self._announced[0]
@@ -161,6 +177,7 @@ class PredictionRecorder(_Position):
         self._predictions.append(output.detach().argmax(dim=1))
         index = int(strategy.experience.current_experience)
         self._experiences.extend([index] * len(output))
+        self._tested = strategy.experience
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Close the point and append it to `points`.
@@ -183,6 +200,8 @@ class PredictionRecorder(_Position):
                 predictions=torch.cat(self._predictions).cpu().numpy(),
                 exposed=self.exposed,
                 test_experience=np.asarray(self._experiences, dtype=np.int64),
+                stream=self._whole_stream(self._tested),
+                ended=tuple(self._counter.ended),
             )
         )
         self._announced = None
@@ -198,6 +217,8 @@ class PredictionRecorder(_Position):
                 "predictions": torch.from_numpy(point.predictions.copy()),
                 "exposed": list(point.exposed),
                 "test_experience": torch.from_numpy(point.test_experience.copy()),
+                "stream": point.stream and [point.stream.experiences, dict(point.stream.samples)],
+                "ended": None if point.ended is None else list(point.ended),
             }
             for point in self.points
         ]
@@ -214,18 +235,41 @@ class PredictionRecorder(_Position):
                 predictions=point["predictions"].numpy(),
                 exposed=tuple(point["exposed"]),
                 test_experience=point["test_experience"].numpy(),
+                stream=None if point["stream"] is None else TestStream(*point["stream"]),
+                ended=None if point["ended"] is None else tuple(point["ended"]),
             )
             for point in state["points"]
         ]
         self._announced = None
         self._clear()
 
+    def _whole_stream(self, experience: Any) -> TestStream | None:
+        """The whole of the stream that a test experience is of; None if that is not told."""
+        stream = whole_stream(experience)
+        if stream is None:
+            return None
+        try:
+            datasets = [e.dataset for e in stream]
+            known = self._whole[0] if self._whole is not None else []
+            same = len(known) == len(datasets) and all(map(operator.is_, known, datasets))
+            if self._whole is None or not same:
+                samples = Counter(int(y) for data in datasets for y in data.targets)
+                found = TestStream(len(datasets), dict(sorted(samples.items())))
+                self._whole = (datasets, found)
+            return self._whole[1]
+        except (AttributeError, TypeError, ValueError):
+            return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_whole": None}  # no data sets with a pickled recorder
+
     def _clear(self) -> None:
         self._targets, self._predictions, self._experiences = [], [], []
+        self._tested = None
         self._passed_over = set()
 
 
-class AnytimeEvaluation(_Position):
+class AnytimeEvaluation(_Reader):
     """Evaluates in mid-stream, every so many samples, and leaves the training as it found it.
 
     After the training iteration in which the number of samples seen reaches or passes a multiple of
@@ -240,8 +284,6 @@ class AnytimeEvaluation(_Position):
     `PeriodicEval` survives that because it is the last plugin but one and nothing reads the
     mini-batch after it; this plugin comes before the evaluator, whose training metrics do, so it
     puts back the rest.
-
-    List it after a `PredictionRecorder`, which must have counted the mini-batch by then.
 
     :param test_stream: stream or list of test experiences.
     :param every: number of samples between evaluations.
@@ -265,6 +307,7 @@ class AnytimeEvaluation(_Position):
         check_mapping("eval_kwargs", eval_kwargs)
         check_whole("subset", subset, optional=True)
         self.every = int(every)
+        self._reached = 0  # multiples of it
         self.eval_kwargs = dict(eval_kwargs or {})
         tests = list(test_stream) if isinstance(test_stream, Iterable) else [test_stream]
         if not tests:
@@ -275,26 +318,25 @@ class AnytimeEvaluation(_Position):
             tests = subset_experiences(tests, subset)
         self._tests = [(test, _classes(test)) for test in tests]
 
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Check the order of the plugins.
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Join the strategy's counter; what it has counted by then is no reason to evaluate.
 
-        :raises ValueError: if a `PredictionRecorder` comes after this plugin.
+        :raises UsageError: if this is no plugin of the strategy.
         """
-        plugins = list(strategy.plugins)
-        later = plugins[plugins.index(self) + 1 :] if self in plugins else []
-        if any(isinstance(plugin, PredictionRecorder) for plugin in later):
-            raise ValueError(
-                "plugins must list PredictionRecorder before AnytimeEvaluation, got it after: it "
-                "would record the evaluations with the samples of one mini-batch too few."
-            )
+        super().before_training(strategy)
+        self._reached = self.samples_seen // self.every
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the mini-batch, and evaluate if a multiple of `every` was reached."""
-        before = self.samples_seen
-        super().after_training_iteration(strategy, **kwargs)
-        due = self.samples_seen // self.every > before // self.every
-        if due and not self._position.at_experience_end:
+        """Evaluate if a multiple of `every` was reached with this mini-batch."""
+        self._counter.after_training_iteration(strategy)
+        before, self._reached = self._reached, self.samples_seen // self.every
+        if self._reached > before and not self._position.at_experience_end:
             self._evaluate(strategy)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the counters from `state_dict()`, as :class:`PredictionRecorder` does."""
+        super().load_state_dict(state)
+        self._reached = self.samples_seen // self.every
 
     def _evaluate(self, strategy: Any) -> None:
         tests = self._seen_tests()

@@ -7,9 +7,9 @@ statistics, seen classes and replay buffer (which images, not the images), the r
 all random generators, and how many samples of which experience have been trained on. The order of
 the samples is the benchmark's, a function of the seed.
 
-Within an experience a resumed run trains on the rest of it, and puts everything back in the first
-step: what Avalanche does at the beginning of an experience (drawing a seed for the loader, making
-an optimizer anew) has then happened once too often and is undone.
+Within an experience a resumed run passes over what it has trained on, and puts everything back in
+the first step: what Avalanche does at the beginning of an experience (drawing a seed for the
+loader, making an optimizer anew) has then happened once too often and is undone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import copy
 import errno
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -29,11 +30,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
+from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, SupervisedPlugin
+from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
 from avalanche_rwf.checks import check_flag, check_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.stream_position import StreamCounter, stream_counter
+from avalanche_rwf.experiments.plugin_state import TEMPLATE, Attributes
 from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, load_optimizer
@@ -69,7 +74,7 @@ FRESH = "AVALANCHE_RWF_FRESH"
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 """The newest generation in a run directory and the one before."""
 
-_FORMAT = 2
+_FORMAT = 3
 # Of the time, for writing: below the 3 % that are promised, as a state may grow until the next one.
 _SHARE = 0.025
 
@@ -212,6 +217,9 @@ def load_strategy_state(strategy: Any, state: Mapping[str, Any]) -> None:
         strategy.load_trained_state(state)
         return
     strategy.model.load_state_dict(state["model"])
+    if getattr(strategy, "optimized_param_id", 0) is None:
+        # Avalanche does so before the first step, and would lose the optimizer's state.
+        strategy.make_optimizer(reset_optimizer_state=True)
     load_optimizer(strategy.optimizer, state["optimizer"])
     strategy.clock.train_iterations = state["iterations"]
     strategy.clock.train_exp_counter = state["experiences"]
@@ -249,6 +257,7 @@ class RunState:
         return {
             "strategy": strategy_state(self.strategy, images=self.images is None),
             "clock": {name: int(getattr(clock, name)) for name in _COUNTERS},
+            "counter": stream_counter(self.strategy).state_dict(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": random_state() if rng is None else rng,
         }
@@ -267,6 +276,7 @@ class RunState:
                 numbers = [n for _, _, members, _ in replay["groups"] for n in members]
                 replay["images"] = self.images(numbers) if numbers else torch.zeros(0)
             load_strategy_state(self.strategy, state["strategy"])
+            stream_counter(self.strategy).load_state_dict(state["counter"])
             for name, part in self.parts.items():
                 if name not in leave:
                     part.load_state_dict(state["parts"][name])
@@ -326,6 +336,56 @@ def part_of(experience: Any, start: int, stop: int | None = None) -> Any:
     return part
 
 
+class _PutBack(SupervisedPlugin):
+    """In a resumed experience, passes over the batches that were trained on, and puts everything
+    back in the first step.
+
+    The experience stays whole, for what goes through its samples at its end.
+    """
+
+    def __init__(self, run: RunState, state: dict[str, Any]) -> None:
+        super().__init__()
+        self._run, self._state = run, state
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Let the loader begin later."""
+        _begin_later(strategy.dataloader, int(self._state["clock"]["train_exp_iterations"]))
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Put back, once."""
+        strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not self]
+        self._run.restore(self._state, leave=("meter",))
+
+
+class _Later:
+    """A batch sampler without its first batches, which are not loaded either."""
+
+    def __init__(self, sampler: Any, batches: int) -> None:
+        self._sampler, self._batches = sampler, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._sampler), self._batches, None)
+
+    def __len__(self) -> int:
+        return max(len(self._sampler) - self._batches, 0)
+
+
+def _begin_later(loader: Any, batches: int) -> None:
+    if isinstance(loader, MultiDatasetDataLoader):
+        make = loader._get_loader
+
+        def make_later() -> Any:
+            inner = make()
+            _begin_later(inner, batches)
+            return inner
+
+        loader._get_loader = make_later
+        loader.n_iterations -= batches
+        return
+    # The loader refuses to be given another sampler after it was made.
+    vars(loader)["batch_sampler"] = _Later(loader.batch_sampler, batches)
+
+
 class Checkpoints(SupervisedPlugin):
     """Writes and finds the checkpoints of one run, and stops it where it can go on from.
 
@@ -367,7 +427,7 @@ class Checkpoints(SupervisedPlugin):
         self._position = Position()
         self._size = 0
         self._shuffles = False
-        self._put_back: dict[str, Any] | None = None
+        self._in_order = False
         self._evaluating: dict[str, Any] | None = None
         self._found = folder / NAME
 
@@ -407,6 +467,7 @@ class Checkpoints(SupervisedPlugin):
         :raises StaleCheckpointError: if the checkpoint does not fit after all; its file is removed.
         """
         self._run = run
+        stream_counter(run.strategy)
         self._schedule = Schedule(self._every, run.size() if self.keeps else 0)
         run.strategy.plugins.append(self)
         if state is None:
@@ -419,8 +480,15 @@ class Checkpoints(SupervisedPlugin):
             run.strategy.plugins.remove(self)
             raise StaleCheckpointError(str(error)) from error
         if position.samples and not position.trained and not self.by_part:
-            self._put_back = state
+            # Before any other plugin does something in the first step.
+            run.strategy.plugins.insert(0, _PutBack(run, state))
         return position
+
+    def detach(self) -> None:
+        """Watch the run no more."""
+        assert self._run is not None
+        plugins = self._run.strategy.plugins
+        plugins[:] = [p for p in plugins if p is not self and not isinstance(p, _PutBack)]
 
     # -- what the run calls ---------------------------------------------------------------------
 
@@ -453,17 +521,12 @@ class Checkpoints(SupervisedPlugin):
         """
         self._shuffles = bool(kwargs.get("shuffle", True))
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """In the first step of a resumed experience, put everything back."""
-        if self._put_back is not None and self._run is not None:
-            state, self._put_back = self._put_back, None
-            self._run.restore(state, leave=("meter",))
-
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Count the step; write if it is due."""
-        # What a replay plugin adds to a mini-batch is not the stream's.
-        seen = self._position.samples + min(len(strategy.mb_y), strategy.train_mb_size)
-        self._position = Position(self._position.experience, seen)
+        counted = stream_counter(strategy).position
+        self._position = Position(self._position.experience, counted.experience_seen)
+        # A loader can begin later only where it goes through the samples in order, and no others.
+        self._in_order = counted.in_order and not self._shuffles
         if not self.by_part:
             self._after_step()
 
@@ -483,7 +546,7 @@ class Checkpoints(SupervisedPlugin):
     def _after_step(self) -> None:
         due = self._schedule.step()
         # At the last step the experience's end comes next.
-        if self.within and not self._shuffles and self._position.samples < self._size:
+        if self.within and self._in_order and self._position.samples < self._size:
             self._after(due)
 
     def _after(self, due: bool) -> None:
@@ -540,11 +603,19 @@ class CheckpointPlugin:
             strategy.eval(benchmark.test_stream)
 
     Started again, the same script gets the rest of the experience that it was in and those that
-    follow, and ends with the very numbers. What plugins of the strategy keep (those with
-    ``state_dict`` and ``load_state_dict``: recorders, evaluations in mid-stream) is in the
-    checkpoint; what Avalanche's loggers have written is not. With several epochs, or where
-    ``train`` shuffles (Avalanche's default: ``shuffle=False`` turns it off), it goes on from the
-    last experience's end alone.
+    follow, and ends with the very weights, recorded points and tables, to the last bit. In the
+    checkpoint is, besides what the strategy has trained, the state of all its plugins (buffers of
+    replay as numbers of samples of `stream`, earlier models of distillation, importances of
+    parameters, schedulers of learning rates), of the evaluator's metrics, and of loggers that have
+    ``state_dict`` and ``load_state_dict`` (:class:`DataFrameLogger`). A plugin whose state cannot
+    be taken apart into tensors and plain values is refused by name, before the first step where it
+    shows there, and else with the first checkpoint. What other loggers have printed or written is
+    not in it.
+
+    Within an experience it goes on from where the loader goes through the samples in their order
+    and no others. With several epochs, where ``train`` shuffles (Avalanche's default:
+    ``shuffle=False`` turns it off), with replayed samples in the batches, and with plugins that
+    keep a state of another kind than learning rates, it goes on from the last experience's end.
 
     :param folder: where ``checkpoint.pt`` and the generation before go; it is made if it is not
         there.
@@ -571,11 +642,12 @@ class CheckpointPlugin:
         self.folder, self.every, self.shuffled, self.log = Path(folder), every, shuffled, log
 
     def experiences(self, strategy: Any, stream: Iterable[Any]) -> Iterator[Any]:
-        """The experiences that are left to train on, the first of them cut to its rest.
+        """The experiences that are left to train on; `train` passes over the samples of the first
+        that were trained on.
 
-        :param strategy: one of this package's, or any whose model and optimizer are all it keeps.
-        :param stream: the training experiences, in the order of every other start.
-        :raises UsageError: if the checkpoint is of another stream or strategy, naming what differs.
+            :param stream: the training experiences, in the order of every other start.
+        :raises UsageError: if the checkpoint is of another stream or strategy, naming what differs;
+            if a plugin, metric or strategy has a state that cannot be saved, naming it.
         """
         stream = list(stream)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -592,12 +664,18 @@ class CheckpointPlugin:
         }
         checkpoints = Checkpoints(self.folder, identity, said.append, every=self.every)
         checkpoints.younger = ("learning rates", "order of the classes")
-        checkpoints.within = not self.shuffled and strategy.train_epochs == 1
-        parts = {
-            f"{place} {type(plugin).__name__}": plugin
-            for place, plugin in enumerate(strategy.plugins)
-            if hasattr(plugin, "state_dict") and hasattr(plugin, "load_state_dict")
-        }
+        parts = _parts(strategy, stream)
+        # What cannot be saved is refused before anything is trained. What has a state that an
+        # experience's beginning may change cannot begin it twice.
+        begins = [
+            bool(part.state_dict())
+            and isinstance(part, Attributes)
+            and not isinstance(part.owner, (EvaluationPlugin, LRSchedulerPlugin, PeriodicEval))
+            for part in parts.values()
+        ]
+        once = strategy.train_epochs == 1
+        checkpoints.within = not self.shuffled and once and not any(begins)
+        plugins = list(strategy.plugins)
         found = checkpoints.find()
         for line in said:
             self.log(line)
@@ -621,10 +699,38 @@ class CheckpointPlugin:
                     continue
                 here = first if index == first.experience else Position(index)
                 checkpoints.begin(here, len(experience.dataset))
-                yield part_of(experience, here.samples)
+                yield experience
+                _check_late(strategy, [*plugins, checkpoints])
                 checkpoints.evaluated()
         finally:
-            strategy.plugins.remove(checkpoints)
+            checkpoints.detach()
+
+
+def _parts(strategy: Any, stream: Sequence[Any]) -> dict[str, Keeps]:
+    """What a strategy's plugins, loggers and metrics keep, by name."""
+    parts: dict[str, Keeps] = {}
+    loggers = list(strategy.evaluator.loggers)
+    for place, one in enumerate([*strategy.plugins, *loggers]):
+        name = f"{place} {type(one).__name__}"
+        if hasattr(one, "state_dict") and hasattr(one, "load_state_dict"):
+            parts[name] = one
+        elif one is strategy.evaluator:
+            parts[name] = Attributes(one, strategy, stream, ("loggers", "_metric_values"))
+        elif one is not strategy.clock and not any(one is logger for logger in loggers):
+            parts[name] = Attributes(one, strategy, stream)
+    if not hasattr(strategy, "trained_state"):
+        parts["strategy"] = Attributes(strategy, strategy, stream, TEMPLATE)
+    return parts
+
+
+def _check_late(strategy: Any, known: Sequence[Any]) -> None:
+    for plugin in strategy.plugins:
+        ours = isinstance(plugin, (StreamCounter, _PutBack))
+        if not ours and vars(plugin) and not any(plugin is one for one in known):
+            raise UsageError(
+                f"plugins must be complete before CheckpointPlugin begins, and "
+                f"{type(plugin).__name__} was added later: it would not be in the checkpoint."
+            )
 
 
 class StopWhenAsked(SupervisedPlugin):

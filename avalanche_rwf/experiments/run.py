@@ -35,10 +35,12 @@ from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
     class_accuracy_matrix,
+    experience_ends,
     summarise,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images
+from avalanche_rwf.evaluation.stream_position import stream_counter
 from avalanche_rwf.experiments.checkpoint import (
     FRESH,
     Checkpoints,
@@ -205,6 +207,7 @@ class _Meter(SupervisedPlugin):
     def __init__(self, progress: Progress | None) -> None:
         super().__init__()
         self.progress = progress
+        self._reported = 0
         self.eval_seconds = 0.0
         self.forward_images = 0
         self._trained = 0.0
@@ -244,11 +247,18 @@ class _Meter(SupervisedPlugin):
         self.eval_seconds = float(state["eval_seconds"])
         self.forward_images = int(state["forward_images"])
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Note what has been counted before, in another process maybe."""
+        self._reported = stream_counter(strategy).position.samples_seen
+
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Report the step's samples."""
         if self.progress is not None:
-            # What a replay buffer adds to a mini-batch is not the stream's.
-            self.progress(min(len(strategy.mb_y), strategy.train_mb_size))
+            counter = stream_counter(strategy)
+            counter.after_training_iteration(strategy)
+            seen = counter.position.samples_seen
+            self.progress(seen - self._reported)
+            self._reported = seen
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -351,16 +361,16 @@ def train_experience(
         the experience begins or ends and which classes it has.
     :param workers: processes that load images; see :mod:`.loading`. Sub-experiences of one
         mini-batch are loaded in this process: Avalanche would start new ones for each.
-    :param skip: samples at the beginning that have been trained on, in whole mini-batches.
+    :param skip: samples at the beginning that have been trained on, in whole mini-batches; a whole
+        experience's are passed over by :class:`.checkpoint.Checkpoints`.
     """
     if len(experience.dataset) <= skip:
         return
+    parts = experience
     if boundary_free:
         # The seed is not used, but without it Avalanche would draw one.
         parts = split_online_stream([experience], strategy.train_mb_size, shuffle=False, seed=0)
         parts = itertools.islice(parts, skip // strategy.train_mb_size, None)
-    else:
-        parts = part_of(experience, skip)
     strategy.train(
         parts,
         eval_streams=[],
@@ -479,9 +489,10 @@ def _metrics_csv(
     those of test images of the experience of their rows, as its ``accuracy`` is.
     """
     rows = ["samples_seen,experience,metric,value"]
+    ends = list(experience_ends(points).values())
     for point in points:
         rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
-        if point.experience is not None:
+        if point.experience is not None and point in ends:
             accuracies = accuracy_matrix([point], n_experiences)[point.experience]
             for e, value in enumerate(accuracies.tolist()):
                 if value == value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -130,6 +131,19 @@ def test_anytime_rows_have_their_place_and_the_matrix_takes_the_end(nc, make_nai
     )
 
 
+def test_the_matrix_takes_no_value_of_a_part_of_a_test_experience(nc, make_naive):
+    strategy, logger, _ = run(make_naive, nc)
+    before = logger.accuracy_matrix()
+    part = copy.copy(nc.test_stream[0])
+    part._dataset = part.dataset.subset([0])
+    strategy.eval([part])
+    again = DataFrameLogger()
+    again.load_state_dict(logger.state_dict())
+    for table in (logger, again):
+        pd.testing.assert_frame_equal(table.accuracy_matrix(), before)
+    assert len(logger) > int(before.size)
+
+
 def test_csv_round_trip(nc, make_naive, tmp_path):
     _, logger, _ = run(make_naive, nc)
     path = logger.to_csv(tmp_path / "new" / "metrics.csv")
@@ -183,7 +197,7 @@ def test_empty_logger_and_missing_metrics():
 
 def test_matrix_of_one_stream_among_several():
     logger = DataFrameLogger()
-    logger._position.experience = 0
+    logger._counter.position.experience = 0
     for stream, value in [("a", 0.1), ("b", 0.2)]:
         logger.log_single_metric(f"Top1_Acc_Exp/eval_phase/{stream}_stream/Exp000", value, 1)
     assert logger.accuracy_matrix(stream="b").loc[0, 0] == 0.2

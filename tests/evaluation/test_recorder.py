@@ -6,21 +6,35 @@ import copy
 import io
 import pickle
 import random
+import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.metrics import a_auc, accuracy_matrix, summarise
+from avalanche_rwf.evaluation.metrics import (
+    a_auc,
+    a_avg,
+    accuracy_exposed,
+    accuracy_matrix,
+    class_accuracy_matrix,
+    forgetting_class,
+    forgetting_experience,
+    summarise,
+)
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import StreamPosition, experience_index
 
 from ..wrong_values import NO_COUNT, without
+from .conftest import _blobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -127,7 +141,7 @@ def test_hidden_origin_is_read_in_logging_mode(nc):
         _ = part.origin_experience
     assert experience_index(part) == 2
     position = StreamPosition()
-    position.start_part(part)
+    position.start_part([part])
     assert (position.experience, position.experience_size) == (2, 40)
 
 
@@ -135,7 +149,7 @@ def test_sub_experience_without_origin_ends_nothing(nc):
     part = next(iter(split_online_stream([nc.train_stream[2]], 40, shuffle=False)))
     part.origin_experience = None
     position = StreamPosition()
-    position.start_part(part)
+    position.start_part([part])
     position.count(40)
     position.finish_part()
     assert not position.at_experience_end
@@ -143,17 +157,32 @@ def test_sub_experience_without_origin_ends_nothing(nc):
     assert experience_index(SimpleNamespace()) is None
 
 
-def test_replayed_samples_are_not_counted(nc, make_naive):
-    recorder = PredictionRecorder()
-    strategy = make_naive([ReplayPlugin(mem_size=20), recorder], train_mb_size=7)
-    sizes = []
-    recorder_count = recorder._position.count
-    recorder._position.count = lambda n, size: sizes.append(n) or recorder_count(n, size)
+@pytest.mark.parametrize("sizes", [{}, {"batch_size": 4, "batch_size_mem": 3}])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replayed_samples_are_not_counted(sizes, workers, nc, make_naive):
+    class Steps(SupervisedPlugin):
+        """Batches, and the samples that have been counted after each."""
+
+        def __init__(self):
+            super().__init__()
+            self.batches, self.counted = [], []
+
+        def before_forward(self, strategy, **kwargs):
+            self.batches.append(len(strategy.mb_y))
+
+        def before_training_iteration(self, strategy, **kwargs):
+            self.counted.append(recorder.samples_seen)
+
+    recorder, steps = PredictionRecorder(), Steps()
+    plugins = [ReplayPlugin(mem_size=20, **sizes), steps, recorder]
+    strategy = make_naive(plugins, train_mb_size=7)
     for experience in nc.train_stream:
-        strategy.train(experience)
+        strategy.train(experience, num_workers=workers)
         strategy.eval(nc.test_stream)
-    assert max(sizes) == 14  # replay doubled the mini-batches
+    assert max(steps.batches) == (sum(sizes.values()) or 14)
     assert [p.samples_seen for p in recorder.points] == [40, 80, 120]
+    size = sizes.get("batch_size", 7)
+    assert [n for n in steps.counted if n >= 40] == [*range(40, 80, size), *range(80, 120, size)]
 
 
 def test_epochs_count_again(nc, make_naive):
@@ -176,6 +205,148 @@ def test_other_streams_are_passed_over(nc, make_naive):
     strategy = make_naive([everything], eval_every=0)
     strategy.train(nc.train_stream[0])
     assert len(everything.points) == 2
+
+
+NUMBERS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
+
+
+def evaluated(nc, make_naive, evaluate, **loop):
+    """A loop whose evaluations at an experience's end are made by `evaluate(strategy, t)`."""
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], **loop)
+    for t, experience in enumerate(nc.train_stream):
+        single = [nc.test_stream[t]] if "eval_every" in loop else []
+        strategy.train(experience, shuffle=False, eval_streams=single)
+        evaluate(strategy, recorder, t)
+    return recorder.points
+
+
+def part(experience):
+    some = copy.copy(experience)
+    some._dataset = experience.dataset.subset(range(5))
+    return some
+
+
+@pytest.mark.parametrize("every", [-1, 0, 1])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_evaluations_of_single_experiences_change_no_number(every, epochs, nc, make_naive):
+    def run(evaluate, **loop):
+        return evaluated(nc, make_naive, evaluate, train_epochs=epochs, **loop)
+
+    def plain(strategy, recorder, t):
+        strategy.eval(nc.test_stream)
+
+    def also(strategy, recorder, t):
+        """The whole stream once, between evaluations of other things."""
+        tests = list(nc.test_stream)
+        strategy.eval(tests[t])
+        strategy.eval(tests[0])
+        strategy.eval(tests[::-1] if t % 2 else tests)
+        strategy.eval(nc.train_stream[0])
+        strategy.eval([part(test) for test in tests])
+        strategy.eval(tests[: t + 1])
+        strategy.eval(tests[2])
+        recorder.begin(t)
+        strategy.eval(tests[t])
+
+    expected, found = run(plain), run(also, eval_every=every)
+    summaries = summarise(found, 3), summarise(expected, 3)
+    if (every, epochs) == (1, 2):
+        # After the first of the first experience's epochs its test images are all that count: a
+        # place more for a_auc.
+        assert summaries[0].pop("a_auc") != summaries[1].pop("a_auc")
+    assert summaries[0] == pytest.approx(summaries[1])
+    assert all(summarise(expected, 3)[name] is not None for name in NUMBERS)
+    np.testing.assert_allclose(accuracy_matrix(found, 3), accuracy_matrix(expected, 3))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "there", "note"),
+    [
+        # the loop that many begin with: each experience's own test images, never all
+        (lambda s, tests, t: s.eval(tests[t]), [], r"not tested all samples of the classes 0, 1,"),
+        (lambda s, tests, t: s.eval(part(tests[t])), [], "There is no a_last"),
+        (lambda s, tests, t: s.eval(tests) if t == 2 else None, ["a_last", "a_auc"],
+         r"no a_avg and no forgetting: no evaluation at the end of the training experiences 0, 1 "),
+        (lambda s, tests, t: s.eval(tests) if t != 2 else s.eval(tests[:2]), [], "no a_last"),
+        (lambda s, tests, t: s.eval(tests) if t != 1 else s.eval(tests[1]), ["a_last", "a_auc"],
+         "training experiences 1 has"),
+        (lambda s, tests, t: s.eval(tests[: t + 1]), NUMBERS, None),
+    ],
+)  # fmt: skip
+def test_what_the_evaluations_do_not_give_is_none_and_said(evaluate, there, note, nc, make_naive):
+    tests = list(nc.test_stream)
+    points = evaluated(nc, make_naive, lambda s, recorder, t: evaluate(s, tests, t))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        summary = summarise(points, 3)
+    assert {name for name in NUMBERS if summary[name] is not None} == set(there)
+    said = " ".join(str(w.message) for w in caught)
+    assert re.search(note, said) if note else not said
+    matrix = accuracy_matrix(points, 3)
+    if "forgetting_class" not in there:
+        assert np.isnan(forgetting_experience(matrix))
+        assert np.isnan(forgetting_class(class_accuracy_matrix(points, 3)))
+    assert np.isnan(a_avg(points)) == ("a_avg" not in there)
+
+
+def test_test_streams_of_another_length_have_no_forgetting_by_experience(nc, make_naive):
+    datasets = [torch.utils.data.TensorDataset(*blobs) for blobs in (_blobs(20, 0), _blobs(6, 1))]
+    for data in datasets:
+        data.targets = data.tensors[1].tolist()
+    one = nc_benchmark(datasets[0], datasets[1], n_experiences=6, task_labels=False, shuffle=False)
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    for experience in nc.train_stream:
+        strategy.train(experience, shuffle=False)
+        strategy.eval(one.test_stream)
+    with pytest.warns(UserWarning, match="test stream has 6 experiences and the training stream 3"):
+        summary = summarise(recorder.points, 3)
+    assert summary["forgetting_experience"] is None
+    assert [name for name in NUMBERS if summary[name] is None] == ["forgetting_experience"]
+
+
+def test_experiences_trained_on_in_another_order_have_no_forgetting(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    for t in (2, 0, 1):
+        strategy.train(nc.train_stream[t], shuffle=False)
+        strategy.eval(nc.test_stream)
+    with pytest.warns(UserWarning, match=r"came in another order .* \(2, 0, 1\)"):
+        summary = summarise(recorder.points, 3)
+    assert summary["forgetting_class"] is summary["forgetting_experience"] is None
+    assert summary["a_last"] is not None
+
+
+def test_two_experiences_in_one_call_have_one_evaluation_and_say_so(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    strategy.train(nc.train_stream[:2], eval_streams=[], shuffle=False)
+    strategy.eval(nc.test_stream)
+    strategy.train(nc.train_stream[2], shuffle=False)
+    strategy.eval(nc.test_stream)
+    with pytest.warns(UserWarning, match="at the end of the training experiences 0 has tested"):
+        summary = summarise(recorder.points, 3)
+    assert summary["a_avg"] is None
+
+
+def test_every_so_many_iterations_is_mid_stream(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder], eval_every=2, peval_mode="iteration")
+    for experience in nc.train_stream:
+        strategy.train(experience, shuffle=False, eval_streams=[nc.test_stream])
+    mid = [(p.samples_seen, p.experience) for p in recorder.points]
+    assert (24, None) in mid
+    assert {e for seen, e in mid if seen in (40, 80, 120)} == {0, 1, 2}
+    assert summarise(recorder.points, 3)["a_avg"] is not None
+
+
+def test_the_exposed_accuracy_of_a_part_is_nan_and_not_another_number(nc, make_naive):
+    recorder = PredictionRecorder()
+    strategy = make_naive([recorder])
+    strategy.train(nc.train_stream[:2], eval_streams=[], shuffle=False)
+    strategy.eval(nc.test_stream[1])
+    assert np.isnan(accuracy_exposed(recorder.points[0]))
 
 
 def test_begin_labels_one_evaluation_only(nc, make_naive):
@@ -324,7 +495,7 @@ def test_anytime_evaluation_restores_the_training_state(nc, make_naive):
 def test_anytime_evaluation_takes_blurred_test_experiences(nc, make_naive):
     # Class 4 is met in the first training experience already: its test experience counts.
     anytime = AnytimeEvaluation(nc.test_stream, every=10)
-    anytime._exposed = {0, 4}
+    anytime._counter._exposed = {0, 4}
     assert [e.current_experience for e in anytime._seen_tests()] == [0, 2]
     untold = [SimpleNamespace(current_experience=t) for t in range(3)]
     anytime = AnytimeEvaluation(untold, every=10)
@@ -338,9 +509,6 @@ def test_anytime_evaluation_refuses_bad_arguments(nc, make_naive):
         AnytimeEvaluation(nc.test_stream, 0)
     with pytest.raises(ValueError, match="test_stream must hold at least one experience"):
         AnytimeEvaluation([], 5)
-    strategy = make_naive([AnytimeEvaluation(nc.test_stream, 5), PredictionRecorder()])
-    with pytest.raises(ValueError, match="plugins must list PredictionRecorder before"):
-        strategy.train(nc.train_stream[0])
 
 
 class Scripted(torch.nn.Module):
