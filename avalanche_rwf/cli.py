@@ -525,9 +525,15 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     if args.kind == "backbones":
-        from avalanche_rwf.models.backbone import list_backbones
+        from avalanche_rwf.models.backbone import list_backbones, unsupported_backbones
 
         lines = list_backbones(args.pattern)
+        if args.pattern != "*":
+            others = unsupported_backbones(args.pattern)
+            for name, why in others.items():
+                _say(f"not supported: {name} {why}.")
+            if others and not lines:
+                raise UsageError(f"No backbone that is supported matches {args.pattern!r}.")
     elif args.kind == "benchmarks":
         from avalanche_rwf.benchmarks.registry import list_benchmarks
 

@@ -9,17 +9,19 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import TensorDataset
 
+from .families import FAMILIES
+
 torch.set_num_threads(1)
 
 
-def make_vit(seed: int = 0, **kwargs) -> VisionTransformer:
+def make_vit(seed: int = 0, kind: type = VisionTransformer, **kwargs):
     """A random ViT of 4 blocks whose LayerScale, biases and norms are not trivial."""
     torch.manual_seed(seed)
     settings = {
         "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4,
         "num_classes": 0, "init_values": 0.3, **kwargs,
     }
-    vit = VisionTransformer(**settings)
+    vit = kind(**settings)
     for p in vit.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return vit.eval().requires_grad_(False)
@@ -92,6 +94,7 @@ def tools():
 
     class Tools:
         vit = staticmethod(make_vit)
+        families = FAMILIES
         data = staticmethod(make_data)
         scenario = staticmethod(make_scenario)
         silent = staticmethod(silent)

@@ -1,4 +1,4 @@
-"""Backbones: any timm `VisionTransformer` with a class token, or the packaged one, frozen.
+"""Backbones: timm's vision transformers (:mod:`.families`), or the packaged one, frozen.
 
 The weights come from the hub, from a local file or from the wheel; they are checked key by key, so
 a model that is only partly loaded cannot happen. The image mean, standard deviation and
@@ -37,13 +37,7 @@ import timm
 import timm.data
 import timm.models
 import torch
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import (
-    Attention,
-    Block,
-    VisionTransformer,
-    checkpoint_filter_fn,
-)
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import (
@@ -59,6 +53,7 @@ from avalanche_rwf.checks import (
     is_whole,
 )
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.models.families import ViT, form_of, forms_of, pooling, unsupported_because
 
 __all__ = [
     "PACKAGED",
@@ -69,6 +64,7 @@ __all__ = [
     "create_backbone",
     "image_misfit",
     "list_backbones",
+    "unsupported_backbones",
     "weights_sha256",
 ]
 
@@ -82,7 +78,7 @@ _PACKAGED_ARCHITECTURE: dict[str, Any] = {
     "num_heads": 5,
 }
 _SUPPORTED = (
-    "supported are timm VisionTransformer models with a class token, a plain patch embedding and "
+    "supported are timm's VisionTransformer, Eva and Beit models with a plain patch embedding and "
     "standard blocks, as `avalanche-rwf list backbones` names them"
 )
 # What create_backbone decides itself; letting them through would change the contract silently.
@@ -98,7 +94,7 @@ _RESERVED = (
 )
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# A classifier or a pooling layer behind the class token is no part of a backbone.
+# A classifier is no part of a backbone, nor is a pooling layer behind a class token.
 _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
 _ANCHOR = "patch_embed.proj.weight"
 _INFO_ATTRIBUTE = "rwf_backbone_info"
@@ -118,7 +114,7 @@ class BackboneInfo:
     :param patch_size: side of a patch in pixels.
     :param embed_dim: width D of the tokens.
     :param depth: number of blocks.
-    :param num_prefix_tokens: class token plus register tokens.
+    :param num_prefix_tokens: class token, if there is one, plus register tokens.
     :param mean: per channel, of images scaled to [0, 1].
     :param std: per channel, of images scaled to [0, 1].
     :param interpolation: how images are resized ("bicubic", "bilinear", ...).
@@ -146,11 +142,11 @@ def create_backbone(
     image_size: int | None = None,
     pretrained: bool = True,
     **timm_kwargs: Any,
-) -> VisionTransformer:
-    """Make a frozen backbone: head removed, token pooling, eval mode, no parameter requires a
-    gradient.
+) -> ViT:
+    """Make a frozen backbone: head removed, eval mode, no parameter requires a gradient.
 
-    `model(x)` maps images [B, 3, image_size, image_size] to the normalised class token [B, D].
+    `model(x)` maps images [B, 3, image_size, image_size] to the normalised class token [B, D]; a
+    model without one keeps its own pooling.
 
     :param name: timm model name, best with its tag (`vit_base_patch16_224.augreg_in21k`), or
         `PACKAGED`. With hub weights a bare name that can stand for several sets of weights gives a
@@ -192,7 +188,7 @@ def create_backbone(
     # Loaded weights replace every random one, so building must not move the caller's random stream.
     with torch.random.fork_rng(devices=[], enabled=source != "random"):
         model = _build(name, timm_kwargs)
-    check_backbone(model, name)
+    vit: Any = check_backbone(model, name)
     if source == "packaged":
         resource = importlib.resources.files("avalanche_rwf") / "data" / f"{PACKAGED}.safetensors"
         if not resource.is_file():
@@ -208,9 +204,9 @@ def create_backbone(
     elif source == "hub":
         _load_hub(model, name)
 
-    # Token pooling for all: methods read the class token, also of models that timm pools by the
-    # mean.
-    VisionTransformer.reset_classifier(model, 0, "token")
+    # Token pooling where there is a class token: methods read it, also of models that timm pools by
+    # the mean.
+    vit.reset_classifier(0, pooling(vit))
     model.requires_grad_(False)
     model.eval()
     info = _describe(model, _exact_tag(model, name) if source == "hub" else name, source, path)
@@ -284,16 +280,15 @@ def _label(name: str | None) -> str:
     return repr(name) if name is not None else "the given model"
 
 
-def check_architecture(model: nn.Module, name: str | None = None) -> VisionTransformer:
+def check_architecture(model: nn.Module, name: str | None = None) -> ViT:
     """Return `model` if methods can put their prompts into it, whatever its images' size.
 
     :raises UsageError: as :func:`check_backbone`, but for the sizes.
     """
-    why = _unsupported_because(model)
+    why = unsupported_because(model)
     if why:
         raise UsageError(f"backbone {_label(name)} {why}; {_SUPPORTED}.")
-    assert isinstance(model, VisionTransformer)
-    return model
+    return cast(ViT, model)
 
 
 def image_misfit(model: nn.Module, images: Tensor) -> str | None:
@@ -314,15 +309,15 @@ def image_misfit(model: nn.Module, images: Tensor) -> str | None:
     return f"images must be {takes} as the backbone takes them, not {kind} {shape}."
 
 
-def check_backbone(model: nn.Module, name: str | None = None) -> VisionTransformer:
+def check_backbone(model: nn.Module, name: str | None = None) -> ViT:
     """Return `model` if the package supports it, otherwise raise.
 
-    :raises UsageError: not exactly timm's `VisionTransformer`, no class token, a patch embedding or
-        blocks of another kind, an input that is not square RGB, or an image size that is not a
-        multiple of the patch size.
+    :raises UsageError: not exactly one of timm's classes that :mod:`.families` knows, a patch
+        embedding or blocks of another kind, an input that is not square RGB, or an image size that
+        is not a multiple of the patch size.
     """
     label = _label(name)
-    vit = check_architecture(model, name)
+    vit: Any = check_architecture(model, name)
     size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if size is None or size[0] != size[1] or patch[0] != patch[1]:
         raise UsageError(
@@ -344,14 +339,13 @@ def _arch(name: str) -> str:
 
 
 def _timm_names() -> list[str]:
-    """Every timm model in a module that builds timm's own `VisionTransformer` (cheap: nothing is
-    built)."""
+    """Every timm model in a module that builds one of the families (cheap: nothing is built)."""
     return [name for name in timm.list_models() if _makes_vits(name)]
 
 
 def _makes_vits(arch: str) -> bool:
-    module = sys.modules[timm.models.model_entrypoint(arch).__module__]
-    return getattr(module, "VisionTransformer", None) is VisionTransformer
+    module = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
+    return any(forms_of(kind) for kind in module.values() if isinstance(kind, type))
 
 
 def _tags(arch: str) -> list[str]:
@@ -375,7 +369,7 @@ def _check_name(name: str) -> str:
         raise UsageError(f"backbone {arch!r} has no tag {name!r}; {nearest(name, known)}.")
     # Deprecated names are shims of another module; they are resolved and checked after building.
     if arch in timm.list_models(arch) and not _makes_vits(arch):
-        raise UsageError(f"backbone {name!r} is not a timm VisionTransformer; {_SUPPORTED}.")
+        raise UsageError(f"backbone {name!r} {_of_another_module(arch)}; {_SUPPORTED}.")
     return arch
 
 
@@ -396,7 +390,7 @@ def _warn_if_bare(name: str) -> None:
     )
 
 
-def _exact_tag(model: VisionTransformer, default: str) -> str:
+def _exact_tag(model: nn.Module, default: str) -> str:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     arch, tag = cfg.get("architecture"), cfg.get("tag")
     if not arch:
@@ -404,26 +398,62 @@ def _exact_tag(model: VisionTransformer, default: str) -> str:
     return f"{arch}.{tag}" if tag else str(arch)
 
 
+def _of_another_module(arch: str) -> str:
+    module = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
+    return f"is not a timm VisionTransformer, Eva or Beit but of its module {module!r}"
+
+
 @functools.lru_cache(maxsize=1)
-def _supported_names() -> tuple[str, ...]:
-    """Build every candidate with one tiny block and keep those that are supported (about two
-    seconds, once)."""
-    names: list[str] = []
+def _survey() -> dict[str, str | None]:
+    """Every model of timm's: why it is not supported, or None (about two seconds, once).
+
+    Candidates are built with one tiny block.
+    """
+    found: dict[str, str | None] = {}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for arch in _timm_names():
+        for arch in timm.list_models():
             module = timm.models.model_entrypoint(arch).__module__
-            if module.endswith(("vision_transformer_hybrid", "vitamin")):
-                continue  # their convolutional stems are never supported and slow to build
-            try:
-                model = timm.create_model(
-                    arch, pretrained=False, num_classes=0, depth=1, embed_dim=8, num_heads=1
-                )
-            except (TypeError, ValueError, AssertionError, RuntimeError):
+            # The convolutional stems of these two are never supported and slow to build.
+            stem = module.endswith(("vision_transformer_hybrid", "vitamin"))
+            if stem or not _makes_vits(arch):
+                found[arch] = _of_another_module(arch)
                 continue
-            if _unsupported_because(model) is None:
-                names.extend(_tags(arch) or [arch])
-    return tuple(names)
+            try:
+                model = timm.create_model(arch, **_TINY)
+            except (TypeError, ValueError, AssertionError, RuntimeError):
+                # Some sizes go together with the number of blocks: whole, but without memory.
+                with torch.device("meta"):
+                    model = timm.create_model(arch, pretrained=False, num_classes=0)
+            found[arch] = unsupported_because(model)
+    return found
+
+
+# The width is the least that rotary positions can be split into sine and cosine over two axes with.
+_TINY: Mapping[str, Any] = {
+    "pretrained": False, "num_classes": 0, "depth": 1, "embed_dim": 8, "num_heads": 1,
+}  # fmt: skip
+
+
+def _supported_names() -> list[str]:
+    return [
+        name for arch, why in _survey().items() if why is None for name in _tags(arch) or [arch]
+    ]
+
+
+def unsupported_backbones(pattern: str) -> dict[str, str]:
+    """timm's models that match the wildcard `pattern` and cannot be backbones: name -> why not.
+
+    A pattern with a dot is of tags, one without matches architectures and their tags.
+    """
+    check_text("pattern", pattern)
+    return {
+        name: why
+        for arch, why in _survey().items()
+        if why is not None
+        for name in ([arch] if fnmatch.fnmatch(arch, pattern) else _tags(arch))
+        if fnmatch.fnmatch(name, pattern)
+    }
 
 
 # -----------------------------------------------------------------------------------------------
@@ -474,27 +504,7 @@ def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _unsupported_because(model: nn.Module) -> str | None:
-    # Exact types: a subclass may change the forward pass that blockwise prompts rely on.
-    if type(model) is not VisionTransformer:
-        return f"is a {type(model).__name__}"
-    embed: Any = model.patch_embed
-    if model.cls_token is None:
-        return "has no class token"
-    if type(embed) is not PatchEmbed:
-        return f"embeds patches by {type(embed).__name__}"
-    if embed.proj.in_channels != 3:
-        return f"takes {embed.proj.in_channels} channels instead of 3"
-    blocks: Any = model.blocks
-    for block in blocks:
-        if type(block) is not Block:
-            return f"has blocks of type {type(block).__name__}"
-        if type(block.attn) is not Attention:
-            return f"has attention of type {type(block.attn).__name__}"
-    return None
-
-
-def _describe(model: VisionTransformer, name: str, source: str, path: Path | None) -> BackboneInfo:
+def _describe(model: Any, name: str, source: str, path: Path | None) -> BackboneInfo:
     config = timm.data.resolve_model_data_config(model)
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     return BackboneInfo(
@@ -531,10 +541,10 @@ def _check_path(weights: str | Path) -> Path:
     return path
 
 
-def _load_hub(model: VisionTransformer, name: str) -> None:
+def _load_hub(model: Any, name: str) -> None:
     """Fetch the weights that timm's configuration names and load them, checked by `_fit`."""
 
-    def fit(state: Mapping[str, Any], target: VisionTransformer) -> dict[str, Tensor]:
+    def fit(state: Mapping[str, Any], target: Any) -> dict[str, Tensor]:
         return _fit(state, target, name, "the hub's weights", hub=True)
 
     cfg = dict(model.pretrained_cfg)
@@ -581,7 +591,7 @@ def _no_vain_retries() -> Iterator[None]:
 
 
 def _load_file(
-    model: VisionTransformer, name: str, path: Path, timm_kwargs: Mapping[str, Any]
+    model: Any, name: str, path: Path, timm_kwargs: Mapping[str, Any]
 ) -> None:
     """Load a local file into `model`; the packaged architecture takes mean and std from the file's
     metadata."""
@@ -624,9 +634,14 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _load_npz(model: VisionTransformer, name: str, path: Path) -> None:
+def _load_npz(model: Any, name: str, path: Path) -> None:
     """Load the original ViT's format through timm, after making sure that it is what timm
     expects."""
+    if not hasattr(model, "load_pretrained"):
+        raise UsageError(
+            f"weights file {str(path)!r} is in the original ViT format, which backbone {name!r} "
+            "has no reader for; give it as .safetensors or .pth."
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = set(archive.files)
@@ -725,7 +740,7 @@ def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
 
 def _fit(
     state: Any,
-    model: VisionTransformer,
+    model: Any,
     name: str,
     label: str,
     resize_patches: bool = False,
@@ -757,7 +772,8 @@ def _fit(
         problems.append(f"1 of another shape ({_shapes(_ANCHOR, patches, wanted)})")
     else:
         try:
-            tensors = checkpoint_filter_fn(tensors, model, adapt_layer_scale=True)
+            form = form_of(model.blocks[0])
+            tensors = form.convert(tensors, model, **form.convert_options)
         except (RuntimeError, ValueError, AssertionError, KeyError, IndexError, TypeError) as error:
             problems.append(
                 f"its position or patch embedding cannot be resampled ({_first_line(error)})"
@@ -767,7 +783,9 @@ def _fit(
         for key, value in tensors.items()
         if key in wanted or not key.startswith(_IGNORED_KEYS)
     }
-    missing = [key for key in wanted if key not in tensors and not key.startswith("attn_pool.")]
+    # Behind a class token it is dropped below and keeps its random start.
+    dropped = ("attn_pool.",) if pooling(model) == "token" else ()
+    missing = [key for key in wanted if key not in tensors and not key.startswith(dropped)]
     unexpected = [key for key in tensors if key not in wanted]
     if hub:  # timm vouches for its own files, but a block too many means another depth
         unexpected = [key for key in unexpected if key.startswith("blocks.")]
@@ -799,11 +817,10 @@ def _fit(
         problems.insert(0, f"{len(missing)} missing ({_some(missing)})")
     if problems:
         raise UsageError(f"{label} does not fit backbone {name!r}: {'; '.join(problems)}.")
-    # Pooling that is dropped below keeps its random start.
     return {key: tensors.get(key, value) for key, value in wanted.items()}
 
 
-def _apply_metadata(model: VisionTransformer, metadata: Mapping[str, str], path: Path) -> None:
+def _apply_metadata(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     """Copy mean, std, interpolation and crop_pct of a safetensors header into the model's data
     configuration."""
     cfg = dict(model.pretrained_cfg)

@@ -5,7 +5,8 @@ the rest, with the timm model's own modules. A prompt acts on a block as extra k
 
 - :class:`TokenPrompt`: L tokens inserted into the block and dropped after it. Dropped tokens can
   act on the others through that block's keys and values only, so just norm1 and the K/V
-  projection run on them: no queries, no MLP. That equals real insertion exactly.
+  projection run on them: no queries, no MLP. That equals real insertion exactly. They have no
+  position: where a backbone rotates keys or adds a bias by position, theirs are left alone.
 - :class:`PrefixPrompt`: L keys and L values given directly (prefix tuning).
 
 Tokens that stay from the first block to the last (L2P's) are an input of :func:`forward_blocks`.
@@ -19,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
+
+from avalanche_rwf.models.families import ViT, form_of
 
 __all__ = [
     "Forwarded",
@@ -77,20 +80,17 @@ def full_precision(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def embed_images(backbone: VisionTransformer, images: Tensor) -> Tensor:
+def embed_images(backbone: ViT, images: Tensor) -> Tensor:
     """Images [B, C, H, W] -> tokens [B, N, D] as they enter block 0 (timm's own steps)."""
-    x = backbone.patch_embed(images)
-    x = backbone._pos_embed(x)
-    x = backbone.patch_drop(x)
-    return backbone.norm_pre(x)
+    return form_of(backbone.blocks[0]).embed(backbone, images)[0]
 
 
 @torch.no_grad()
-def tokens_entering(backbone: VisionTransformer, images: Tensor, block: int) -> Tensor:
+def tokens_entering(backbone: ViT, images: Tensor, block: int) -> Tensor:
     """The tokens [B, N, D] that enter a block of the plain backbone; later blocks are not run."""
-    x = embed_images(backbone, images)
-    for earlier in backbone.blocks[:block]:
-        x = earlier(x)
+    x, places = form_of(backbone.blocks[0]).embed(backbone, images)
+    for earlier, place in zip(backbone.blocks[:block], places, strict=False):
+        x = block_forward(earlier, x, None, place)
     return x
 
 
@@ -100,45 +100,52 @@ def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
     return x.reshape(batch, x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _prompt_keys_values(block: Block, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
+def _prompt_keys_values(block: Any, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
     attn = block.attn
     if isinstance(prompt, TokenPrompt):
-        width = attn.qkv.out_features // 3
-        bias = attn.qkv.bias
         # Only K and V of the inserted tokens can be seen by the others: two thirds of qkv.
-        kv = F.linear(
-            block.norm1(prompt.tokens),
-            attn.qkv.weight[width:],
-            None if bias is None else bias[width:],
-        )
-        keys, values = kv[..., :width], kv[..., width:]
+        form = form_of(block)
+        keys, values = form.keys_values(attn, form.enter(block, prompt.tokens))
     else:
         keys, values = prompt.keys, prompt.values
     k = _split_heads(keys, attn.num_heads, batch)
-    return attn.k_norm(k), _split_heads(values, attn.num_heads, batch)
+    norm = getattr(attn, "k_norm", None)
+    return k if norm is None else norm(k), _split_heads(values, attn.num_heads, batch)
 
 
-def block_forward(block: Block, x: Tensor, prompt: Prompt | None) -> Tensor:
+def block_forward(
+    block: nn.Module, x: Tensor, prompt: Prompt | None, place: Tensor | None = None
+) -> Tensor:
     """One timm block on tokens [B, N, D], its attention seeing the prompt's keys and values too.
 
     Without a prompt, or with one of length zero, it is the block itself, bit for bit.
+
+    :param place: what the block's attention is told of positions, as :meth:`.Form.embed` gives it.
     """
-    if prompt is None:
-        return block(x)
-    first = prompt.tokens if isinstance(prompt, TokenPrompt) else prompt.keys
-    if first.shape[-2] == 0:
-        return block(x)
-    attn = block.attn
+    form = form_of(block)
+    timm_block: Any = block
+    first = None
+    if prompt is not None:
+        first = prompt.tokens if isinstance(prompt, TokenPrompt) else prompt.keys
+    prompts = 0 if first is None else first.shape[-2]
+    if not prompts:
+        whole = form.whole(timm_block, x, place)
+        if whole is not None:
+            return whole
+    attn = timm_block.attn
     batch, length, _ = x.shape
-    h = block.norm1(x)
-    qkv = attn.qkv(h).reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    q, k = attn.q_norm(q), attn.k_norm(k)
-    prompt_k, prompt_v = _prompt_keys_values(block, prompt, batch)
+    h = form.enter(timm_block, x)
+    q, k, v = form.project(attn, h, place)
+    if prompt is not None and prompts:
+        prompt_k, prompt_v = _prompt_keys_values(timm_block, prompt, batch)
+        k = torch.cat([prompt_k.to(k.dtype), k], dim=2)
+        v = torch.cat([prompt_v.to(v.dtype), v], dim=2)
+    bias = form.bias(attn, place, prompts, length)
     out = F.scaled_dot_product_attention(
         q,
-        torch.cat([prompt_k.to(k.dtype), k], dim=2),
-        torch.cat([prompt_v.to(v.dtype), v], dim=2),
+        k,
+        v,
+        attn_mask=None if bias is None else bias.to(q.dtype),
         scale=attn.scale,
         dropout_p=attn.attn_drop.p if attn.training else 0.0,
     )
@@ -150,13 +157,11 @@ def block_forward(block: Block, x: Tensor, prompt: Prompt | None) -> Tensor:
     gate = getattr(attn, "gate", None)
     if gate is not None:
         out = out * gate(h).sigmoid()
-    out = attn.proj_drop(attn.proj(out))
-    x = x + block.drop_path1(block.ls1(out))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return form.leave(timm_block, x, attn.proj_drop(attn.proj(out)))
 
 
 def forward_blocks(
-    backbone: VisionTransformer,
+    backbone: ViT,
     images: Tensor,
     prompts: PromptFunction | None = None,
     prompted_blocks: Collection[int] = (),
@@ -169,7 +174,7 @@ def forward_blocks(
     Blocks below the first prompted one run under ``no_grad``: no trained parameter stands below
     them, so nothing there needs a gradient.
 
-    :param backbone: a timm ``VisionTransformer`` with a class token.
+    :param backbone: a timm transformer of one of the :mod:`.families`.
     :param images: [B, C, H, W], normalised.
     :param prompts: asked for a prompt at each block of `prompted_blocks`.
     :param prompted_blocks: indices of the blocks that take prompts.
@@ -184,11 +189,17 @@ def forward_blocks(
         first = 0
     collected: dict[int, Tensor] = {}
     with torch.no_grad() if frozen else nullcontext():
-        x = embed_images(backbone, images)
+        x, places = form_of(backbone.blocks[0]).embed(backbone, images)
     length = x.shape[1]
     if extra is not None:
-        extra = backbone.norm_pre(extra).expand(len(x), -1, -1)
+        norm_pre = getattr(backbone, "norm_pre", None)
+        extra = (extra if norm_pre is None else norm_pre(extra)).expand(len(x), -1, -1)
         x = torch.cat([x, extra.to(x.dtype)], dim=1)
+        count = extra.shape[1]
+        places = [
+            form_of(block).longer(place, count)
+            for block, place in zip(backbone.blocks, places, strict=True)
+        ]
     for index, block in enumerate(backbone.blocks):
         with torch.no_grad() if index < first else nullcontext():
             if index in collect:
@@ -196,7 +207,7 @@ def forward_blocks(
             prompt = None
             if prompts is not None and index in prompted_blocks:
                 prompt = prompts(index, x[:, :length])
-            x = block_forward(block, x, prompt)
+            x = block_forward(block, x, prompt, places[index])
     with torch.no_grad() if frozen and first == len(backbone.blocks) else nullcontext():
         x = backbone.norm(x)
     if extra is None:

@@ -3,9 +3,14 @@
 Read-outs (`readout`):
 
 - ``"cls"``: the class token after the last block, normalised as the backbone does;
-- ``"cls+mean"``: the same with the mean patch token;
-- ``"layers"``: class token and mean patch of several blocks, each layer-normed;
+- ``"mean"``: the mean patch token, normalised as the backbone normalises what it pools;
+- ``"cls+mean"``: both;
+- ``"layers"``: also class token and mean patch of several blocks, each layer-normed;
 - ``"routes"``: as ``"layers"``, with the patterns that a routing layer retrieved in those blocks.
+
+In a backbone without a class token its own pooling stands in the class token's place, and inside it
+nothing does: "cls" is what the model itself gives. Where that is the mean patch, "cls+mean" is it
+once.
 
 The read-out is worth more than most methods' ideas, so it is a field of every result and the same
 choices are open to every method.
@@ -15,13 +20,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import (
@@ -30,55 +35,22 @@ from avalanche_rwf.checks import (
     check_mapping,
     check_number,
     check_whole,
-    is_whole,
 )
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import FitWarning, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
+from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
 from avalanche_rwf.models.heads import Head, create_head, held
 from avalanche_rwf.models.remember import MEMORY
 from avalanche_rwf.routing.priors import centre_prior
 
-__all__ = ["READOUTS", "FrozenViT", "parse_blocks"]
+__all__ = ["READOUTS", "FrozenViT"]
 
-READOUTS = ("cls", "cls+mean", "layers", "routes")
+READOUTS = ("cls", "mean", "cls+mean", "layers", "routes")
 _NAMES = itertools.count()
 # The functions that make features of images.
-_READING = ("_features", "read", "retrieved", "extra_tokens", "_cls", "_mean_patch", "prompt")
-
-
-def parse_blocks(
-    blocks: str | Collection[int], depth: int, name: str = "blocks"
-) -> tuple[int, ...]:
-    """Block indices from "first 3", "last 5", "all", "none", "0,2,4" or a collection of integers.
-
-    Negative indices count from the end. The result is sorted and has no duplicates.
-
-    :param name: what the argument is called, for the error.
-    :raises UsageError: if it cannot be read or an index is not a block of the backbone.
-    """
-    takes = f"{name} must be 'first N', 'last N', 'all', 'none' or indices from 0 to {depth - 1}"
-    if isinstance(blocks, str):
-        words = blocks.replace("first", "first ").replace("last", "last ").split()
-        try:
-            if blocks in ("all", "none"):
-                indices = list(range(depth)) if blocks == "all" else []
-            elif len(words) == 2 and words[0] in ("first", "last"):
-                n = int(words[1])
-                if not 0 <= n <= depth:
-                    raise ValueError
-                indices = list(range(n)) if words[0] == "first" else list(range(depth - n, depth))
-            else:
-                indices = [int(word) for word in blocks.split(",")]
-        except ValueError:
-            raise UsageError(f"{takes}, not {blocks!r}.") from None
-    else:
-        if not isinstance(blocks, Collection) or isinstance(blocks, Tensor):
-            raise UsageError(f"{takes}, not {blocks!r}.")
-        indices = list(blocks)
-    if any(not is_whole(i) or not -depth <= i < depth for i in indices):
-        raise UsageError(f"{takes}, not {blocks!r}.")
-    return tuple(sorted({i % depth for i in indices}))
+_READING = ("_features", "read", "retrieved", "extra_tokens", "_mean_patch", "prompt")
 
 
 def _check_head(head: Head, width: int, num_classes: int) -> None:
@@ -106,7 +78,7 @@ class FrozenViT(nn.Module):
     and the strategy masks by it. The backbone stays in eval mode whatever ``train()`` is called
     with, and none of its parameters has a gradient, unless ``frozen=False`` (fine-tuning).
 
-    :param backbone: a timm ``VisionTransformer`` with a class token.
+    :param backbone: a timm transformer of one of the :mod:`.families`.
     :param num_classes: C.
     :param head: a name of ``HEADS``, or a head.
     :param readout: see the module's text.
@@ -129,7 +101,7 @@ class FrozenViT(nn.Module):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
         head: str | Head = "linear",
@@ -154,6 +126,15 @@ class FrozenViT(nn.Module):
         self.depth = len(backbone.blocks)
         self.dim = int(backbone.embed_dim)
         self.num_prefix_tokens = int(backbone.num_prefix_tokens)
+        self.pooling = pooling(backbone)
+        if self.pooling != "token" and (readout != "mean" or hasattr(self, "query")):
+            how = {"avg": "the mean patch", "map": "its attention pooling"}
+            warnings.warn(
+                "The backbone has no class token: where a method reads one or asks by it, "
+                f"{how.get(self.pooling, self.pooling)} stands in its place",
+                FitWarning,
+                stacklevel=2,
+            )
         self.readout_blocks = parse_blocks(readout_blocks, self.depth, "readout_blocks")
         self.mean_centre = mean_centre
         weights = None
@@ -240,17 +221,18 @@ class FrozenViT(nn.Module):
 
     def feature_width(self) -> int:
         """Width F of the features that the head gets."""
-        if self.readout == "cls":
+        if self.readout in ("cls", "mean"):
             return self.dim
-        width = 2 * self.dim * (1 + len(self.readout_blocks))
+        width = self.dim * (1 if self._pools_the_mean() else 2)
         if self.readout == "cls+mean":
-            return 2 * self.dim
+            return width
+        width += len(self.readout_blocks) * self.dim * (2 if self.pooling == "token" else 1)
         return width + (self.route_width() if self.readout == "routes" else 0)
 
-    def _cls(self, tokens: Tensor) -> Tensor:
-        fc_norm = getattr(self.backbone, "fc_norm", None)
-        cls = tokens[:, 0]
-        return cls if fc_norm is None else fc_norm(cls)
+    def _pools_the_mean(self) -> bool:
+        """Whether the backbone's own pooling is the mean patch as it is read here."""
+        with_prefix = getattr(self.backbone, "pool_include_prefix", False)
+        return self.pooling == "avg" and not with_prefix and self.mean_centre is None
 
     def _mean_patch(self, tokens: Tensor) -> Tensor:
         patches = tokens[:, self.num_prefix_tokens :]
@@ -274,7 +256,9 @@ class FrozenViT(nn.Module):
         return self._features(images)
 
     def frozen_query(self, images: Tensor) -> Tensor:
-        """The class token [B, D] of the plain backbone, without gradient: L2P's query.
+        """What stands for an image [B, D] in the plain backbone, without gradient: L2P's query.
+
+        It is the class token, or the backbone's own pooling where there is none.
 
         A second forward pass in training; test batches are looked up (:mod:`.remember`).
         """
@@ -282,7 +266,7 @@ class FrozenViT(nn.Module):
 
     @torch.no_grad()
     def _frozen_query(self, images: Tensor) -> Tensor:
-        return self._cls(forward_blocks(self.backbone, images).tokens)
+        return summary(self.backbone, forward_blocks(self.backbone, images).tokens)
 
     def remembered(
         self, images: Tensor, compute: Callable[[Tensor], Tensor], kind: str = ""
@@ -375,15 +359,19 @@ class FrozenViT(nn.Module):
 
     def read(self, forwarded: Forwarded) -> Tensor:
         """The read-out of a forward: [B, F]."""
-        tokens = forwarded.tokens
-        cls = self._cls(tokens)
+        vit, tokens = self.backbone, forwarded.tokens
         if self.readout == "cls":
-            return cls
-        parts = [cls, self._mean_patch(tokens)]
+            return summary(vit, tokens)
+        mean = final_norm(vit, self._mean_patch(tokens))
+        if self.readout == "mean":
+            return mean
+        parts = [mean] if self._pools_the_mean() else [summary(vit, tokens), mean]
         if self.readout in ("layers", "routes"):
             for index in self.readout_blocks:
                 normed = F.layer_norm(forwarded.collected[index], (self.dim,))
-                parts += [normed[:, 0], self._mean_patch(normed)]
+                if self.pooling == "token":
+                    parts.append(normed[:, 0])
+                parts.append(self._mean_patch(normed))
             if self.readout == "routes":
                 for found in self.retrieved(forwarded):
                     parts.append(F.layer_norm(found, (self.dim,)).flatten(1))

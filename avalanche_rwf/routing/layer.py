@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_flags, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
+from avalanche_rwf.models.families import form_of
 from avalanche_rwf.routing.functional import association, minimum_free_energy, retrieve
 
 __all__ = ["TRAINABLE", "RoutingDiagnostics", "RoutingLayer"]
@@ -172,24 +172,25 @@ class RoutingLayer(nn.Module):
         }
 
     @torch.no_grad()
-    def start_prefix_at(self, block: Block) -> None:
+    def start_prefix_at(self, block: Any) -> None:
         """Let the prefix maps start at the block's own norm1 and K/V projection.
 
         Then a prefix equals the inserted token at the start: K = W_k (gamma * n + delta) + b_k with
         the block's own gamma and delta folded into the map.
         """
-        weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
-        gamma, delta = block.norm1.weight, block.norm1.bias
-        self._prefix_eps = float(block.norm1.eps)
-        d = self.dim
-        for linear, part in (
-            (self.prefix_keys, slice(d, 2 * d)),
-            (self.prefix_values, slice(2 * d, 3 * d)),
+        weight_k, bias_k, weight_v, bias_v = form_of(block).maps(block.attn)
+        # A block with its norms behind has none before the projection.
+        norm = block.norm1 if form_of(block).enter_normed else nn.Identity()
+        gamma, delta = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        self._prefix_eps = float(getattr(norm, "eps", self._prefix_eps))
+        for linear, weight, bias in (
+            (self.prefix_keys, weight_k, bias_k),
+            (self.prefix_values, weight_v, bias_v),
         ):
-            linear.weight.copy_(weight[part] * gamma)
-            linear.bias.copy_(weight[part] @ delta)
+            linear.weight.copy_(weight if gamma is None else weight * gamma)
+            linear.bias.zero_() if delta is None else linear.bias.copy_(weight @ delta)
             if bias is not None:
-                linear.bias.add_(bias[part])
+                linear.bias.add_(bias)
 
     _prefix_eps: float = 1e-6
 

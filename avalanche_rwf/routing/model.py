@@ -9,14 +9,15 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_flag, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
-from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
 from avalanche_rwf.routing.priors import centre_prior
@@ -30,7 +31,7 @@ class RoutedViT(FrozenViT):
 
     With ``num_prompts=0`` or no routed blocks it equals the plain backbone, bit for bit.
 
-    :param backbone: a timm ``VisionTransformer`` with a class token, any size.
+    :param backbone: a timm transformer of one of the :mod:`~avalanche_rwf.models.families`.
     :param num_classes: C.
     :param routed_blocks: "first 5", "last 3", "all", "none", "0,2" or indices.
     :param num_prompts: L per block.
@@ -51,10 +52,10 @@ class RoutedViT(FrozenViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
-        routed_blocks: str | Collection[int] = "first 5",
+        routed_blocks: str | Collection[int] = DefaultBlocks("first 5"),
         num_prompts: int = 10,
         head: str | Head = "white",
         readout: str = "cls+mean",

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from avalanche_rwf.models.prompts.dualprompt import DualPromptViT
+from avalanche_rwf.models.prompts.dualprompt import EXPERT, GENERAL, DualPromptViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
 from avalanche_rwf.strategies.boundaries import BoundaryAwareStrategy
 from avalanche_rwf.strategies.registry import register_method
@@ -26,8 +26,8 @@ def dualprompt(
     num_classes: int,
     loop: dict[str, Any],
     slots: str = "query",
-    general_blocks: str = "0,1",
-    expert_blocks: str = "2,3,4",
+    general_blocks: str = GENERAL,
+    expert_blocks: str = EXPERT,
     general_length: int = 5,
     expert_length: int = 20,
     pool_size: int = 10,

@@ -12,6 +12,7 @@ from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import held
 from avalanche_rwf.models.masks import training_mask
+from avalanche_rwf.models.prompts.dualprompt import EXPERT, GENERAL
 from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
 from avalanche_rwf.strategies.registry import register_method
@@ -80,8 +81,8 @@ def mvp(
     backbone: VisionTransformer,
     num_classes: int,
     loop: dict[str, Any],
-    general_blocks: str = "0,1",
-    expert_blocks: str = "2,3,4",
+    general_blocks: str = GENERAL,
+    expert_blocks: str = EXPERT,
     general_length: int = 5,
     expert_length: int = 20,
     pool_size: int = 10,

@@ -26,6 +26,7 @@ from torch import nn
 
 from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_finite, is_whole
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.models.blocks import as_default
 from avalanche_rwf.plain import MOST
 from avalanche_rwf.strategies.extensions import load_extensions, origin_of
 
@@ -107,7 +108,7 @@ def register_method(
                 continue
             if parameter.default is inspect.Parameter.empty:
                 raise ValueError(f"The option {key!r} of method {name!r} needs a default.")
-            options[key] = parameter.default
+            options[key] = as_default(parameter.default)
         _METHODS[name] = MethodSpec(
             name=name,
             build=build,

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from avalanche_rwf.checks import check_flag, check_mapping, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import PACKAGED, create_backbone
+from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
 from avalanche_rwf.strategies.loop_arguments import check_loop
@@ -52,7 +53,7 @@ class RwFStrategy(FrozenBackboneStrategy):
         weights: str | None = None,
         image_size: int | None = None,
         backbone_kwargs: Mapping[str, Any] | None = None,
-        routed_blocks: str | Collection[int] = "first 5",
+        routed_blocks: str | Collection[int] = DefaultBlocks("first 5"),
         num_prompts: int = 10,
         head: str = "white",
         readout: str = "cls+mean",
@@ -182,7 +183,10 @@ class RwFStrategy(FrozenBackboneStrategy):
     def _saved_arguments(self) -> dict[str, Any]:
         if self._built_from == "model":
             return {}
-        return {name: _plain(name, value) for name, value in self._arguments.items()}
+        given = dict(self._arguments)
+        if isinstance(given["routed_blocks"], DefaultBlocks):  # a file knows no such text
+            given["routed_blocks"] = given["routed_blocks"].on(self.model.depth)
+        return {name: _plain(name, value) for name, value in given.items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments: Any) -> RwFStrategy:

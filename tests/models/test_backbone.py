@@ -29,6 +29,7 @@ from avalanche_rwf.models.backbone import (
     check_backbone,
     create_backbone,
     list_backbones,
+    unsupported_backbones,
     weights_sha256,
 )
 
@@ -380,12 +381,10 @@ def test_no_network_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet18", "not a timm VisionTransformer; supported are"),
-        ("eva02_tiny_patch14_224", "not a timm VisionTransformer"),
+        ("resnet18", "not a timm VisionTransformer, Eva or Beit but of"),
         ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled; supported are"),
-        ("vit_base_patch16_siglip_224", "no class token"),
         ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
-        ("vit_base_patch16_rpn_224", "no class token"),
+        ("vit_base_patch16_rpn_224", "ResPostBlock"),
         ("vit_tiny_r_s16_p8_224", "HybridEmbed"),
         ("vit_tiny_patch16_22", "nearest names are 'vit_tiny_patch16_224'"),
         (f"{TINY}.augreg_in22k", f"nearest names are '{TINY}.augreg_in21k'"),
@@ -506,9 +505,8 @@ def test_listing_starts_with_the_packaged_one_and_holds_supported_tags_only():
     assert names[0] == PACKAGED and len(names) == len(set(names)) > 100
     assert "vit_base_patch16_224.augreg_in21k" in names
     assert "vit_small_patch14_reg4_dinov2.lvd142m" in names
-    assert not [
-        n for n in names if "siglip" in n or "distilled" in n or "_rpn_" in n or "_xp_" in n
-    ]
+    assert {"vit_base_patch16_dinov3.lvd1689m", "vit_base_patch16_siglip_224.webli"} <= set(names)
+    assert not [n for n in names if "distilled" in n or "_rpn_" in n or "_xp_" in n]
     assert list_backbones("rwf_*") == [PACKAGED]
     assert list_backbones("no such*") == []
 
@@ -545,3 +543,14 @@ def original_format(model):
             out[dense + "kernel"] = state[f"{source}mlp.fc{index + 1}.weight"].T
             out[dense + "bias"] = state[f"{source}mlp.fc{index + 1}.bias"]
     return out
+
+
+def test_what_timm_has_and_is_not_supported_is_named_with_the_reason():
+    others = unsupported_backbones("*dinov3*")
+    assert others and all(name.startswith("convnext") for name in others)
+    assert set(unsupported_backbones("vit_base_patch16_xp_224*").values()) == {
+        "has blocks of type ParallelScalingBlock"
+    }
+    (why,) = unsupported_backbones("vit_large_patch16_sapiens2").values()
+    assert why == "has attention with fewer heads of keys than of queries"
+    assert not set(unsupported_backbones("*")) & set(list_backbones())

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from avalanche_rwf.models.blockwise import (
     PrefixPrompt,
@@ -7,7 +8,11 @@ from avalanche_rwf.models.blockwise import (
     block_forward,
     embed_images,
     forward_blocks,
+    tokens_entering,
 )
+from avalanche_rwf.models.families import form_of
+
+from ..families import FAMILIES
 
 VARIANTS = {
     "plain": {"init_values": None},
@@ -17,6 +22,7 @@ VARIANTS = {
     "qk_norm": {"qk_norm": True},
     "no bias": {"qkv_bias": False},
     "fc_norm": {"fc_norm": True},
+    **FAMILIES,
 }
 
 
@@ -42,19 +48,80 @@ def test_prompts_of_length_zero_are_no_prompts(any_vit, images, kind):
         assert torch.equal(out.tokens, any_vit.forward_features(images))
 
 
+def real_block(block, x, place, inserted):
+    """timm's own block on tokens of which `inserted`, behind the prefix, have no position."""
+    kind = type(block).__module__.rpartition(".")[2]
+    if kind == "vision_transformer":
+        return block(x)
+    if kind == "eva":
+        if place is not None:  # cosine 1, sine 0
+            sine = torch.zeros(*place.shape[:-2], inserted, place.shape[-1] // 2)
+            place = torch.cat([torch.cat([sine, sine + 1], -1), place], -2)
+        return block(x, rope=place)
+    # BEiT looks its bias up by the window's size, so the larger one stands in the table's place.
+    attn = block.attn
+    bias = place if attn.relative_position_index is None else attn._get_rel_pos_bias()
+    grown = torch.zeros(*bias.shape[:-2], x.shape[1], x.shape[1])
+    old = [0, *range(1 + inserted, x.shape[1])]
+    grown[..., torch.tensor(old)[:, None], torch.tensor(old)] = bias
+    index, attn.relative_position_bias_table = attn.relative_position_bias_table, None
+    try:
+        return block(x, shared_rel_pos_bias=grown)
+    finally:
+        attn.relative_position_bias_table = index
+
+
 def test_inserted_tokens_equal_real_insertion_and_removal(any_vit, images):
     torch.manual_seed(0)
     prompts = torch.randn(4, len(images), 5, any_vit.embed_dim)
+    prefix = any_vit.num_prefix_tokens
     with torch.no_grad():
         out = forward_blocks(any_vit, images, lambda i, x: TokenPrompt(prompts[i]), range(4))
-        x = embed_images(any_vit, images)
-        for block, p in zip(any_vit.blocks, prompts, strict=True):
-            longer = torch.cat([x[:, :1], p, x[:, 1:]], dim=1)
-            longer = block(longer)
-            x = torch.cat([longer[:, :1], longer[:, 6:]], dim=1)
+        x, places = form_of(any_vit.blocks[0]).embed(any_vit, images)
+        for block, p, place in zip(any_vit.blocks, prompts, places, strict=True):
+            longer = torch.cat([x[:, :prefix], p, x[:, prefix:]], dim=1)
+            longer = real_block(block, longer, place, 5)
+            x = torch.cat([longer[:, :prefix], longer[:, prefix + 5 :]], dim=1)
         plain = any_vit.forward_features(images)
     torch.testing.assert_close(out.tokens, any_vit.norm(x), rtol=1e-4, atol=1e-5)
     assert (out.tokens - plain).abs().max() > 1e-2
+
+
+def test_extra_tokens_go_through_all_blocks_as_real_ones_without_a_position(any_vit, images):
+    torch.manual_seed(0)
+    extra, prefix = torch.randn(len(images), 3, any_vit.embed_dim), any_vit.num_prefix_tokens
+    with torch.no_grad():
+        out = forward_blocks(any_vit, images, extra=extra)
+        x, places = form_of(any_vit.blocks[0]).embed(any_vit, images)
+        norm_pre = getattr(any_vit, "norm_pre", torch.nn.Identity())
+        x = torch.cat([x[:, :prefix], norm_pre(extra), x[:, prefix:]], dim=1)
+        for block, place in zip(any_vit.blocks, places, strict=True):
+            x = real_block(block, x, place, 3)
+        x = any_vit.norm(x)
+    rest = torch.cat([x[:, :prefix], x[:, prefix + 3 :]], dim=1)
+    torch.testing.assert_close(out.tokens, rest, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.extra, x[:, prefix : prefix + 3], rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_of_the_projected_tokens_equals_inserting_them(any_vit, images):
+    torch.manual_seed(0)
+    p = torch.randn(1, 3, any_vit.embed_dim)
+    with torch.no_grad():
+        x, places = form_of(any_vit.blocks[0]).embed(any_vit, images)
+        block = any_vit.blocks[0]
+        form = form_of(block)
+        weight_k, bias_k, weight_v, bias_v = form.maps(block.attn)
+        h = form.enter(block, p)
+        prefix = PrefixPrompt(F.linear(h, weight_k, bias_k), F.linear(h, weight_v, bias_v))
+        a = block_forward(block, x, TokenPrompt(p), places[0])
+        b = block_forward(block, x, prefix, places[0])
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_entering_a_block_are_those_of_the_plain_backbone(any_vit, images):
+    forwarded = forward_blocks(any_vit, images, collect=range(4))
+    for i in range(4):
+        assert torch.equal(tokens_entering(any_vit, images, i), forwarded.collected[i])
 
 
 def test_prefix_against_a_slow_attention_per_sample_and_head(vit, images):

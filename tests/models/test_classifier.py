@@ -1,13 +1,18 @@
 """What a frozen ViT reads out of its tokens."""
 
+import warnings
+
 import pytest
 import torch
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.blocks import FitWarning
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import LinearHead
+from avalanche_rwf.models.prompts.l2p import L2PViT
 from avalanche_rwf.routing.priors import centre_prior
 
+from ..families import FAMILIES
 from ..wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE, without
 
 
@@ -53,10 +58,48 @@ def test_nonsense_is_refused_by_name(name, vit):
             FrozenViT(**{"backbone": vit, "num_classes": 4, name: value})
 
 
-def test_a_backbone_without_class_token_has_nothing_to_read(tools):
-    vit = tools.vit(class_token=False, global_pool="avg")
-    with pytest.raises(UsageError, match="has no class token"):
-        FrozenViT(vit, 4)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore::avalanche_rwf.models.blocks.FitWarning")
+def test_read_outs_are_what_timm_gives(tools, images, family):
+    """Pooled, then normed: what stands for the image and the mean patch alike."""
+    vit = tools.vit(**FAMILIES[family])
+    with torch.no_grad():
+        tokens = vit.forward_features(images)
+        mean = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(1))
+        if vit.cls_token is not None:  # timm's own head, pooling by the class token
+            vit.reset_classifier(0, "token")
+        own = vit(images)
+        read = {r: FrozenViT(vit, 4, readout=r).eval().features(images)
+                for r in ("cls", "mean", "cls+mean")}  # fmt: skip
+        query = FrozenViT(vit, 4).eval().frozen_query(images)
+    assert torch.equal(read["cls"], own) and torch.equal(query, own)
+    torch.testing.assert_close(read["mean"], mean, rtol=1e-5, atol=1e-6)
+    once = vit.cls_token is None and torch.allclose(own, mean, atol=1e-5)
+    parts = [mean] if once else [own, mean]
+    torch.testing.assert_close(read["cls+mean"], torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
+    for readout in ("layers", "cls+mean"):
+        model = FrozenViT(vit, 4, readout=readout, readout_blocks="last 2").eval()
+        assert model.features(images).shape[1] == model.feature_width()
+
+
+def test_the_read_out_of_a_backbone_that_pools_before_its_norm_is_normed(tools, images):
+    """timm gives ``fc_norm(mean)``; its ``norm`` is the identity."""
+    vit = tools.vit(global_pool="avg")
+    assert isinstance(vit.norm, torch.nn.Identity)
+    for model in (FrozenViT(vit, 4, readout="cls+mean"), L2PViT(vit, 4)):
+        features = model.eval().features(images).unflatten(1, (-1, vit.embed_dim))
+        plain = (features - vit.fc_norm.bias) / vit.fc_norm.weight
+        torch.testing.assert_close(plain.std(-1, correction=0), torch.ones(6, features.shape[1]),
+                                   rtol=1e-3, atol=1e-3)  # fmt: skip
+
+
+def test_a_backbone_without_class_token_says_what_stands_in_its_place(tools):
+    vit = tools.vit(**FAMILIES["siglip"])
+    with pytest.warns(FitWarning, match="no class token: .* its attention pooling stands"):
+        assert FrozenViT(vit, 4).pooling == "map"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrozenViT(vit, 4, readout="mean")
 
 
 def test_a_head_made_for_something_else_is_refused(vit):

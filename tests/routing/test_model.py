@@ -114,7 +114,7 @@ def test_blocks_that_do_not_exist_are_named(vit, blocks):
 
 def test_bad_read_outs_are_named(vit):
     with pytest.raises(ValueError, match="readout must be one of"):
-        routed(vit, readout="mean")
+        routed(vit, readout="max")
     with pytest.raises(ValueError, match="must include the routed ones"):
         routed(vit, readout="routes", readout_blocks="last 1")
 

@@ -29,13 +29,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_number
 from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
-from avalanche_rwf.models.classifier import parse_blocks
+from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.prompts.common import TaskViT, check_insert, check_sizes
 
 __all__ = ["CodaPromptViT"]
@@ -76,10 +76,10 @@ class CodaPromptViT(TaskViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
-        blocks: str | Collection[int] = "first 5",
+        blocks: str | Collection[int] = DefaultBlocks("first 5"),
         prompt_length: int = 8,
         components: int | None = None,
         insert: str = "prefix",

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_whole
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt, full_precision
 from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.families import class_position
 
 __all__ = [
     "QueriedViT",
@@ -21,7 +21,6 @@ __all__ = [
     "check_insert",
     "check_sizes",
     "check_start",
-    "class_position",
     "cosine_distance",
     "starting",
 ]
@@ -68,17 +67,6 @@ def starting(*shape: int, start: str = "symmetric") -> nn.Parameter:
     return nn.Parameter(values.uniform_(*((0, 0.01) if start == "original" else (-1, 1))))
 
 
-def class_position(backbone: VisionTransformer) -> Tensor:
-    """The class token's position embedding [D]; zero where the backbone adds none to it.
-
-    Online descendants of L2P and Avalanche's L2P add it to inserted tokens.
-    """
-    embedding = backbone.pos_embed
-    if embedding is None or getattr(backbone, "no_embed_class", False):
-        return torch.zeros(int(backbone.embed_dim), device=backbone.cls_token.device)
-    return embedding[0, 0].detach()
-
-
 def cosine_distance(query: Tensor, keys: Tensor) -> Tensor:
     """1 - cos: queries [B, D] and keys [M, D] -> [B, M], each in [0, 2]."""
     return 1 - F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
@@ -104,7 +92,8 @@ class QueriedViT(FrozenViT, ABC):
     """
 
     def query(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> queries [B, D], without gradient: the plain class token."""
+        """Images [B, 3, H, W] -> queries [B, D], without gradient: the plain backbone's class
+        token, or its own pooling where it has none."""
         return self.frozen_query(images)
 
     @abstractmethod

@@ -29,13 +29,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_choice, check_number
 from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Prompt
-from avalanche_rwf.models.classifier import parse_blocks
+from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.prompts.common import (
     TaskViT,
     as_prompt,
@@ -46,7 +46,11 @@ from avalanche_rwf.models.prompts.common import (
     starting,
 )
 
-__all__ = ["DualPromptViT"]
+__all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
+
+# The first five blocks. On fewer than three an expert prompt, which is the method, comes first.
+GENERAL = DefaultBlocks("0,1", {1: "none", 2: "0"})
+EXPERT = DefaultBlocks("2,3,4", {1: "0", 2: "1"})
 
 
 class DualPromptViT(TaskViT):
@@ -70,11 +74,11 @@ class DualPromptViT(TaskViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
-        general_blocks: str | Collection[int] = "0,1",
-        expert_blocks: str | Collection[int] = "2,3,4",
+        general_blocks: str | Collection[int] = GENERAL,
+        expert_blocks: str | Collection[int] = EXPERT,
         general_length: int = 5,
         expert_length: int = 20,
         pool_size: int = 10,

@@ -41,12 +41,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from avalanche_rwf.checks import check_flag, check_number
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import READOUTS
+from avalanche_rwf.models.families import ViT, final_norm
 from avalanche_rwf.models.prompts.common import (
     QueriedViT,
     check_sizes,
@@ -78,7 +78,7 @@ class L2PViT(QueriedViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
         pool_size: int = 10,
@@ -128,7 +128,7 @@ class L2PViT(QueriedViT):
         if self.readout != "prompt":
             return super().read(forwarded)
         assert forwarded.extra is not None
-        return forwarded.extra.mean(1)
+        return final_norm(self.backbone, forwarded.extra.mean(1))
 
     def prompt_loss(self) -> Tensor:
         """lambda times the mean over the batch of the summed distances to the chosen keys."""

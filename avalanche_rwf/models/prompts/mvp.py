@@ -34,10 +34,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.models.blockwise import tokens_entering
+from avalanche_rwf.models.families import ViT, summary
 from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.models.prompts.common import cosine_distance
 from avalanche_rwf.models.prompts.dualprompt import DualPromptViT
@@ -107,7 +107,7 @@ class MVPViT(DualPromptViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
         pool_size: int = 10,
@@ -123,11 +123,13 @@ class MVPViT(DualPromptViT):
         self.gate: Tensor | None = None
 
     def query(self, images: Tensor) -> Tensor:
-        """The class token [B, D] that enters the last block."""
+        """The class token [B, D] that enters the last block; the mean patch if there is none."""
         last = self.depth - 1
-        return self.remembered(
-            images, lambda x: tokens_entering(self.backbone, x, last)[:, 0], f"entering {last}"
-        )
+
+        def entering(x: Tensor) -> Tensor:
+            return summary(self.backbone, tokens_entering(self.backbone, x, last), inner=True)
+
+        return self.remembered(images, entering, f"entering {last}")
 
     def weigh(self, distance: Tensor) -> Tensor:
         """Distances [B, M] times uses."""

@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Prompt
-from avalanche_rwf.models.classifier import FrozenViT, parse_blocks
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.models.prompts.common import (
     as_prompt,
     check_insert,
     check_sizes,
-    class_position,
     starting,
 )
 
@@ -44,10 +44,10 @@ class SinglePromptViT(FrozenViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: ViT,
         num_classes: int,
         *,
-        blocks: str | Collection[int] = "first 5",
+        blocks: str | Collection[int] = DefaultBlocks("first 5"),
         prompt_length: int = 20,
         insert: str = "prefix",
         **options: Any,
