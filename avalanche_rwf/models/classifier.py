@@ -42,7 +42,7 @@ from avalanche_rwf.models.blocks import FitWarning, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
 from avalanche_rwf.models.heads import Head, create_head, held
-from avalanche_rwf.models.remember import MEMORY
+from avalanche_rwf.models.remember import MEMORY, fingerprint, is_watched, settings
 from avalanche_rwf.routing.priors import centre_prior
 
 __all__ = ["READOUTS", "FrozenViT"]
@@ -280,25 +280,35 @@ class FrozenViT(nn.Module):
         usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if self.training or torch.is_grad_enabled() or not (usual and self.remembers):
             return compute(images)
-        if kind:
-            who = self._backbone_digest()
-        else:  # A tensor counts its changes in place: weights that were changed answer anew.
-            who = f"{self._name} {sum(p._version for p in self.parameters())}"
+        who = None if is_watched(images) else self._who(shared=bool(kind))
+        if who is None:
+            return compute(images)
         key = hashlib.blake2b(_bytes(images), digest_size=16)
         key.update(f"{who} {kind} {tuple(images.shape)}".encode())
         return MEMORY.get(key.hexdigest(), lambda: compute(images), shared=bool(kind))
 
-    def _backbone_digest(self) -> str:
-        """What tells two backbones apart; computed anew when a weight has changed."""
-        tensors = self.backbone.state_dict()
-        changes = sum(t._version + t.data_ptr() for t in tensors.values())
-        if self._digest is None or self._digest[0] != changes:
-            digest = hashlib.blake2b(str(self.backbone).encode(), digest_size=16)
-            for block in self.backbone.blocks:  # heads and the scale of attention are no tensors
-                digest.update(f"{block.attn.num_heads} {block.attn.scale}".encode())
+    def _who(self, shared: bool) -> str | None:
+        """What tells two backbones apart, or else two models at two times of their training.
+
+        A tensor counts its changes in place: weights that were changed answer anew. None if more
+        than tensors and settings decides the features, or somebody looks at how they are made.
+        """
+        backbone = self.backbone
+        if self.frozen and any(p.requires_grad for p in backbone.parameters()):
+            return None
+        if not shared:
+            own = (module for module in self.modules() if module is not self)
+            now = fingerprint(own, itertools.chain(self.parameters(), backbone.buffers()))
+            return None if now is None else f"{self._name} {now}"
+        tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+        now = fingerprint(backbone.modules(), tensors.values())
+        if now is None:
+            return None
+        if self._digest is None or self._digest[0] != now:
+            digest = hashlib.blake2b(f"{backbone} {settings(backbone)}".encode(), digest_size=16)
             for name, tensor in tensors.items():
                 digest.update(name.encode() + _bytes(tensor))
-            self._digest = changes, digest.hexdigest()
+            self._digest = now, digest.hexdigest()
         return self._digest[1]
 
     def renew_name(self) -> None:

@@ -23,8 +23,8 @@ def batch_classes(targets: Tensor, num_classes: int) -> Tensor:
     return present
 
 
-def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits [B, C] with the classes that are not allowed (bool [C]) at -inf.
+def mask_logits(logits: Tensor, allowed: Tensor, low: float = float("-inf")) -> Tensor:
+    """Logits [B, C] with the classes that are not allowed (bool [C]) at `low`.
 
     If no class is allowed (nothing has been seen yet) the logits are returned as they are.
     """
@@ -32,7 +32,7 @@ def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
         raise ValueError(
             f"A mask of {allowed.shape[-1]} classes does not fit logits of {logits.shape[-1]}."
         )
-    return torch.where(allowed | ~allowed.any(), logits, float("-inf"))
+    return torch.where(allowed | ~allowed.any(), logits, low)
 
 
 def training_mask(name: str, targets: Tensor, seen: Tensor) -> Tensor:

@@ -6,21 +6,85 @@ that a linear probe, NCM, SLDA or ridge regression reads. They are kept in this 
 and, while a comparison shares a folder, in files that its worker processes read.
 
 A stored answer is what the computation on this very batch, with these very weights, gave: looking
-it up changes no bit of a result. Training batches are never remembered, so that training times stay
-comparable: only evaluation looks here.
+it up changes no bit of a result. Where somebody would see that nothing was computed, it is
+computed: with hooks on a module (or on all of PyTorch's), in a profile, a trace or under a mode of
+PyTorch's such as ``FlopCounterMode``, and with code of one's own in a module. Training batches are
+never remembered, so that training times stay comparable: only evaluation looks here.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
-__all__ = ["MEMORY", "FeatureMemory"]
+__all__ = ["MEMORY", "FeatureMemory", "fingerprint", "is_watched", "settings"]
+
+# Whose code the backbones are made of.
+_KNOWN = ("torch", "timm", "avalanche_rwf")
+_SETTINGS = frozenset({bool, int, float, str, tuple})
+_CODE = frozenset({FunctionType, MethodType})
+
+
+def is_watched(images: Tensor) -> bool:
+    """Whether something outside the model sees, counts or records what is computed."""
+    return bool(
+        type(images) is not Tensor
+        or every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+    )
+
+
+@functools.cache
+def _is_known(kind: Any, forward: Any) -> bool:
+    """Whether a class and its ``forward`` (it may have been replaced) are of those packages."""
+    return all(part.__module__.partition(".")[0] in _KNOWN for part in (kind, forward))
+
+
+def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int | None:
+    """What differs after a change: of a tensor in place, of which stands where, of a setting.
+
+    None if a module has hooks or code of one's own, which no tensor and no setting tells.
+    """
+    found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    for module in modules:
+        kind = type(module)
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or not _is_known(kind, kind.forward)
+        ):
+            return None
+        for value in vars(module).values():
+            if type(value) in _SETTINGS:
+                found.append(value if type(value) is not tuple else str(value))
+            elif type(value) in _CODE:
+                return None
+    return hash(tuple(found))
+
+
+def settings(model: nn.Module) -> str:
+    """What is set in the modules besides their tensors, such as numbers of heads and scales."""
+    return str([
+        (name, key, value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in _SETTINGS and key != "training"
+    ])  # fmt: skip
 
 
 class FeatureMemory:

@@ -11,6 +11,8 @@ What is added to a class, and nothing else:
 - classes that no training label has named yet are -inf at test. Avalanche masks nothing there, so
   that they could win; the seen mask at test is the same for all methods. The training loss is the
   class's own (``mask`` is recorded as "none", or "own" where it is not known to be so);
+- labels of any kind of whole numbers are int64, and an evaluation leaves no trace in training
+  (:mod:`.hosted`);
 - its parameters are those that are trained: Avalanche puts all parameters of a model into the
   optimizer, and its plugins keep copies of all of them per experience;
 - a run of it that was cut starts again: what its plugins hold (importances, old models, buffers)
@@ -25,7 +27,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import avalanche.training.supervised as supervised
 import torch
@@ -43,6 +45,7 @@ from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.extensions import import_code, origin_of
+from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import MethodSpec, option_types
 
@@ -181,8 +184,10 @@ class _MarkSeen(SupervisedPlugin):
         strategy.seen_classes()[strategy.mb_y] = True
 
 
-class _OnFrozenViT:
+class _OnFrozenViT(Hosted):
     """Mixed into an adapted class: the seen mask at test, and no checkpoints."""
+
+    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_raw")
 
     resumable = False
     model: Any

@@ -37,6 +37,7 @@ from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 
@@ -324,6 +325,8 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
     11. No gradient clipping: here to norm 1 (`clip_norm`), prompts and head apart.
     """
 
+    step = (*FrozenBackboneStrategy.step, "res")
+
     def __init__(
         self,
         *,
@@ -425,7 +428,7 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         self.res = {}
 
 
-class LearningToPromptAsShipped(LearningToPrompt):
+class LearningToPromptAsShipped(Hosted, LearningToPrompt):
     """Avalanche's L2P with nothing changed but that it can be built.
 
     ``forward``, loss, mask, Adam made anew per experience and logging are Avalanche's, with the
@@ -434,7 +437,8 @@ class LearningToPromptAsShipped(LearningToPrompt):
     - it is built on the installed timm;
     - ``backbone`` instead of ``model_name`` and ``pretrained``: architecture and weights are
       copied from it, for the prompted ViT and for the query's;
-    - the head has the ViT's width as its input, not 768.
+    - the head has the ViT's width as its input, not 768;
+    - labels of any kind of whole numbers are int64, and an evaluation leaves no trace in training.
 
     It needs experiences whose ``classes_in_this_experience`` is a list and items (x, y, task):
     what ``nc_benchmark`` and Avalanche's classic benchmarks give.
@@ -443,6 +447,7 @@ class LearningToPromptAsShipped(LearningToPrompt):
     # For the record of a run: the training loss is over the classes of the present experience.
     mask = "experience"
     readout = "prompt"
+    step = (*Hosted.step, "res")
     # Model and optimizer are all that it keeps, so a run of it can go on from them.
     resumable = True
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
@@ -43,6 +43,8 @@ from avalanche_rwf.models.backbone import image_misfit, weights_sha256
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
+from avalanche_rwf.strategies.criteria import check_weights, loss_under
+from avalanche_rwf.strategies.hosted import Hosted, unnoticed
 from avalanche_rwf.strategies.loop_arguments import check_loop
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_RATES",
+    "MOST_CLASSES",
     "FrozenBackboneStrategy",
     "NonFiniteLossError",
     "build_optimizer",
@@ -57,6 +60,9 @@ __all__ = [
     "prompt_rates",
     "read_saved",
 ]
+
+MOST_CLASSES = 50_000
+"""To which a head grows: a label beyond is rather an error than a class."""
 
 DEFAULT_RATES: Mapping[str, float] = {
     "queries": 1e-3,
@@ -202,18 +208,6 @@ def _check_parts(
             )
 
 
-def _of_columns(criterion: Callable[..., Tensor], mask: Tensor) -> Callable[..., Tensor]:
-    """The criterion for the logits of some classes (bool [C]): with the weights of those alone."""
-    weight = getattr(criterion, "weight", None)
-    if not (isinstance(criterion, nn.Module) and isinstance(weight, Tensor)):
-        return criterion
-    if weight.shape != mask.shape or "weight" not in criterion._buffers:
-        return criterion
-    chosen = copy.copy(criterion)
-    chosen._buffers = {**criterion._buffers, "weight": weight[mask]}
-    return chosen
-
-
 class _NoOptimizer(torch.optim.SGD):
     """Stands where a strategy trains nothing: plugins expect an optimizer to be there."""
 
@@ -221,11 +215,13 @@ class _NoOptimizer(torch.optim.SGD):
         super().__init__([nn.Parameter(torch.zeros(0))], lr=0.0)
 
 
-class FrozenBackboneStrategy(SupervisedTemplate):
+class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
     """Online class-incremental training of a :class:`FrozenViT`.
 
     Keyword-only, in Avalanche's order.
     """
+
+    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left")
 
     def __init__(
         self,
@@ -254,8 +250,10 @@ class FrozenBackboneStrategy(SupervisedTemplate):
 
         :param model: a frozen ViT with its head.
         :param optimizer: None builds Adam with one group per kind of parameter.
-        :param criterion: loss of (logits, targets) used in evaluation and in training with the
-            masks "none", "seen" and "batch"; None is cross-entropy.
+        :param criterion: loss of (logits [B, C], classes [B]), a function or a module; None is
+            cross-entropy. It gets all classes' columns and the true labels with every mask; what a
+            mask leaves out is at -2.0e31 (see :mod:`.criteria`). With "decoupled" and in replay it
+            is called for each part of the loss.
         :param mask: which classes compete in the training loss: "none", "seen", "batch" or
             "decoupled" (prompts learn from the batch-masked loss through the head held fixed, the
             head from the seen-masked loss on detached features).
@@ -265,8 +263,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param learning_rates: kind -> rate, over ``DEFAULT_RATES``.
         :param clip_norm: largest norm of the gradient, per kind of parameter; None clips nothing.
         :param precision: "fp32" or "bf16" (autocast; the head's logits are float32).
-        :param grows: whether a label beyond the model's classes widens the head; otherwise it is
-            an error.
+        :param grows: whether a label beyond the model's classes widens the head, to 50,000 classes
+            at most; otherwise it is an error.
         :param train_mb_size: training mini-batch size.
         :param train_epochs: passes over an experience; 1 is online.
         :param eval_mb_size: evaluation mini-batch size.
@@ -283,6 +281,8 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             mask = replay.mask(mask)
         else:
             check_choice("mask", mask, MASKS)
+        if criterion is not None and not grows:
+            check_weights(criterion, model.num_classes)
         model.to(device)  # before the optimizer: its groups hold the tensors on the device
         rates = {**DEFAULT_RATES, **(learning_rates or {})}
         built = build_optimizer(model, rates) if optimizer is None else optimizer
@@ -295,6 +295,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         self.precision = precision
         self._features: Tensor | None = None
         self._raw: Tensor | None = None
+        self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
         self._observed = False
         super().__init__(
             model=model,
@@ -341,10 +342,12 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         images go through the model after the batch's own, for the loss alone. A head that grows
         does so in training alone: in evaluation, a label beyond it gets a column of -inf.
         """
+        self._plain_labels()  # a plugin may have changed them
         images, n = self.mb_x, len(self.mb_x)
         if self.is_training and self.replay is not None:
             images = self.replay.extend(images)
         features = self._features_of(images)
+        self._left = {name: getattr(self.model, name) for name in self.model.transient}
         if self.is_training:
             if not self._observed:
                 if not bool(torch.isfinite(features).all()):
@@ -399,10 +402,12 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         assert self._raw is not None
         if not self.is_training:
             # A closed form gives -inf to a class it has no sample of.
-            return self._criterion(self._raw.clamp_min(-1e4), self.mb_y)
+            return loss_under(self._criterion, self._raw.clamp_min(-1e4), self.mb_y)
         if not self.trains:
             return self._make_empty_loss()
         assert self._features is not None
+        for name, value in self._left.items():  # a plugin may have called the model since
+            setattr(self.model, name, value)
         if self.replay is None:
             loss = self.classification_loss(self._features, self.mb_y)
         else:
@@ -439,11 +444,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         """The criterion of logits [B, C] over the allowed classes, see :meth:`masked_loss`."""
         if isinstance(mask, str):
             mask = training_mask(mask, targets, self.model.seen)
-        if type(self._criterion) is nn.CrossEntropyLoss and not self._criterion.label_smoothing:
-            return self._criterion(mask_logits(logits, mask), targets)
-        # Another criterion may not stand -inf (label smoothing does not): drop the columns.
-        criterion = _of_columns(self._criterion, mask)
-        return criterion(logits[:, mask], (mask.cumsum(0) - 1)[targets])
+        return loss_under(self._criterion, logits, targets, mask)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
@@ -508,6 +509,11 @@ class FrozenBackboneStrategy(SupervisedTemplate):
                 f"A label of {lowest if lowest < 0 else highest} does not fit "
                 f"num_classes={self.model.num_classes}; labels run from 0 to num_classes - 1."
             )
+        if highest >= MOST_CLASSES and more:
+            raise ValueError(
+                f"A label of {highest} does not fit: a head grows to {MOST_CLASSES} classes, so "
+                f"labels run from 0 to {MOST_CLASSES - 1}."
+            )
         return more
 
     def _make_room(self, targets: Tensor) -> None:
@@ -541,24 +547,28 @@ class FrozenBackboneStrategy(SupervisedTemplate):
     def predict(self, images: Tensor) -> Tensor:
         """Class predictions [B] for images [B, 3, H, W], among the classes seen.
 
+        It may be called at any time, in the middle of training too, and changes nothing.
+
         :raises UsageError: for images that the backbone does not take.
         """
         if not isinstance(images, Tensor):
             raise UsageError(f"images must be a tensor, not a {type(images).__name__}.")
-        self.model.eval()
         if not len(images):
             return torch.zeros(0, dtype=torch.long, device=self.device)
-        features = self._features_of(images.to(self.device))
-        return mask_logits(self.model.logits(features), self.model.seen).argmax(1)
+        with unnoticed(self.model):
+            features = self._features_of(images.to(self.device))
+            return mask_logits(self.model.logits(features), self.model.seen).argmax(1)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._features = self._raw = None
+        self._left = {}
         self.model.forget()
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self._features = self._raw = None
+        self._left = {}
         self.model.forget()
 
     # -- saving -----------------------------------------------------------------------------
@@ -587,6 +597,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         :param path: its folder is made if it is not there; an earlier file is replaced in one step.
         :param backbone: whether the frozen weights are in it too; otherwise their SHA-256 is, and
             they must be had from where they came from.
+        :raises UsageError: if what is saved could not be loaded.
         :raises OSError: if it cannot be written.
         """
         check_path("path", path)
@@ -594,7 +605,7 @@ class FrozenBackboneStrategy(SupervisedTemplate):
         state = {
             "format": _SAVED,
             "class": type(self).__name__,
-            "arguments": self._saved_arguments(),
+            "arguments": self._saved_arguments(backbone),
             "backbone_sha256": weights_sha256(self.model.backbone),
             "state": self.trained_state(),
         }
@@ -602,8 +613,11 @@ class FrozenBackboneStrategy(SupervisedTemplate):
             state["backbone"] = self.model.backbone.state_dict()
         save_state(Path(path), state)
 
-    def _saved_arguments(self) -> dict[str, Any]:
-        """Arguments with which a class that has a ``load`` is built again, as plain values."""
+    def _saved_arguments(self, backbone: bool) -> dict[str, Any]:
+        """Arguments with which a class that has a ``load`` is built again, as plain values.
+
+        :raises UsageError: if it could not be built again from them.
+        """
         return {}
 
     def restore(self, path: str | os.PathLike[str]) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from avalanche_rwf.checks import check_number
+from avalanche_rwf.checks import check_number, shown
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import held
 from avalanche_rwf.models.masks import training_mask
 from avalanche_rwf.models.prompts.dualprompt import EXPERT, GENERAL
 from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
+from avalanche_rwf.strategies.criteria import is_cross_entropy
 from avalanche_rwf.strategies.registry import register_method
 
 __all__ = ["MVPStrategy"]
@@ -39,6 +40,12 @@ class MVPStrategy(FrozenBackboneStrategy):
         power: float = 2.0,
         **kwargs: Any,
     ) -> None:
+        criterion = kwargs.get("criterion")
+        if criterion is not None and not is_cross_entropy(criterion, plain=True):
+            raise UsageError(
+                f"criterion must be left out or be CrossEntropyLoss() for {type(self).__name__}, "
+                f"whose loss is its own, not {shown(criterion)}."
+            )
         check_number("margin", margin, above=0)
         check_number("share", share, least=0, most=1)
         check_number("power", power, least=0)

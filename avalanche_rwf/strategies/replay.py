@@ -46,22 +46,24 @@ from avalanche_rwf.strategies.registry import register_method
 if TYPE_CHECKING:
     from avalanche.training.storage_policy import ExemplarsBuffer
 
-__all__ = ["REPLAY_LOSSES", "STORAGES", "Replay", "check_replay"]
+__all__ = ["POLICIES", "REPLAY_LOSSES", "Replay", "check_replay"]
 
 REPLAY_LOSSES = ("er", "er-ace", "der")
-STORAGES = ("reservoir", "class-balanced")
+POLICIES = ("reservoir", "class-balanced")
 
 
-def check_replay(buffer: int, replay: str, smallest: int = 1) -> None:
-    """Check the two arguments that say how to replay.
+def check_replay(buffer: int, replay: str, buffer_policy: str, smallest: int = 1) -> None:
+    """Check the arguments that say how to replay.
 
     :param buffer: images to keep.
     :param replay: a name of ``REPLAY_LOSSES``.
+    :param buffer_policy: a name of ``POLICIES``.
     :param smallest: the smallest `buffer` that makes sense where it is asked.
     :raises UsageError: naming the argument, what it got and what it takes.
     """
     check_whole("buffer", buffer, least=smallest)
     check_choice("replay", replay, REPLAY_LOSSES)
+    check_choice("buffer_policy", buffer_policy, POLICIES)
 
 
 class _Numbers(Dataset[int]):
@@ -118,8 +120,9 @@ class Replay:
     :param buffer: images to keep at most, at least 1.
     :param replay: the loss: "er", "er-ace" or "der" (DER++), see the module's text.
     :param replay_batch: images per sample of the buffer; None is as many as the mini-batch has.
-    :param storage: which images stay: "reservoir" (each of the stream with the same probability)
-        or "class-balanced" (a reservoir for each class met, all of the same size).
+    :param buffer_policy: which images stay: "reservoir" (each of the stream with the same
+        probability) or "class-balanced" (a reservoir for each class met, all of the same size).
+        Neither reads a boundary.
     :param alpha: weight of DER++'s squared error of logits.
     :param beta: weight of DER++'s cross-entropy of replayed images.
     :raises ValueError: naming the argument that is out of range.
@@ -131,19 +134,18 @@ class Replay:
         replay: str = "er",
         *,
         replay_batch: int | None = None,
-        storage: str = "reservoir",
+        buffer_policy: str = "reservoir",
         alpha: float = 0.2,
         beta: float = 0.5,
     ) -> None:
-        check_replay(buffer, replay)
+        check_replay(buffer, replay, buffer_policy)
         check_whole("replay_batch", replay_batch, optional=True)
-        check_choice("storage", storage, STORAGES)
         check_number("alpha", alpha, least=0)
         check_number("beta", beta, least=0)
         self.buffer, self.replay, self.replay_batch = buffer, replay, replay_batch
-        self.storage, self.alpha, self.beta = storage, alpha, beta
+        self.buffer_policy, self.alpha, self.beta = buffer_policy, alpha, beta
         self._policy: ExemplarsBuffer
-        if storage == "reservoir":
+        if buffer_policy == "reservoir":
             self._policy = ReservoirSamplingBuffer(buffer)
         else:
             self._policy = ClassBalancedBuffer(buffer)
@@ -280,7 +282,7 @@ class Replay:
             pixels = {"images": stacked}
         return {
             **pixels,
-            "settings": [self.buffer, self.replay, self.storage],
+            "settings": [self.buffer, self.replay, self.buffer_policy],
             "came": self._came,
             "random": self._random.clone(),
             "groups": [
@@ -302,9 +304,9 @@ class Replay:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave.
 
-        :raises ValueError: if it is of a buffer of another size, loss or storage.
+        :raises ValueError: if it is of a buffer of another size, loss or policy.
         """
-        mine = [self.buffer, self.replay, self.storage]
+        mine = [self.buffer, self.replay, self.buffer_policy]
         if list(state["settings"]) != mine:
             raise ValueError(f"The saved buffer is of {list(state['settings'])}, not of {mine}.")
         self._came = int(state["came"])
@@ -444,7 +446,7 @@ def er(
     loop: dict[str, Any],
     buffer: int = 500,
     replay_batch: int | None = None,
-    storage: str = "reservoir",
+    buffer_policy: str = "reservoir",
     head: str = "linear",
     readout: str = "cls",
     mask: str = "seen",
@@ -468,7 +470,7 @@ def er_ace(
     loop: dict[str, Any],
     buffer: int = 500,
     replay_batch: int | None = None,
-    storage: str = "reservoir",
+    buffer_policy: str = "reservoir",
     head: str = "linear",
     readout: str = "cls",
     mask: str = "ace",
@@ -493,7 +495,7 @@ def der(
     loop: dict[str, Any],
     buffer: int = 500,
     replay_batch: int | None = None,
-    storage: str = "reservoir",
+    buffer_policy: str = "reservoir",
     alpha: float = 0.2,
     beta: float = 0.5,
     head: str = "linear",

@@ -61,6 +61,7 @@ class RwFStrategy(FrozenBackboneStrategy):
         mask: str = "decoupled",
         buffer: int = 0,
         replay: str = "er",
+        buffer_policy: str = "reservoir",
         lr: float = 5e-3,
         lr_queries: float = 1e-3,
         lr_maps: float = 3e-6,
@@ -99,6 +100,7 @@ class RwFStrategy(FrozenBackboneStrategy):
         :param mask: training logit mask: "none", "seen", "batch" or "decoupled".
         :param buffer: earlier images to keep and replay with each mini-batch; 0 replays none.
         :param replay: how, if there is a buffer: "er", "er-ace" or "der", see :class:`Replay`.
+        :param buffer_policy: which images stay in the buffer: "reservoir" or "class-balanced".
         :param lr: rate of the head.
         :param lr_queries: rate of the queries.
         :param lr_maps: rate of the D x D maps (W_q, W_k, W_v, W_o); keep it hundreds of times
@@ -127,7 +129,7 @@ class RwFStrategy(FrozenBackboneStrategy):
         check_mapping("backbone_kwargs", backbone_kwargs)
         check_mapping("routing_kwargs", routing_kwargs)
         check_mapping("learning_rates", learning_rates)
-        check_replay(buffer, replay, smallest=0)
+        check_replay(buffer, replay, buffer_policy, smallest=0)
         for name, rate in (("lr", lr), ("lr_queries", lr_queries), ("lr_maps", lr_maps)):
             check_number(name, rate, least=0)
         check_loop(given)  # before a backbone is made or fetched
@@ -163,7 +165,7 @@ class RwFStrategy(FrozenBackboneStrategy):
             optimizer=optimizer,
             criterion=criterion,
             mask=mask,
-            replay=Replay(buffer, replay) if buffer else None,
+            replay=Replay(buffer, replay, buffer_policy=buffer_policy) if buffer else None,
             gradient_steps=gradient_steps,
             learning_rates=rates,
             clip_norm=clip_norm,
@@ -180,13 +182,20 @@ class RwFStrategy(FrozenBackboneStrategy):
             **kwargs,
         )
 
-    def _saved_arguments(self) -> dict[str, Any]:
+    def _saved_arguments(self, backbone: bool) -> dict[str, Any]:
         if self._built_from == "model":
             return {}
         given = dict(self._arguments)
         if isinstance(given["routed_blocks"], DefaultBlocks):  # a file knows no such text
             given["routed_blocks"] = given["routed_blocks"].on(self.model.depth)
-        return {name: _plain(name, value) for name, value in given.items()}
+        arguments = {name: _plain(name, value) for name, value in given.items()}
+        fetched = arguments["pretrained"] or arguments["weights"] is not None
+        if not (fetched or backbone) and self.model.frozen:
+            raise UsageError(
+                "backbone must be True for a strategy with pretrained=False to be saved, not "
+                "False: load could have its random weights from nowhere else."
+            )
+        return arguments
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments: Any) -> RwFStrategy:
@@ -233,7 +242,7 @@ _OF_THE_MODEL = (
 )
 _ARGUMENTS = (
     *_OF_THE_MODEL,
-    *("mask", "buffer", "replay", "lr", "lr_queries", "lr_maps", "learning_rates"),
+    *("mask", "buffer", "replay", "buffer_policy", "lr", "lr_queries", "lr_maps", "learning_rates"),
     *("gradient_steps", "clip_norm", "precision", "train_mb_size", "train_epochs"),
     "eval_mb_size",
 )
@@ -282,6 +291,7 @@ def _build(
     trainable: str,
     buffer: int = 0,
     replay: str = "er",
+    buffer_policy: str = "reservoir",
     **routing: Any,
 ) -> RwFStrategy:
     """What every preset does with its options: each passes all of its own arguments on."""
@@ -300,6 +310,7 @@ def _build(
         mask=mask,
         buffer=buffer,
         replay=replay,
+        buffer_policy=buffer_policy,
         lr=lr,
         lr_queries=lr_queries,
         lr_maps=lr_maps,
@@ -332,6 +343,7 @@ def rwf(
     mask: str = "decoupled",
     buffer: int = 0,
     replay: str = "er",
+    buffer_policy: str = "reservoir",
     lr: float = 5e-3,
     lr_queries: float = 1e-3,
     lr_maps: float = 3e-6,

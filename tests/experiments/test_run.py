@@ -65,9 +65,9 @@ def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
 REPLAYING = [
     ("rwf", {"buffer": 20}),
     ("er", {"buffer": 5}),
-    ("er-ace", {"buffer": 5, "storage": "class-balanced"}),
+    ("er-ace", {"buffer": 5, "buffer_policy": "class-balanced"}),
     ("der", {"buffer": 5}),
-    ("der", {"buffer": 3, "storage": "class-balanced"}),
+    ("der", {"buffer": 3, "buffer_policy": "class-balanced"}),
 ]
 
 

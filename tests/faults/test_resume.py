@@ -36,8 +36,8 @@ def killed_and_resumed(do, config, out: Path, kills: list[int]) -> Outcome:
 CASES = [
     *((name, {}) for name in list_methods()),
     ("rwf", {"buffer": 7}),
-    ("er", {"buffer": 5, "storage": "class-balanced"}),
-    ("der", {"buffer": 3, "storage": "class-balanced"}),
+    ("er", {"buffer": 5, "buffer_policy": "class-balanced"}),
+    ("der", {"buffer": 3, "buffer_policy": "class-balanced"}),
     ("rwf-lda-held", {"hold_after": 9, "steps": 3}),
 ]
 

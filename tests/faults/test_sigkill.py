@@ -29,7 +29,7 @@ def sigkilled(config, out: Path, at: int) -> bool:
 
 # What makes a method do all it can in 30 images.
 AT_WORK: dict[str, dict] = {
-    "er": {"options": {"buffer": 5, "storage": "class-balanced"}},
+    "er": {"options": {"buffer": 5, "buffer_policy": "class-balanced"}},
     "er-ace": {"options": {"buffer": 4}},
     "der": {"options": {"buffer": 4}},
     "rwf-lda-held": {"options": {"hold_after": 9, "steps": 2}},

@@ -1,8 +1,11 @@
 """The memory of features: nothing is changed by looking up, and processes share a folder."""
 
 import numpy as np
+import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from avalanche_rwf.models import blockwise
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.remember import MEMORY, FeatureMemory
 
@@ -46,13 +49,20 @@ def test_processes_share_a_folder_and_do_without_a_broken_file(tmp_path):
     assert len(calls) == 3
 
 
-def test_methods_on_one_backbone_share_its_features_and_others_do_not(tools, images):
-    forwards = []
+def counted_passes(monkeypatch):
+    """A list that has one more entry after each pass through a backbone."""
+    passes, embed = [], blockwise.embed_images
+    monkeypatch.setattr(blockwise, "embed_images", lambda *a: (passes.append(1), embed(*a))[1])
+    return passes
+
+
+def test_methods_on_one_backbone_share_its_features_and_others_do_not(
+    tools, images, monkeypatch
+):
+    forwards = counted_passes(monkeypatch)
 
     def model(seed=0, **options):
-        made = FrozenViT(tools.vit(seed), 5, **options).eval()
-        made.backbone.blocks[-1].register_forward_hook(lambda *_: forwards.append(1))
-        return made
+        return FrozenViT(tools.vit(seed), 5, **options).eval()
 
     def used(made, query=False):
         forwards.clear()
@@ -131,3 +141,97 @@ def test_weights_changed_through_data_are_noticed_when_they_are_told(tools, imag
         after = model.features(images)
         assert not torch.equal(after, before)
         assert torch.equal(after, model._features(images))
+
+
+def a_hook(model):
+    model.backbone.blocks[1].register_forward_hook(lambda *_: None)
+
+
+def a_hook_before(model):
+    model.backbone.norm.register_forward_pre_hook(lambda *_: None)
+
+
+def a_forward_of_ones_own(model):
+    kept = model.backbone.blocks[0].forward
+    model.backbone.blocks[0].forward = lambda x: 2 * kept(x)
+
+
+def a_class_of_ones_own(model):
+    class Block(type(model.backbone.blocks[0])):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model.backbone.blocks[0].__class__ = Block
+
+
+def a_weight_to_train(model):
+    model.backbone.norm.weight.requires_grad_(True)
+
+
+def another_scale(model):
+    model.backbone.blocks[0].attn.scale *= 3
+
+
+def another_order(model):
+    blocks = model.backbone.blocks
+    blocks[0], blocks[1] = blocks[1], blocks[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["slda", "rwf-lda", "l2p"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        a_hook, a_hook_before, a_forward_of_ones_own, a_class_of_ones_own, a_weight_to_train,
+        another_scale, another_order,
+    ],
+)  # fmt: skip
+def test_what_a_user_does_to_a_backbone_is_seen_by_the_next_evaluation(
+    tools, images, change, method, monkeypatch
+):
+    from avalanche_rwf.strategies.registry import create_strategy
+
+    loop = {"evaluator": tools.silent()}
+    s = create_strategy(method, backbone=tools.vit(depth=5), num_classes=5, loop=loop)
+    model, passes = s.model.eval(), counted_passes(monkeypatch)
+    model.features(images)
+    per_batch = len(passes)
+    model.features(images)
+    assert len(passes) < 2 * per_batch  # something is remembered
+    change(model)
+    passes.clear()
+    found = model.features(images)
+    assert len(passes) == per_batch
+    model.remembers = False
+    assert torch.equal(found, model.features(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "looker", ["all modules", "flops", "profile", "functions", "trace", "vmap"]
+)
+def test_whoever_looks_at_the_computation_finds_it(tools, images, looker, monkeypatch):
+    model = FrozenViT(tools.vit(), 5).eval()
+    model.features(images)
+    passes = counted_passes(monkeypatch)
+    model.features(images)
+    assert not passes
+    if looker == "all modules":
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+        model.features(images)
+        handle.remove()
+    elif looker == "flops":
+        with FlopCounterMode(display=False) as counter:
+            model.features(images)
+        assert counter.get_total_flops() > 0
+    elif looker == "profile":
+        with torch.profiler.profile():
+            model.features(images)
+    elif looker == "functions":
+        with torch.overrides.BaseTorchFunctionMode():
+            model.features(images)
+    elif looker == "trace":
+        torch.jit.trace(model, images, check_trace=False)
+    else:
+        torch.vmap(lambda x: model.features(x[None])[0])(images)
+    assert passes

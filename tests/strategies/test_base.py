@@ -4,9 +4,15 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from avalanche.benchmarks import split_online_stream
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, ReplayPlugin
+from avalanche.training.plugins import (
+    EarlyStoppingPlugin,
+    EvaluationPlugin,
+    ReplayPlugin,
+    SupervisedPlugin,
+)
 from torch import nn
 
 from avalanche_rwf.errors import UsageError
@@ -21,6 +27,7 @@ from avalanche_rwf.strategies.base import (
 )
 from avalanche_rwf.strategies.mvp import MVPStrategy
 from avalanche_rwf.strategies.registry import create_strategy
+from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.strategies.rwf import RwFStrategy
 
 
@@ -449,7 +456,7 @@ def test_a_model_in_float64_keeps_it(tools, name):
 @pytest.mark.parametrize("mask", ["batch", "seen", "none"])
 def test_weights_of_classes_are_those_of_the_classes_that_compete(tools, mask, smoothing):
     class Mine(nn.CrossEntropyLoss):
-        """A subclass: its columns that are masked are dropped, not at -inf."""
+        """A subclass that computes what PyTorch's does."""
 
     w = torch.arange(1.0, 7.0)
     s = strategy(tools, criterion=Mine(weight=w, label_smoothing=smoothing), mask=mask)
@@ -537,6 +544,7 @@ def test_a_state_of_fewer_classes_is_refused_by_a_model_that_never_had_them(tool
         s.load_trained_state(state)
 
 
+<<<<<<< HEAD
 class Tempered(FrozenViT):
     """A user's model whose logits are not its head's."""
 
@@ -566,3 +574,143 @@ def test_mvp_refuses_a_head_without_a_linear_form_when_it_is_built(tools):
     model = MVPViT(tools.vit(), 6, expert_blocks="2,3", head=Own(32, 6))
     with pytest.raises(UsageError, match="Own has a forward and no linear_form"):
         MVPStrategy(model=model, evaluator=tools.silent())
+=======
+def focal(z, y):
+    """Written with one-hot rows, so that 0 times the masked columns is in it."""
+    log_p = z.log_softmax(1)
+    return -(F.one_hot(y, z.shape[1]) * (1 - log_p.exp()) ** 2 * log_p).sum(1).mean()
+
+
+LOSSES = {
+    "focal": focal,
+    "label smoothing": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+    "weights": lambda z, y: F.cross_entropy(z, y, weight=torch.arange(1.0, 7.0)),
+    "margin": nn.MultiMarginLoss(weight=torch.arange(1.0, 7.0)),
+    "squared margin": nn.MultiMarginLoss(p=2),
+    "sigmoid": lambda z, y: F.binary_cross_entropy_with_logits(z, F.one_hot(y, 6).to(z)),
+    "cold": lambda z, y: F.cross_entropy(z / 0.01, y),
+    "entropy": lambda z, y: -(z.softmax(1) * z.log_softmax(1)).sum(1).mean(),
+}
+
+
+@pytest.mark.parametrize("mask", ["none", "seen", "batch", "decoupled"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"replay": "er"}, {"replay": "er-ace"}, {"replay": "der"}, {"gradient_steps": 2},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_users_loss_gets_all_columns_and_the_true_labels(tools, scenario, mask, options):
+    if options.get("replay") == "er-ace" and mask != "decoupled":
+        mask = "seen"  # its masks are given
+    asked = []
+
+    def loss(z, y):
+        asked.append((z.shape[1], set(y.tolist())))
+        return focal(z, y)
+
+    if "replay" in options:
+        options = {"replay": Replay(6, options["replay"])}
+    s = strategy(tools, criterion=loss, mask=mask, **options)
+    met = set()
+    for experience in scenario.train_stream:
+        asked.clear()
+        s.train(experience, eval_streams=[], shuffle=False)
+        met |= {int(c) for c in experience.classes_in_this_experience}
+        assert {columns for columns, _ in asked} == {6}
+        assert set.union(*(classes for _, classes in asked)) <= met
+    assert len(met) == 6
+    s.eval(scenario.test_stream)
+
+
+@pytest.mark.parametrize("mask", ["none", "seen", "batch", "decoupled"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_users_loss_and_its_gradient_stay_finite_under_a_mask(tools, scenario, name, mask):
+    s = strategy(tools, criterion=LOSSES[name], mask=mask)
+    before = weights(s)
+    train(s, scenario)  # raises where the loss or a gradient is not finite
+    assert any(not torch.equal(p, before[key]) for key, p in s.model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_loss_of_ones_own_equals_that_over_the_competing_classes(tools, kind):
+    """And PyTorch's own cross-entropy is bit for bit what it is with -inf."""
+    s = strategy(tools, criterion=focal)
+    s.model.seen[torch.tensor([1, 2, 4])] = True
+    z, y = torch.randn(5, 6, dtype=kind, requires_grad=True), torch.tensor([1, 4, 4, 2, 1])
+
+    def gradient(loss):
+        return loss.detach(), torch.autograd.grad(loss, z)[0]
+
+    chosen, places = [1, 2, 4], torch.tensor([0, 2, 2, 1, 0])
+    for a, b in zip(
+        gradient(s.loss_of_logits(z, y, "seen")), gradient(focal(z[:, chosen], places)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    s._criterion = nn.CrossEntropyLoss()
+    masked = z.where(s.model.seen, float("-inf"))
+    for a, b in zip(
+        gradient(s.loss_of_logits(z, y, "seen")), gradient(F.cross_entropy(masked, y)), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_for_classes_to_come_go_with_a_head_that_grows(tools, scenario, smoothing):
+    w = torch.arange(1.0, 8.0)
+    s = strategy(
+        tools, routed(tools, classes=1), grows=True,
+        criterion=nn.CrossEntropyLoss(weight=w, label_smoothing=smoothing),
+    )
+    train(s, scenario)
+    s.eval(scenario.test_stream)
+    assert s.model.num_classes == 6
+    with pytest.raises(UsageError, match="a weight for each class, and it has 4 for 6 classes"):
+        strategy(tools, criterion=nn.CrossEntropyLoss(weight=w[:4]))
+    s = strategy(
+        tools, routed(tools, classes=1), grows=True, criterion=nn.CrossEntropyLoss(weight=w[:4])
+    )
+    with pytest.raises(UsageError, match="criterion must have a weight for each class"):
+        train(s, scenario)
+
+
+@pytest.mark.parametrize("criterion", [lambda z, y: z.mean(1), lambda z, y: 1.0])
+def test_a_loss_that_is_not_one_number_is_named(tools, scenario, criterion):
+    s = strategy(tools, criterion=criterion)
+    with pytest.raises(UsageError, match="criterion must give one number for a batch as a tensor"):
+        train(s, scenario)
+
+
+def test_mvp_whose_loss_is_its_own_takes_no_other(tools):
+    loop = {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1), "evaluator": tools.silent()}
+    with pytest.raises(UsageError, match="criterion must be left out or be CrossEntropyLoss"):
+        create_strategy("mvp", backbone=tools.vit(depth=5), num_classes=6, loop=loop)
+
+
+@pytest.mark.parametrize("label", [50_000, 10**12])
+def test_a_label_that_is_no_class_does_not_fill_the_memory(tools, label):
+    s = strategy(tools, routed(tools, classes=1), grows=True)
+    for training in (True, False):
+        s.is_training, s._observed = training, False
+        s.mbatch = [torch.randn(2, 3, 32, 32), torch.tensor([0, label])]
+        with pytest.raises(ValueError, match=f"label of {label} does not fit: a head grows to 5"):
+            s.forward()
+    assert s.model.num_classes == 1
+
+
+def test_a_plugin_may_call_the_model_between_forward_and_loss(tools, scenario):
+    class Caller(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            strategy.model(strategy.mb_x.flip(0))
+
+    ends = []
+    for plugins in ([], [Caller()]):
+        torch.manual_seed(0)
+        loop = {"train_mb_size": 8, "evaluator": tools.silent(), "plugins": plugins}
+        s = create_strategy("mvp", backbone=tools.vit(depth=5), num_classes=6, loop=loop)
+        ends.append(weights(train(s, scenario)))
+    assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())
+>>>>>>> 48ab685 (A user's loss, labels and looks: nothing of a mask or an evaluation shows)

@@ -8,7 +8,7 @@ from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 
 from avalanche_rwf import FrozenViT, OnlineL2P, RoutedViT, RwFStrategy
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.strategies.avalanche_l2p import PromptPoolViT
+from avalanche_rwf.strategies.avalanche_l2p import LearningToPromptAsShipped, PromptPoolViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import create_strategy
@@ -131,6 +131,7 @@ ROUTED = {
     "mask": NO_NAME,
     "buffer": without(NO_COUNT, 0),
     "replay": NO_NAME,
+    "buffer_policy": NO_NAME,
     "lr": NO_RATE,
     "lr_queries": NO_RATE,
     "lr_maps": NO_RATE,
@@ -196,3 +197,28 @@ def test_numbers_of_two_kinds_that_do_not_work_together_are_named(vit, tools):
     )
     with pytest.raises(UsageError, match="not in bfloat16 and float32: precision='bf16' is what"):
         s.predict(torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "example"),
+    [
+        (RwFStrategy, "model=..., optimizer=..."),
+        (FrozenBackboneStrategy, "model=..., optimizer=..."),
+        (OnlineL2P, "model=..., optimizer=..."),
+        (LearningToPromptAsShipped, "backbone=..., num_classes=..."),
+    ],
+)
+def test_arguments_have_names(kind, example, vit):
+    said = rf"^{kind.__name__} takes keyword-only .* {kind.__name__}\({example}\), and got 2 with"
+    with pytest.raises(TypeError, match=said):
+        kind(vit, 4)
+
+
+def test_a_class_of_ones_own_may_have_positional_arguments(vit, tools):
+    with pytest.warns(UserWarning, match="positional"):
+
+        class Mine(FrozenBackboneStrategy):
+            def __init__(self, model):
+                super().__init__(model=model, evaluator=tools.silent())
+
+        assert Mine(FrozenViT(vit, 4)).model.num_classes == 4

@@ -1,10 +1,19 @@
 """Every registered method, driven by the registry: a new method is tested by being registered."""
 
 import copy
+import functools
+import pickle
+import random
 import typing
 
+import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from avalanche_rwf.benchmarks.registry import get_benchmark, list_benchmarks
 from avalanche_rwf.errors import UsageError
@@ -176,9 +185,6 @@ def test_state_survives_deepcopy(method, scenario):
 def test_odd_batches(tools, name):
     """One class in a batch, one sample in a batch, a class first met in the last batch."""
     s = build(tools, name)
-    from avalanche.benchmarks import nc_benchmark
-    from torch.utils.data import TensorDataset
-
     torch.manual_seed(0)
     y = torch.tensor([0] * 8 + [1] * 8 + [2])
     data = TensorDataset(torch.randn(17, 3, 32, 32), y)
@@ -215,13 +221,15 @@ def test_every_gradient_trained_method_takes_the_same_head_mask_and_readout(
     assert s.model.head.in_features == 64
 
 
-def test_methods_with_a_frozen_query_share_it_on_test_images(tools, scenario):
+def test_methods_with_a_frozen_query_share_it_on_test_images(tools, scenario, monkeypatch):
     """Computed once for all of them, and once for a whole run."""
-    passes = {}
+    passes, calls, embed = {}, [], nn.Conv2d.forward
+    monkeypatch.setattr(
+        nn.Conv2d, "forward", functools.wraps(embed)(lambda *a: (calls.append(1), embed(*a))[1])
+    )
     for name in ("l2p", "dualprompt", "coda-prompt", "ncm"):
         s = train(build(tools, name), scenario, upto=1)
-        calls = []
-        s.model.backbone.patch_embed.register_forward_hook(lambda *_, c=calls: c.append(1))
+        calls.clear()
         s.eval(scenario.test_stream[:1])
         first = len(calls)
         s.eval(scenario.test_stream[:1])
@@ -372,3 +380,123 @@ def test_names_and_patterns_are_texts():
         for call in (get_method, get_benchmark):
             with pytest.raises(UsageError, match="name must be a text"):
                 call(value)
+
+
+class Onlooker(SupervisedPlugin):
+    """Asks whatever can be asked, in the middle of each step and after it."""
+
+    def __init__(self, stream, folder):
+        super().__init__()
+        self.stream, self.path = stream, folder / "state.pt"
+        self.images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+    def after_forward(self, strategy, **kwargs):
+        self.look(strategy, strategy.mb_x, strategy.mb_y, strategy.mb_output, strategy.loss)
+
+    after_training_iteration = after_forward
+
+    def look(self, strategy, *step):
+        modes = [module.training for module in strategy.model.modules()]
+        drawn = generators()
+        ours = hasattr(strategy, "trained_state")
+        if ours:
+            strategy.predict(self.images)
+        repr(strategy.model), strategy.model.state_dict()
+        strategy.eval(self.stream)
+        if ours:
+            strategy.trained_state()
+            strategy.save(self.path, backbone=True)
+        assert generators() == drawn
+        assert [module.training for module in strategy.model.modules()] == modes
+        now = strategy.mb_x, strategy.mb_y, strategy.mb_output, strategy.loss
+        assert all(a is b for a, b in zip(step, now, strict=True))
+        if ours:
+            plugins, strategy.plugins = strategy.plugins, []
+            copy.deepcopy(strategy), pickle.dumps(strategy.model)
+            strategy.plugins = plugins
+            assert generators() == drawn
+
+
+def generators():
+    _, numbers, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), numbers.tolist(), rest, random.getstate()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_looking_at_a_strategy_changes_nothing(tools, scenario, name, tmp_path):
+    ends = []
+    for looked in (False, True):
+        s = build(tools, name)
+        if looked:
+            s.plugins.insert(-1, Onlooker(scenario.test_stream[:1], tmp_path))
+        random.seed(0), np.random.seed(0)
+        s.train(scenario.train_stream[:1], eval_streams=[], shuffle=True)
+        states = s.optimizer and s.optimizer.state_dict()["state"]
+        ends.append((s.model.state_dict(), states, generators()))
+    (a, mine, drawn), (b, others, again) = ends
+    assert all(torch.equal(p, b[key]) for key, p in a.items())
+    assert str(mine) == str(others) and drawn == again
+
+
+def relabelled(scenario, change, plain=True):
+    """The stream's first experience with other labels of the same classes.
+
+    :param plain: False has experiences without a timeline, as Avalanche makes none of odd labels.
+    """
+    source = scenario.train_stream[0].dataset
+    x = torch.stack([source[i][0] for i in range(len(source))])
+    y = torch.tensor([int(source[i][1]) for i in range(len(source))])
+    data = TensorDataset(x, change(y))
+    data.targets = y.tolist()
+    if plain:
+        return nc_benchmark(data, data, 1, task_labels=False)
+    data = as_classification_dataset(data)
+    return benchmark_from_datasets(train=[data], test=[data])
+
+
+def trained_on(tools, stream, name):
+    s = build(tools, name)
+    s.train(stream.train_stream, eval_streams=[], shuffle=False)
+    s.eval(stream.test_stream)
+    return s.model.state_dict()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_labels_of_few_bits_are_the_numbers_that_they_are(tools, scenario, name):
+    expected = trained_on(tools, relabelled(scenario, lambda y: y), name)
+    found = trained_on(tools, relabelled(scenario, lambda y: y.to(torch.uint8)), name)
+    assert all(torch.equal(p, found[key]) for key, p in expected.items())
+
+
+@pytest.mark.parametrize("name", ["rwf", "der", "ncm", "avalanche:Naive"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.int(), lambda y: y.short(), lambda y: y[:, None], lambda y: y == 1,
+        lambda y: y.float(), lambda y: y.double()[:, None],
+    ],
+)  # fmt: skip
+def test_labels_of_every_kind_of_whole_number(tools, scenario, name, change):
+    expected = trained_on(tools, relabelled(scenario, lambda y: y, False), name)
+    found = trained_on(tools, relabelled(scenario, change, False), name)
+    assert all(torch.equal(p, found[key]) for key, p in expected.items())
+
+
+@pytest.mark.parametrize("name", ["rwf", "slda", "avalanche:Naive"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda y: nn.functional.one_hot(y, 6), "not int64 .* images; of one-hot rows"),
+        (lambda y: nn.functional.one_hot(y, 6).float(), "not float32 .* images; of one-hot rows"),
+        (lambda y: y + 0.5, "not numbers of float32 that are not whole"),
+        (lambda y: y * float("nan"), "not numbers of float32 that are not whole"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(tools, scenario, name, change, said):
+    stream = relabelled(scenario, change, False)
+    for ask in (
+        lambda s: s.train(stream.train_stream, eval_streams=[]),
+        lambda s: s.eval(stream.test_stream),
+    ):
+        with pytest.raises(UsageError, match=f"labels must be the numbers of classes.*{said}"):
+            ask(build(tools, name))

@@ -159,7 +159,7 @@ def test_decoupled_prompts_learn_under_the_classes_of_each_sample(tools, scenari
 @pytest.mark.parametrize("storage", ["reservoir", "class-balanced"])
 def test_the_buffer_does_not_grow_with_the_stream(storage):
     torch.manual_seed(0)
-    replay = Replay(7, "der", storage=storage)
+    replay = Replay(7, "der", buffer_policy=storage)
     counts = []
     for number in range(200):
         x, y = torch.randn(4, 3, 2, 2), torch.randint(0, 3, (4,))
@@ -184,11 +184,11 @@ def test_the_buffer_does_not_grow_with_the_stream(storage):
 
 def test_more_classes_than_places_leave_some_without():
     torch.manual_seed(0)
-    replay = Replay(3, storage="class-balanced")
+    replay = Replay(3, buffer_policy="class-balanced")
     for c in (4, 1, 3, 0, 2):
         replay.take_in(torch.randn(2, 3, 2, 2), torch.full((2,), c))
     assert sorted(replay.targets) == [0, 1, 2]
-    again = Replay(3, storage="class-balanced")
+    again = Replay(3, buffer_policy="class-balanced")
     again.load_state_dict(replay.state_dict())
     for r in (replay, again):
         r.take_in(torch.ones(2, 3, 2, 2), torch.tensor([3, 1]))
@@ -312,7 +312,7 @@ def test_a_restored_strategy_and_a_copy_go_on_as_the_first(
     tools, scenario, kind, storage, tmp_path
 ):
     def make(seed):
-        return strategy(tools, Replay(5, kind, storage=storage), model=routed, seed=seed)
+        return strategy(tools, Replay(5, kind, buffer_policy=storage), model=routed, seed=seed)
 
     whole = train(make(0), scenario, upto=2)
     torch.save(whole.trained_state(), tmp_path / "state.pt")
@@ -394,7 +394,10 @@ def test_a_strategy_that_trains_nothing_replays_nothing(tools, scenario):
         (lambda: Replay(2.5), "buffer must be a whole number of at least 1, not 2.5"),
         (lambda: Replay(5, "gdumb"), "replay must be one of er, er-ace, der, not 'gdumb'"),
         (lambda: Replay(5, replay_batch=0), "replay_batch must be .* or None, not 0"),
-        (lambda: Replay(5, storage="ring"), "storage must be 'reservoir' or 'class-balanced'"),
+        (
+            lambda: Replay(5, buffer_policy="ring"),
+            "buffer_policy must be 'reservoir' or 'class-balanced'",
+        ),
         (lambda: Replay(5, alpha=-1.0), "alpha must be a finite number of at least 0, not -1.0"),
         (lambda: Replay(5, beta=math.nan), "beta must be a finite number of at least 0, not nan"),
         (lambda: RwFStrategy(buffer=-1), "buffer must be a whole number of at least 0, not -1"),

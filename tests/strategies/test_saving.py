@@ -337,3 +337,17 @@ def test_a_checkpoint_plugins_arguments_are_checked(wrong, tmp_path):
     (name,) = wrong
     with pytest.raises(UsageError, match=rf"^{name} must be .*, not .*\.$"):
         CheckpointPlugin(**{"folder": tmp_path, **wrong})
+
+
+@pytest.mark.parametrize("options", [{}, {"buffer": 6, "buffer_policy": "class-balanced"}])
+def test_what_could_not_be_loaded_is_not_saved(options, tools, scenario, tmp_path):
+    path = tmp_path / "rwf.pt"
+    strategy = small(tools, **options)
+    train(strategy, scenario.train_stream[0])
+    with pytest.raises(UsageError, match=r"backbone must be True .* pretrained=False"):
+        strategy.save(path)
+    assert not path.exists()
+    strategy.save(path, backbone=True)
+    again = RwFStrategy.load(path, evaluator=tools.silent())
+    assert_same(strategy, again)
+    assert getattr(again.replay, "buffer_policy", None) == options.get("buffer_policy")
