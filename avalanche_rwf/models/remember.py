@@ -62,7 +62,7 @@ def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int 
     """
     found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     for module in modules:
-        kind = type(module)
+        kind: Any = type(module)
         if (
             module._forward_hooks
             or module._forward_pre_hooks

@@ -514,6 +514,9 @@ class LearningToPromptAsShipped(Hosted, LearningToPrompt):
         self.original_vit.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, betas=(0.9, 0.999))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)  # that it cannot be copied after training is one of the defects
+
     def forward(self) -> Tensor:
         """Avalanche's ``forward``; only the number format is a choice."""
         bf16 = self.precision == "bf16"
