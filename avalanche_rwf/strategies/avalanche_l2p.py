@@ -515,7 +515,7 @@ class LearningToPromptAsShipped(Hosted, LearningToPrompt):
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, betas=(0.9, 0.999))
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self)  # that it cannot be copied after training is one of the defects
+        return dict(vars(self))  # that it cannot be copied after training is one of the defects
 
     def forward(self) -> Tensor:
         """Avalanche's ``forward``; only the number format is a choice."""

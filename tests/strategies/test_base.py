@@ -544,7 +544,6 @@ def test_a_state_of_fewer_classes_is_refused_by_a_model_that_never_had_them(tool
         s.load_trained_state(state)
 
 
-<<<<<<< HEAD
 class Tempered(FrozenViT):
     """A user's model whose logits are not its head's."""
 
@@ -574,7 +573,8 @@ def test_mvp_refuses_a_head_without_a_linear_form_when_it_is_built(tools):
     model = MVPViT(tools.vit(), 6, expert_blocks="2,3", head=Own(32, 6))
     with pytest.raises(UsageError, match="Own has a forward and no linear_form"):
         MVPStrategy(model=model, evaluator=tools.silent())
-=======
+
+
 def focal(z, y):
     """Written with one-hot rows, so that 0 times the masked columns is in it."""
     log_p = z.log_softmax(1)
@@ -713,4 +713,3 @@ def test_a_plugin_may_call_the_model_between_forward_and_loss(tools, scenario):
         s = create_strategy("mvp", backbone=tools.vit(depth=5), num_classes=6, loop=loop)
         ends.append(weights(train(s, scenario)))
     assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())
->>>>>>> 48ab685 (A user's loss, labels and looks: nothing of a mask or an evaluation shows)
