@@ -43,8 +43,12 @@ deviation. Beyond these, images become infinite numbers."""
 LEAST_CROP = 0.05
 """The least share of an image that is cropped: what is resized for less would fill any memory."""
 
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-"""How images are resized."""
+INTERPOLATIONS = tuple(
+    f"{name}{crop}"
+    for crop in ("", "-squash", "-border")
+    for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+)
+"""How images are resized: PIL's name, and timm's crop mode if it is not "center"."""
 
 
 def is_whole(value: Any) -> bool:

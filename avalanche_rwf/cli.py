@@ -179,6 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="passed to timm")
     add("--weights", metavar="FILE", help="local .safetensors, .pth or .npz")
     add("--image-size", type=int, metavar="N", help="side in pixels (default: the backbone's)")
+    add("--data-config", metavar="TAG",
+        help="prepare images as for this timm tag (default: the backbone's)")
+    add("--mean", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
+    add("--std", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
     add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
     add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
     add("--head",
@@ -198,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         "experience ends always take all (default: all)")
     add("--holdout", type=float, default=0.0, metavar="SHARE",
         help="evaluate on this share of the training images instead of the test set (tuning)")
+    _add_share(compare)
     add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -229,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stream(inspect)
     add("--seed", default="0", metavar="N", help="of the stream")
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="as compare takes it")
+    _add_share(inspect)
     add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     _add_data_root(inspect)
     add("--json", action="store_true", help="print JSON instead of the table")
@@ -323,6 +329,39 @@ def _add_data_root(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_share(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--test-share", type=float, default=0.0, metavar="SHARE",
+        help="of a folder without test images: take this share of each class as the test set",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="of --test-share's choice"
+    )
+
+
+def _three_numbers(flag: str, text: str) -> tuple[float, ...]:
+    value = _value(text)
+    if not isinstance(value, tuple) or len(value) != 3:
+        raise UsageError(f"{flag} takes three numbers such as 0.5,0.5,0.5, not {text!r}.")
+    return value
+
+
+def _data_config(args: argparse.Namespace) -> dict[str, Any]:
+    """What --data-config, --mean and --std say, as values: a tag's may be others in another
+    timm."""
+    given = {
+        key: _three_numbers(f"--{key}", text)
+        for key, text in (("mean", args.mean), ("std", args.std))
+        if text is not None
+    }
+    if args.data_config is None and not given:
+        return {}
+    from avalanche_rwf.models.preprocessing import checked_config, tag_config
+
+    tag = {} if args.data_config is None else tag_config(args.data_config)
+    return {**tag, **checked_config(given)}
+
+
 def _set_loading(args: argparse.Namespace) -> None:
     """Put what changes no number into the environment: this process's and its workers'."""
     from avalanche_rwf.experiments.checkpoint import EVERY, FRESH, read_every
@@ -361,6 +400,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
 
+    from avalanche_rwf.benchmarks.registry import check_benchmark
     from avalanche_rwf.experiments.config import RunConfig
     from avalanche_rwf.experiments.executors import (
         default_jobs,
@@ -386,7 +426,10 @@ def _compare(args: argparse.Namespace) -> int:
         eval_subset=args.eval_subset,
         holdout=args.holdout,
         budget=args.budget,
+        test_share=args.test_share,
+        split_seed=args.split_seed,
     ).validate()
+    check_benchmark(args.benchmark, args.test_share)
     check_writable(out)
     if args.jobs != 1:
         start_server()
@@ -406,6 +449,7 @@ def _compare(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.table import render
     from avalanche_rwf.models.backbone import PACKAGED
+    from avalanche_rwf.models.preprocessing import plain_name
 
     device = resolve_device(args.device)
     methods = select_methods(args.methods)
@@ -418,7 +462,7 @@ def _compare(args: argparse.Namespace) -> int:
         stream_options=stream_options,
         boundary_free=args.boundary_free,
         experiences=args.experiences,
-        backbone=args.backbone or PACKAGED,
+        backbone=plain_name(args.backbone or PACKAGED),
         backbone_args=given,
         weights=args.weights,
         image_size=args.image_size,
@@ -433,6 +477,9 @@ def _compare(args: argparse.Namespace) -> int:
         holdout=args.holdout,
         skip_corrupt=args.skip_corrupt,
         budget=args.budget,
+        data_config=_data_config(args),
+        test_share=args.test_share,
+        split_seed=args.split_seed,
     )
     planned = plan(base, methods, seeds, options, out, notes, args.eval_every_samples is None)
     for note in planned.notes:
@@ -506,6 +553,8 @@ def _inspect(args: argparse.Namespace) -> int:
         holdout=args.holdout,
         stream=args.stream,
         stream_options=stream_options,
+        test_share=args.test_share,
+        split_seed=args.split_seed,
     )
     for note in plan.notes:
         _say(note)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -51,24 +51,68 @@ _KINDS = (
 _LONGEST = 32
 
 
+class Seen(Protocol):
+    """How a backbone sees images, as `BackboneInfo` and `StreamOptions` say it."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def crop_pct(self) -> float: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """How an image becomes a square: shorter side to round(size / crop_pct), then the centre size x
-    size.
+    """How an image becomes a square: by timm's own transform for evaluation.
 
     :param size: side in pixels.
     :param crop_pct: share of the resized side that is kept, in (0, 1].
-    :param interpolation: a name of `PIL.Image.Resampling` in lower case.
+    :param interpolation: one of `INTERPOLATIONS`. By its name alone, the shorter side becomes
+        floor(size / crop_pct) and the middle is cut out; "-squash": both sides do; "-border": the
+        longer one does, and `fill` is around the rest.
+    :param fill: a colour in [0, 1], only for "-border".
     """
 
     size: int
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    @property
-    def resample(self) -> Image.Resampling:
-        """The interpolation as PIL's constant."""
-        return Image.Resampling[self.interpolation.upper()]
+    @classmethod
+    def of(cls, seen: Seen, crop_pct: float | None = None) -> Geometry:
+        """As a backbone sees images; `crop_pct` in the place of its own."""
+        border = seen.interpolation.endswith("-border")
+        return cls(
+            seen.image_size,
+            seen.crop_pct if crop_pct is None else crop_pct,
+            seen.interpolation,
+            seen.mean if border else (0.0, 0.0, 0.0),
+        )
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """An image to uint8 [3, S, S] (grey: [1, S, S])."""
+        return np.asarray(_transform(self)(_shortened(image, self)))
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(geometry: Geometry) -> Callable[[Image.Image], Any]:
+    from timm.data import create_transform  # takes a second, and listings need no image
+
+    name, _, mode = geometry.interpolation.partition("-")
+    return cast(
+        Callable[[Image.Image], Any],
+        create_transform(
+            input_size=(3, geometry.size, geometry.size),
+            interpolation=name,
+            crop_pct=geometry.crop_pct,
+            crop_mode=mode or "center",
+            mean=geometry.fill,
+            use_prefetcher=True,  # leaves the pixels uint8
+        ),
+    )
 
 
 @functools.cache
@@ -91,44 +135,74 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
     """Decode an image file to RGB, upright by its EXIF tag, as uint8 [3, S, S].
 
-    :raises OSError: and others of PIL's, when the file is no readable image.
+    :raises OSError: and others of PIL's, when the file is no readable image, or its values have no
+        known white; see :func:`_to_rgb`.
     """
     with open_image(path) as file:
-        image = _to_rgb(ImageOps.exif_transpose(file))
-    return np.ascontiguousarray(np.asarray(_to_square(image, geometry)).transpose(2, 0, 1))
+        image = _to_rgb(ImageOps.exif_transpose(file), file)
+    return np.ascontiguousarray(geometry(image))
 
 
-def _to_square(image: Image.Image, geometry: Geometry) -> Image.Image:
-    side = max(geometry.size, round(geometry.size / geometry.crop_pct))
-    if max(image.size) > _LONGEST * min(image.size):
-        # One pixel by 60,000 would be enlarged to gigabytes, of which the centre is kept.
-        most = _LONGEST * min(image.size)
-        cut = [max(0, (length - most) // 2) for length in image.size]
-        box = (cut[0], cut[1], image.width - cut[0], image.height - cut[1])
-        image = image.crop(box)
-    width, height = image.size
-    if min(width, height) != side:
-        # As torchvision's Resize: the longer side is cut down to a whole pixel.
-        short, long = (width, height) if width <= height else (height, width)
-        longer = int(side * long / short)
-        target = (side, longer) if width <= height else (longer, side)
-        image = image.resize(target, geometry.resample)
-    left = round((image.width - geometry.size) / 2)
-    top = round((image.height - geometry.size) / 2)
-    if image.size != (geometry.size, geometry.size):
-        image = image.crop((left, top, left + geometry.size, top + geometry.size))
-    return image
+def _shortened(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """The middle of a line of pixels: 1 by 60,000 would be enlarged to gigabytes."""
+    if geometry.interpolation.endswith("-squash"):
+        return image  # both sides have their length
+    most = _LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    cut = [max(0, (length - most) // 2) for length in image.size]
+    return image.crop((cut[0], cut[1], image.width - cut[0], image.height - cut[1]))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:
+    """Any kind of pixels as 8 bits of RGB; what black and white are, the type says, not the values.
+
+    16 bits (or 12, by the file) are divided by their range; floats are from 0 to 1. Transparency is
+    dropped, as torchvision and timm do it.
+
+    :param image: perhaps turned; `file` has what the file says of it.
+    :raises ValueError: for whole numbers of 32 bits or with a sign, whose white nobody knows,
+        floats outside of 0 to 1, and a picture that is in the transparency alone.
+    """
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would clip to white
-        values = np.asarray(image).astype(np.float64) / 257.0
-        return Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8)).convert("RGB")
+    tags = getattr(file, "tag_v2", {})  # of TIFF
+    if image.mode.startswith("I"):
+        bits = max(tags.get(258, (16,)))
+        if bits > 16 or max(tags.get(339, (1,))) == 2:
+            raise ValueError(
+                "its whole numbers have 32 bits or a sign, so that nobody knows what white is: "
+                "save it with 8 or 16 bits"
+            )
+        return _grey(np.asarray(image) / ((2.0**bits - 1) / 255), tags)
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.min(values) >= 0 and np.max(values) <= 1):  # NaN is neither
+            raise ValueError(
+                "its floating-point numbers are not from 0 (black) to 1 (white): scale them, or "
+                "save it with 8 or 16 bits"
+            )
+        return _grey(values * 255.0, tags)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns on the direct way
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") and _flat(rgb) and not _flat(image.getchannel("A")):
+        raise ValueError(
+            "its picture is in its transparency alone, which is dropped: put it on a background"
+        )
+    return rgb
+
+
+def _grey(values: np.ndarray, tags: Mapping[int, Any]) -> Image.Image:
+    """Values from 0 to 255, rounded; where a TIFF says that 0 is white, PIL heeds it at 8 bits
+    only."""
+    levels = 255 - values if tags.get(262) == 0 else values
+    return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+
+
+def _flat(image: Image.Image) -> bool:
+    """Whether all pixels are the same."""
+    return all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2)))
 
 
 class Pixels:
@@ -190,7 +264,8 @@ class ArrayPixels:
         return len(self.images)
 
     def _resized(self, index: int) -> np.ndarray:
-        return np.asarray(_to_square(Image.fromarray(self.images[index]), self.geometry))
+        pixels = self.geometry(Image.fromarray(self.images[index]))
+        return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
     def _block(self, start: int) -> np.ndarray:
         stop = min(start + 512, len(self.images))
@@ -251,6 +326,8 @@ def _probe(path: Path) -> None:
     with open_image(path) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
+        if image.mode not in ("RGB", "L"):
+            _to_rgb(image, image)
 
 
 def why_unreadable(path: Path) -> str:
@@ -261,7 +338,7 @@ def why_unreadable(path: Path) -> str:
         if path.is_file() and not path.stat().st_size:
             return "it is empty"
         with open_image(path) as image:
-            image.load()
+            _to_rgb(image, image).load()
     except Image.DecompressionBombError:
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
     except UnidentifiedImageError:

@@ -33,6 +33,8 @@ from avalanche_rwf.checks import (
 from avalanche_rwf.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from avalanche_rwf.benchmarks.splits import Benchmark, ImageSource, StreamPlan
 
 __all__ = [
@@ -73,6 +75,8 @@ class StreamOptions:
     stream_options: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True
     decode: bool = True
+    test_share: float = 0.0
+    split_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,22 +140,42 @@ def get_benchmark(name: str) -> BenchmarkSpec:
     return _REGISTRY[key]
 
 
+def check_benchmark(name: str, test_share: float = 0.0) -> None:
+    """Refuse what can be refused before anything is read: names, and folders without a split.
+
+    :raises UsageError: as :func:`create_benchmark`.
+    """
+    spec = get_benchmark(name)
+    if test_share and spec.name != "folder:":
+        raise UsageError(
+            f"test_share (--test-share) is for folder:PATH without test images; {name!r} has them, "
+            f"so it takes 0, not {test_share}."
+        )
+    if spec.name == "folder:" and name != "folder:":
+        from avalanche_rwf.benchmarks.datasets.folder import check_splits
+
+        check_splits(name.partition(":")[2], test_share)
+
+
 def create_benchmark(
     name: str,
     *,
-    seed: int,
+    seed: int = 0,
     experiences: int | None = None,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str,
-    crop_pct: float = 1.0,
+    backbone: nn.Module | str | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
     skip_corrupt: bool = False,
     augment: str = "none",
     holdout: float = 0.0,
     stream: str = "split",
     stream_options: Mapping[str, Any] | None = None,
     normalised: bool = True,
+    test_share: float = 0.0,
+    split_seed: int = 0,
 ) -> Benchmark:
     """Make a stream of the images of `name`, for any Avalanche strategy.
 
@@ -162,11 +186,14 @@ def create_benchmark(
     :param seed: decides the order of the classes and of the training samples in each experience.
     :param experiences: how many experiences the classes are spread over, as evenly as possible;
         default by benchmark.
+    :param backbone: the model that will see the images, or its name (nothing is fetched): size,
+        mean, std, interpolation and crop_pct are as it wants them where they are not given. None is
+        the packaged one.
     :param image_size: side of the square images in pixels.
     :param mean: per channel, of images scaled to [0, 1]; images are normalised by (x - mean) / std.
     :param std: per channel, of images scaled to [0, 1].
-    :param interpolation: one of `INTERPOLATIONS`.
-    :param crop_pct: the shorter side is resized to image_size / crop_pct before the centre crop.
+    :param interpolation: one of `INTERPOLATIONS`; see :class:`.images.Geometry`.
+    :param crop_pct: share of the resized side that is kept; see there.
     :param skip_corrupt: leave unreadable images out and count them in `Benchmark.skipped`, instead
         of raising.
     :param augment: of training images, one of `AUGMENTATIONS`: "none"; "flip": half of them, chosen
@@ -179,19 +206,37 @@ def create_benchmark(
     :param stream_options: of that kind; what is missing has its default.
     :param normalised: False gives images uint8, not normalised, where the source holds them so: for
         a training loop that normalises batches on its device.
+    :param test_share: of a folder without a split, this share of the images of each class is the
+        test set; see `folder:`.
+    :param split_seed: of that choice.
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
     check_mapping("stream_options", stream_options)
+    given: dict[str, Any] = {
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+    }
+    # Who says all else has no backbone in mind, and crops nothing.
+    if backbone is None and all(given[key] is not None for key in list(given)[:4]):
+        seen: dict[str, Any] = {"crop_pct": 1.0}
+    else:
+        seen = _wanted_by(backbone)
+    wanted: dict[str, Any] = {**seen, **{k: v for k, v in given.items() if v is not None}}
     options = _check_options(
         StreamOptions(
             seed=seed,
             experiences=experiences,
-            image_size=image_size,
-            mean=_three("mean", mean),
-            std=_three("std", std),
-            interpolation=interpolation,
-            crop_pct=crop_pct,
+            image_size=wanted["image_size"],
+            mean=_three("mean", wanted["mean"]),
+            std=_three("std", wanted["std"]),
+            interpolation=wanted["interpolation"],
+            crop_pct=wanted["crop_pct"],
+            test_share=test_share,
+            split_seed=split_seed,
             skip_corrupt=skip_corrupt,
             augment=augment,
             holdout=holdout,
@@ -208,6 +253,17 @@ def create_benchmark(
     return benchmark
 
 
+def _wanted_by(backbone: nn.Module | str | None) -> dict[str, Any]:
+    """How a backbone wants its images."""
+    from avalanche_rwf.models.backbone import PACKAGED, backbone_info, image_preparation
+
+    if backbone is None or isinstance(backbone, str):
+        return image_preparation(PACKAGED if backbone is None else backbone)
+    info = backbone_info(backbone)
+    names = ("image_size", "mean", "std", "interpolation", "crop_pct")
+    return {name: getattr(info, name) for name in names}
+
+
 def plan_benchmark(
     name: str,
     *,
@@ -217,6 +273,8 @@ def plan_benchmark(
     holdout: float = 0.0,
     stream: str = "split",
     stream_options: Mapping[str, Any] | None = None,
+    test_share: float = 0.0,
+    split_seed: int = 0,
 ) -> StreamPlan:
     """Which samples `create_benchmark` would bring when; needs no backbone and no Avalanche.
 
@@ -238,6 +296,8 @@ def plan_benchmark(
             holdout=holdout,
             stream=stream,
             stream_options=dict(stream_options or {}),
+            test_share=test_share,
+            split_seed=split_seed,
             decode=skip_corrupt,
         )
     )
@@ -248,6 +308,7 @@ def plan_benchmark(
 
 def _load(name: str, options: StreamOptions) -> ImageSource:
     spec = get_benchmark(name)
+    check_benchmark(name, options.test_share)
     if not spec.name.endswith(":"):
         return spec.load(options)
     argument = name[len(spec.name) :]
@@ -267,6 +328,14 @@ def _check_options(options: StreamOptions) -> StreamOptions:
     o = options
     if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
         raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {shown(o.seed)}.")
+    if not is_whole(o.split_seed) or not 0 <= o.split_seed < 2**32:
+        raise UsageError(
+            f"split_seed is a whole number from 0 to 2**32 - 1, not {shown(o.split_seed)}."
+        )
+    if not is_number(o.test_share) or not 0 <= o.test_share < 1:
+        raise UsageError(
+            f"test_share is a share of at least 0 and below 1, not {shown(o.test_share)}."
+        )
     check_whole("experiences", o.experiences, optional=True)
     check_whole("image_size", o.image_size, most=LARGEST_IMAGE)
     check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)

@@ -281,8 +281,7 @@ def file_source(
     from avalanche_rwf.benchmarks.images import FileImages, Geometry, Pixels
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-    crop_pct = 1.0 if fills_frame else options.crop_pct
-    geometry = Geometry(options.image_size, crop_pct, options.interpolation)
+    geometry = Geometry.of(options, 1.0 if fills_frame else None)
     nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
     parts = {True: kind(train=True), False: kind(train=False)}
     corrupt = parts[True].corrupt()
@@ -381,7 +380,7 @@ def array_source(
     from avalanche_rwf.benchmarks.images import FileImages, Geometry
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-    geometry = Geometry(options.image_size, 1.0, options.interpolation)
+    geometry = Geometry.of(options, 1.0)
     parts, names = _arrays(kind, data_root(), geometry, options.decode)
     images = {
         train: FileImages(pixels, targets, options.mean, options.std, options.normalised)

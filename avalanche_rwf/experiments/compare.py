@@ -21,7 +21,7 @@ from avalanche_rwf.experiments.run import (
 )
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import Choice
-from avalanche_rwf.models.backbone import backbone_info
+from avalanche_rwf.models.backbone import backbone_info, preparation_note
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.models.masks import MASKS
@@ -206,6 +206,8 @@ def plan(
         info = backbone_info(load_backbone(base))
     # Such as a bare name, which stands for other weights in another timm.
     said += [f"{w.message}." for w in caught if issubclass(w.category, UserWarning)]
+    if base.weights and not base.data_config:
+        said += filter(None, [preparation_note(base.backbone)])
     base = replace(base, weights_sha256=info.sha256)
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:

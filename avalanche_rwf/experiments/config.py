@@ -59,6 +59,10 @@ class RunConfig:
     :param budget: "default" or "tuned": whether the options were chosen on held-out training
         images before the comparison.
     :param code: SHA-256 of the file that holds the method, if that is not this package's.
+    :param data_config: mean, std, interpolation and crop_pct of images in the place of the
+        backbone's own.
+    :param test_share: of a folder without test images, the share that becomes the test set.
+    :param split_seed: of that choice; the run's seed does not move it.
     :param tuning: the record of that choice; the options are in the hash, how they were found is
         not.
     """
@@ -87,6 +91,9 @@ class RunConfig:
     stream_options: Mapping[str, Any] = field(default_factory=dict)
     boundary_free: bool = False
     eval_subset: int = 0
+    data_config: Mapping[str, Any] = field(default_factory=dict)
+    test_share: float = 0.0
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         # NumPy's numbers have no JSON, and a seed of `numpy.arange` is the same seed.
@@ -118,6 +125,16 @@ class RunConfig:
             raise UsageError(f"--seeds takes whole numbers from 0, not {self.seed}.")
         if not is_number(self.holdout) or not 0 <= self.holdout < 1:
             raise UsageError(f"--holdout takes a share from 0 to below 1, not {self.holdout}.")
+        if not is_number(self.test_share) or not 0 <= self.test_share < 1:
+            raise UsageError(
+                f"--test-share takes a share from 0 to below 1, not {self.test_share}."
+            )
+        if not is_whole(self.split_seed) or not 0 <= self.split_seed < 2**32:
+            raise UsageError(
+                f"--split-seed takes a whole number from 0 to 2**32 - 1, not {self.split_seed}."
+            )
+        if self.split_seed and not self.test_share:
+            raise UsageError("--split-seed goes with --test-share, which is 0.")
         if self.budget not in ("default", "tuned"):
             raise UsageError(f"--budget takes default or tuned, not {self.budget!r}.")
         if self.budget == "tuned" and self.holdout:
@@ -145,7 +162,8 @@ class RunConfig:
         values = self.to_dict()
         del values["seed"], values["weights"], values["tuning"]
         # What is younger than the first runs counts where it is used: they keep their hash.
-        for name in ("code", "stream_options", "boundary_free", "eval_subset"):
+        young = ("code", "stream_options", "boundary_free", "eval_subset", "data_config")
+        for name in (*young, "test_share", "split_seed"):
             if not values[name]:
                 del values[name]
         values["version"] = __version__

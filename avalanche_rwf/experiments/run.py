@@ -108,23 +108,36 @@ WEIGHTS = "weights.safetensors"
 
 @functools.lru_cache(maxsize=2)
 def _backbone(
-    name: str, weights: str | None, image_size: int | None, args: tuple[tuple[str, Any], ...]
+    name: str,
+    weights: str | None,
+    image_size: int | None,
+    args: tuple[tuple[str, Any], ...],
+    prepared: tuple[tuple[str, Any], ...],
 ) -> nn.Module:
     # Random weights (pretrained=False) are drawn from a seed of their own: the same in every
     # process, and not from whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_backbone(name, weights=weights, image_size=image_size, **dict(args))
+        return create_backbone(
+            name,
+            weights=weights,
+            image_size=image_size,
+            data_config=dict(prepared) or None,
+            **dict(args),
+        )
 
 
 def load_backbone(config: RunConfig) -> nn.Module:
     """The configuration's backbone; loaded once per process, copied by who trains it."""
     # What was a tuple is a list in JSON.
-    args = tuple(
-        (key, tuple(value) if isinstance(value, list) else value)
-        for key, value in sorted(config.backbone_args.items())
+    args, prepared = (
+        tuple(
+            (key, tuple(value) if isinstance(value, list) else value)
+            for key, value in sorted(values.items())
+        )
+        for values in (config.backbone_args, config.data_config)
     )
-    return _backbone(config.backbone, config.weights, config.image_size, args)
+    return _backbone(config.backbone, config.weights, config.image_size, args, prepared)
 
 
 def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
@@ -149,6 +162,8 @@ def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
         stream=config.stream,
         stream_options=config.stream_options,
         normalised=normalised,
+        test_share=config.test_share,
+        split_seed=config.split_seed,
     )
 
 

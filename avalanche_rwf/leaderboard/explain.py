@@ -37,9 +37,8 @@ def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
 
     :raises UsageError: if it cannot be read.
     """
-    geometry = Geometry(info.image_size, info.crop_pct, info.interpolation)
     try:
-        return read_image(path, geometry)
+        return read_image(path, Geometry.of(info))
     except MemoryError:
         raise
     except Exception as error:  # PIL and its plugins raise half a dozen kinds

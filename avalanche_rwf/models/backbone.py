@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib.resources
 import inspect
-import json
 import math
 import pickle
 import re
@@ -41,10 +40,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_rwf.checks import (
-    FAR,
-    INTERPOLATIONS,
     LARGEST_IMAGE,
-    LEAST_CROP,
     check_flag,
     check_text,
     check_whole,
@@ -54,6 +50,15 @@ from avalanche_rwf.checks import (
 )
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.families import ViT, form_of, forms_of, pooling, unsupported_because
+from avalanche_rwf.models.preprocessing import (
+    KEYS,
+    cfg_config,
+    configure,
+    data_config,
+    metadata_config,
+    plain_name,
+    tag_config,
+)
 
 __all__ = [
     "PACKAGED",
@@ -63,7 +68,9 @@ __all__ = [
     "check_backbone",
     "create_backbone",
     "image_misfit",
+    "image_preparation",
     "list_backbones",
+    "preparation_note",
     "unsupported_backbones",
     "weights_sha256",
 ]
@@ -93,7 +100,8 @@ _RESERVED = (
     "cache_dir",
 )
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Where a file has several models: averaged weights and teachers are what their authors evaluate.
+_WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
 # A classifier is no part of a backbone, nor is a pooling layer behind a class token.
 _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
 _ANCHOR = "patch_embed.proj.weight"
@@ -117,7 +125,8 @@ class BackboneInfo:
     :param num_prefix_tokens: class token, if there is one, plus register tokens.
     :param mean: per channel, of images scaled to [0, 1].
     :param std: per channel, of images scaled to [0, 1].
-    :param interpolation: how images are resized ("bicubic", "bilinear", ...).
+    :param interpolation: how images are resized, one of `INTERPOLATIONS`: "bicubic", or
+        "bicubic-squash" where timm's crop mode of the tag is "squash".
     :param crop_pct: share of the resized image that the centre crop keeps, per side.
     """
 
@@ -141,6 +150,7 @@ def create_backbone(
     weights: str | Path | None = None,
     image_size: int | None = None,
     pretrained: bool = True,
+    data_config: str | Mapping[str, Any] | None = None,
     **timm_kwargs: Any,
 ) -> ViT:
     """Make a frozen backbone: head removed, eval mode, no parameter requires a gradient.
@@ -150,7 +160,7 @@ def create_backbone(
 
     :param name: timm model name, best with its tag (`vit_base_patch16_224.augreg_in21k`), or
         `PACKAGED`. With hub weights a bare name that can stand for several sets of weights gives a
-        warning that says which tag it means.
+        warning that says which tag it means. `timm/` or `hf-hub:timm/` before it is left out.
     :param weights: local file that replaces the hub's or the packaged weights: `.safetensors`;
         `.pth`, `.pt`, `.bin` (read with `weights_only=True`: nothing in the file is executed); or
         `.npz` in the original ViT format. Half-precision files become float32.
@@ -158,11 +168,16 @@ def create_backbone(
         own.
     :param pretrained: False gives random weights from torch's global generator (ignored when
         `weights` is given).
+    :param data_config: how images are prepared, where the weights were trained otherwise than those
+        of `name`: the tag of another timm model, or `mean`, `std`, `interpolation`, `crop_pct`.
     :param timm_kwargs: passed to timm, such as `depth=9`.
     :raises UsageError: unknown or unsupported model, weights that cannot be read or do not fit,
         image size that is not a multiple of the patch size, hub out of reach.
     """
+    name = plain_name(name) if isinstance(name, str) else name
     arch = _check_name(name)
+    if isinstance(data_config, str):
+        data_config = tag_config(data_config)
     if "img_size" in timm_kwargs:
         if image_size is not None:
             raise UsageError("give the image size once, as image_size, not also as img_size.")
@@ -209,6 +224,8 @@ def create_backbone(
     vit.reset_classifier(0, pooling(vit))
     model.requires_grad_(False)
     model.eval()
+    if data_config is not None:
+        configure(model, data_config)
     info = _describe(model, _exact_tag(model, name) if source == "hub" else name, source, path)
     setattr(model, _INFO_ATTRIBUTE, info)
     return model
@@ -248,6 +265,21 @@ def backbone_info(model: nn.Module) -> BackboneInfo:
         return info
     vit = check_backbone(model)
     return _describe(vit, _exact_tag(vit, type(vit).__name__), "given", None)
+
+
+def image_preparation(name: str) -> dict[str, Any]:
+    """How the backbone `name` wants its images: `image_size` and `preprocessing.KEYS`.
+
+    No weights are fetched; of a timm model nothing is built.
+
+    :raises UsageError: no such backbone.
+    """
+    name = plain_name(name) if isinstance(name, str) else name
+    if _check_name(name) == PACKAGED:
+        info = backbone_info(create_backbone(PACKAGED))
+        return {key: getattr(info, key) for key in ("image_size", *KEYS)}
+    cfg = timm.models.get_pretrained_cfg(name)
+    return {"image_size": cfg.input_size[1], **cfg_config(cfg)}
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -362,10 +394,12 @@ def _check_name(name: str) -> str:
     if arch == PACKAGED:
         return arch
     if not timm.is_model(arch):
-        known = [PACKAGED, *_timm_names()]
+        known = list(dict.fromkeys([PACKAGED, *map(_arch, _supported_names())]))
         raise UsageError(f"unknown backbone {name!r}; {nearest(arch, known)}.")
     if name != arch and name not in _tags(arch):
-        known = _tags(arch) or [arch]
+        known = [tag for tag in _tags(arch) or [arch] if tag in _supported_names()]
+        if not known:
+            raise UsageError(f"backbone {arch!r} is not supported; {_SUPPORTED}.")
         raise UsageError(f"backbone {arch!r} has no tag {name!r}; {nearest(name, known)}.")
     # Deprecated names are shims of another module; they are resolved and checked after building.
     if arch in timm.list_models(arch) and not _makes_vits(arch):
@@ -387,6 +421,20 @@ def _warn_if_bare(name: str) -> None:
         f"{exact!r}; name that tag, or another one: {others}",
         UserWarning,
         stacklevel=3,
+    )
+
+
+def preparation_note(name: str) -> str | None:
+    """A sentence for weights of one's own under a bare name, which does not say what images they
+    were trained on; None for a tag and the packaged backbone."""
+    cfg = None if name == PACKAGED else timm.models.get_pretrained_cfg(name)
+    if cfg is None or name != _arch(name):
+        return None
+    of = f"{name}.{cfg.tag}" if cfg.tag else name
+    return (
+        f"The images for --weights are prepared as for {of!r}: mean {tuple(cfg.mean)}, std "
+        f"{tuple(cfg.std)}. If the weights were trained otherwise, name their tag as the backbone, "
+        "or give --data-config TAG, or --mean and --std."
     )
 
 
@@ -505,8 +553,6 @@ def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _describe(model: Any, name: str, source: str, path: Path | None) -> BackboneInfo:
-    config = timm.data.resolve_model_data_config(model)
-    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     return BackboneInfo(
         name=name,
         source=source,
@@ -517,10 +563,7 @@ def _describe(model: Any, name: str, source: str, path: Path | None) -> Backbone
         embed_dim=int(model.embed_dim),
         depth=len(model.blocks),
         num_prefix_tokens=int(model.num_prefix_tokens),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-        interpolation=str(config["interpolation"]),
-        crop_pct=float(config["crop_pct"]),
+        **data_config(model),
     )
 
 
@@ -605,7 +648,7 @@ def _load_file(
     fitted = _fit(state, model, name, f"weights file {str(path)!r}", "patch_size" in timm_kwargs)
     model.load_state_dict(fitted, strict=True)
     if _arch(name) == PACKAGED:
-        _apply_metadata(model, metadata, path)
+        configure(model, metadata_config(metadata, path))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -709,17 +752,19 @@ def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
     """Take the tensors out of the usual wrappers ({"state_dict": ...}, "module." in front of every
     key)."""
     for _ in range(3):
-        inner = next(
-            (
-                state[k]
-                for k in _WRAPPERS
-                if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)
-            ),
-            None,
-        )
-        if inner is None:
+        if not isinstance(state, Mapping) or _has_anchor(state):
             break
-        state = inner
+        models = {str(k): v for k, v in state.items() if _has_anchor(v, deep=True)}
+        models = models or {k: state[k] for k in _WRAPPERS if isinstance(state.get(k), Mapping)}
+        named = [k for k in _WRAPPERS if k in models]
+        if len(models) > 1 and not named:
+            raise UsageError(
+                f"{label} holds several models, under {_some(list(models))}; save the one you mean "
+                "alone."
+            )
+        if not models:
+            break
+        state = state[named[0]] if named else next(iter(models.values()))
     if not isinstance(state, Mapping):
         raise UsageError(f"{label} holds a {type(state).__name__}, not a dictionary of tensors.")
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -736,6 +781,14 @@ def _unwrap(state: Any, label: str) -> dict[str, Tensor]:
         )
     start = prefixes[0]
     return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+
+
+def _has_anchor(state: Any, deep: bool = False) -> bool:
+    """Whether a dictionary has a ViT's patch embedding, or one in it has."""
+    if not isinstance(state, Mapping):
+        return False
+    here = any(isinstance(key, str) and key.endswith(_ANCHOR) for key in state)
+    return here or (deep and any(_has_anchor(value) for value in state.values()))
 
 
 def _fit(
@@ -818,40 +871,6 @@ def _fit(
     if problems:
         raise UsageError(f"{label} does not fit backbone {name!r}: {'; '.join(problems)}.")
     return {key: tensors.get(key, value) for key, value in wanted.items()}
-
-
-def _apply_metadata(model: Any, metadata: Mapping[str, str], path: Path) -> None:
-    """Copy mean, std, interpolation and crop_pct of a safetensors header into the model's data
-    configuration."""
-    cfg = dict(model.pretrained_cfg)
-    try:
-        for key in ("mean", "std"):
-            if key in metadata:
-                values = json.loads(metadata[key])
-                # Pictures have values from 0 to 1.
-                low, high = (-FAR, FAR) if key == "mean" else (1 / FAR, FAR)
-                if not (
-                    isinstance(values, list)
-                    and len(values) == 3
-                    and all(is_number(v) and low <= v <= high for v in values)
-                ):
-                    raise ValueError(f"{key} has to be three numbers from {low:g} to {high:g}")
-                cfg[key] = tuple(map(float, values))
-        if "crop_pct" in metadata:
-            cfg["crop_pct"] = float(metadata["crop_pct"])
-            if not LEAST_CROP <= cfg["crop_pct"] <= 1:
-                raise ValueError(f"crop_pct has to be a number from {LEAST_CROP} to 1")
-        if "interpolation" in metadata:
-            cfg["interpolation"] = metadata["interpolation"]
-            if cfg["interpolation"] not in INTERPOLATIONS:
-                raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"weights file {str(path)!r} has unreadable metadata ({_first_line(error)}); mean "
-            "and std are JSON lists of "
-            "three numbers."
-        ) from error
-    model.pretrained_cfg = model.default_cfg = cfg
 
 
 def _shapes(key: str, found: Tensor, wanted: Mapping[str, Tensor]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision import transforms
+from PIL import Image, TiffImagePlugin
+from torchvision import datasets, transforms
 from torchvision.transforms import functional as reference
 
 from avalanche_rwf.benchmarks.images import (
@@ -17,6 +18,7 @@ from avalanche_rwf.benchmarks.images import (
     TensorImages,
     load_pixels,
     read_image,
+    why_unreadable,
 )
 
 
@@ -34,7 +36,7 @@ def test_resize_and_crop_as_torchvision(tmp_path, size, interpolation, crop_pct)
     expected = transforms.Compose(
         [
             transforms.Resize(
-                round(24 / crop_pct), getattr(transforms.InterpolationMode, interpolation.upper())
+                int(24 / crop_pct), getattr(transforms.InterpolationMode, interpolation.upper())
             ),
             transforms.CenterCrop(24),
             transforms.PILToTensor(),
@@ -139,3 +141,68 @@ def test_grey_tensors_are_the_same_ready_made_or_not():
         image, label = data[2]
         assert label == 2 and len(data) == 4
         torch.testing.assert_close(image, expected)
+
+
+def tiff(folder, values, **tags):
+    image = Image.fromarray(values)
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for key, value in tags.items():
+        info[int(key[1:])] = value
+    image.save(folder / "a.tif", tiffinfo=info)
+    return folder / "a.tif"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.full((8, 8), 100 * 257, np.uint16), 100),
+        (np.full((8, 8), 0.5, np.float32), 128),
+        (np.full((8, 8), 1.0, np.float32), 255),
+        (np.full((8, 8), True), 255),
+    ],
+)
+def test_white_is_what_the_type_says(values, expected, tmp_path):
+    assert (read_image(tiff(tmp_path, values), Geometry(8)) == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_no_negative(dtype, tmp_path):
+    top = np.iinfo(dtype).max
+    path = tiff(tmp_path, np.full((8, 8), top, dtype), t262=0)
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0
+    stored = 0 if dtype is np.uint16 else 255  # PIL inverts 8 bits when it saves
+    assert (read_image(path, Geometry(8)) == stored).all()
+
+
+def alpha_only():
+    values = np.zeros((8, 8, 4), np.uint8)
+    values[2:5, :, 3] = 255
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (np.arange(64, dtype=np.int32).reshape(8, 8), "32 bits or a sign"),
+        (np.full((8, 8), 200, np.float32), r"not from 0 \(black\) to 1"),
+        (np.full((8, 8), np.nan, np.float32), "not from 0"),
+        (np.full((8, 8), -0.5, np.float32), "not from 0"),
+        (alpha_only(), "in its transparency alone"),
+    ],
+)
+def test_an_image_that_would_turn_black_is_refused(values, why, tmp_path):
+    path = tiff(tmp_path, values)
+    with pytest.raises(ValueError, match=why):
+        read_image(path, Geometry(8))
+    for budget in (0, 10**6):  # also where it is only looked at
+        assert load_pixels([path], Geometry(8), budget)[1] == [0]
+    assert re.search(why, why_unreadable(path))
+
+
+def test_transparency_is_dropped_as_torchvision_drops_it(tmp_path):
+    image = picture(8, 8).convert("RGBA")
+    image.putalpha(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    image.save(tmp_path / "a.png")
+    expected = np.asarray(datasets.folder.default_loader(tmp_path / "a.png")).transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "a.png", Geometry(8)), expected)

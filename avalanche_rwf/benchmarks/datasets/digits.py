@@ -65,7 +65,7 @@ def _digits(size: int, interpolation: str) -> tuple[Tensor, tuple[int, ...]]:
     bunch = load_digits()
     grey = np.asarray(bunch.images, dtype=np.float32) / 16.0
     if size != grey.shape[-1]:
-        resample = Image.Resampling[interpolation.upper()]
+        resample = Image.Resampling[interpolation.partition("-")[0].upper()]
         grey = np.stack(
             [np.asarray(Image.fromarray(image).resize((size, size), resample)) for image in grey]
         )

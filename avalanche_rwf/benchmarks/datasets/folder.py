@@ -1,5 +1,11 @@
 """`folder:PATH`: images of one's own, PATH/train/<class>/* and PATH/test/<class>/*.
 
+What torchvision's `ImageFolder` reads is read, in its order of classes and images: files with the
+endings `IMAGE_SUFFIXES`, in upper or lower case, also in folders inside a class's. Hidden files and
+folders (of desktops and notebooks) are not, and links must stay inside PATH; what is left out is
+counted in the notes. PATH/val is taken where PATH/test is missing; without a split, `test_share`
+makes one.
+
 All images are read before training starts: broken ones are found then, and their resized pixels
 stay in memory (up to a limit) for every experience, evaluation and run of the process.
 """
@@ -9,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +27,24 @@ if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-__all__ = ["CACHE_BYTES", "DEFAULT_EXPERIENCES", "IMAGE_SUFFIXES", "load_folder_source"]
+__all__ = [
+    "CACHE_BYTES",
+    "DEFAULT_EXPERIENCES",
+    "IMAGE_SUFFIXES",
+    "check_splits",
+    "load_folder_source",
+]
 
 CACHE_BYTES = 2**30
+_SHARE = 6  # first word of the seed of a split; the others are in splits.py
 DEFAULT_EXPERIENCES = 5
+# torchvision's, and what else PIL decodes by itself, without starting another program.
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
+    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+)
+_SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
 @dataclass
@@ -39,6 +56,16 @@ class _Folder:
     targets: dict[str, list[int]]
     corrupt: list[Path]
     twice: list[tuple[Path, Path]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Found:
+    """What a scan found: image files by split and class, and what it passed over."""
+
+    files: dict[str, dict[str, list[Path]]]
+    other: list[Path]
+    notes: list[str]
 
 
 # One folder at a time, because its pixels can fill CACHE_BYTES.
@@ -52,8 +79,8 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     """Load a folder of images with the same classes under `train` and `test`.
 
     Every class needs images in both: a class without test images would silently drop out of every
-    accuracy. Files with other endings and hidden ones are ignored; links must stay inside the
-    folder.
+    accuracy. With `test_share`, the classes are PATH/<class>/*, or PATH/train/<class>/* where there
+    is no test folder, and that share of each class is the test set: those that `split_seed` draws.
 
     :raises UsageError: missing or empty folder, classes that differ, links that leave it,
         unreadable images (unless `skip_corrupt`).
@@ -61,8 +88,9 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     from avalanche_rwf.benchmarks.images import FileImages, Geometry, why_unreadable
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-    geometry = Geometry(options.image_size, options.crop_pct, options.interpolation)
-    folder = (_load if options.decode else _list)(at_home(path), geometry)
+    geometry = Geometry.of(options)
+    found = _scan(at_home(path), options.test_share, options.split_seed)
+    folder = (_load if options.decode else _list)(found, geometry)
     if folder.corrupt and not options.skip_corrupt:
         more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
         raise UsageError(
@@ -93,17 +121,16 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
         class_names=folder.class_names,
         default_experiences=min(DEFAULT_EXPERIENCES, len(folder.class_names)),
         skipped=len(folder.corrupt),
-        notes=_leakage(folder.twice) if not options.holdout else (),
+        notes=folder.notes + (_leakage(folder.twice) if not options.holdout else ()),
         in_memory=all(pixels.in_memory for pixels in folder.pixels.values()),
     )
 
 
-def _load(root: Path, geometry: Geometry) -> _Folder:
-    """Scan the folder and read its images, or return what an earlier call read if no file has
-    changed."""
+def _load(found: _Found, geometry: Geometry) -> _Folder:
+    """Read the images, or return what an earlier call read if no file has changed."""
     from avalanche_rwf.benchmarks.images import load_pixels
 
-    files = _scan(root)
+    files = found.files
     stamp = tuple(
         (split, path, stat.st_size, stat.st_mtime_ns)
         for split, classes in files.items()
@@ -113,7 +140,7 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
     )
     key = (geometry, stamp)
     if key in _memory:
-        return _memory[key]
+        return replace(_memory[key], notes=_passed_over(found))
     _memory.clear()
     names = sorted(files["train"])
     folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[], twice=[])
@@ -128,20 +155,33 @@ def _load(root: Path, geometry: Geometry) -> _Folder:
         folder.corrupt.extend(pairs[i][0] for i in bad)
     folder.twice = _twice(files, set(folder.corrupt))
     _memory[key] = folder
-    return folder
+    return replace(folder, notes=_passed_over(found))
 
 
-def _list(root: Path, geometry: Geometry) -> _Folder:
-    """Scan the folder and read no image."""
+def _passed_over(found: _Found) -> tuple[str, ...]:
+    """Sentences on what is left out of the images."""
+    notes = list(found.notes)
+    if found.other:
+        count = len(found.other)
+        endings = sorted({path.suffix.lower() or path.name for path in found.other})
+        kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
+        what = "1 file is no image" if count == 1 else f"{count} files are no images"
+        notes.append(
+            f"{what} by name or place ({kinds}), or hidden, and left out, such as "
+            f"{str(found.other[0])!r}."
+        )
+    return tuple(notes)
+
+
+def _list(found: _Found, geometry: Geometry) -> _Folder:
+    """Read no image."""
     import numpy as np
 
     from avalanche_rwf.benchmarks.images import Pixels
 
     nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
-    files = _scan(root)
-    folder = _Folder(
-        class_names=sorted(files["train"]), pixels={}, targets={}, corrupt=[], twice=[]
-    )
+    files = found.files
+    folder = _Folder(sorted(files["train"]), {}, {}, [], [], _passed_over(found))
     for split, classes in files.items():
         paths = [path for name in folder.class_names for path in classes[name]]
         folder.pixels[split] = Pixels(paths, geometry, nothing)
@@ -199,11 +239,15 @@ def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
     )
 
 
-def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """Image files by split and class, sorted by name, after every check that needs no decoding."""
+def check_splits(path: str, test_share: float = 0.0) -> dict[str, Path]:
+    """The folders of training and test images; with `test_share` the one of all, as "train".
+
+    :raises UsageError: the folder, or one of the two, is missing.
+    """
+    root = at_home(path)
     try:
         exists = root.exists()
-    except OSError:  # a name that the system does not take
+    except (OSError, ValueError):  # a name that the system does not take
         exists = False
     if not exists:
         raise UsageError(f"folder {str(root)!r} does not exist.")
@@ -211,35 +255,44 @@ def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
         raise UsageError(
             f"{str(root)!r} is not a folder; folder:PATH takes one with train and test in it."
         )
-    home = root.resolve()
-    files: dict[str, dict[str, list[Path]]] = {}
-    for split in ("train", "test"):
-        top = root / split
-        if not top.is_dir():
+    tops = {
+        split: root / name
+        for split, names in _SPLITS.items()
+        for name in reversed(names)
+        if (root / name).is_dir()
+    }
+    if test_share:
+        if "test" in tops:
+            raise UsageError(
+                f"test_share (--test-share) is for folders without test images, and "
+                f"{str(tops['test'])!r} has some; it takes 0 here, not {test_share}."
+            )
+        return {"train": tops.get("train", root)}
+    for split in _SPLITS:
+        if split not in tops:
             raise UsageError(
                 f"folder {str(root)!r} has no folder {split!r}; it takes train/<class>/* and "
-                "test/<class>/*."
+                "test/<class>/*, or --test-share 0.2 (test_share) to take a fifth of the images of "
+                "each class as the test set."
             )
+    return {split: tops[split] for split in _SPLITS}
+
+
+def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:
+    """Image files by split and class, in ImageFolder's order, after every check that needs no
+    decoding."""
+    home = root.resolve()
+    found = _Found({}, [], [])
+    tops = check_splits(str(root), test_share)
+    for split, top in tops.items():
         _check_link(top, home)
-        files[split] = {}
-        for entry in _entries(top, home):
-            if not entry.is_dir():
-                continue
-            images = [
-                path
-                for path in _entries(entry, home)
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-            ]
-            if not images:
-                raise UsageError(
-                    f"class folder {str(entry)!r} has no images ({', '.join(IMAGE_SUFFIXES)})."
-                )
-            files[split][entry.name] = images
-        if not files[split]:
-            raise UsageError(
-                f"folder {str(top)!r} is empty; it takes one folder of images per class."
-            )
-    train, test = set(files["train"]), set(files["test"])
+        found.files[split] = _classes(top, home, found)
+        if not test_share and top.name != split:
+            found.notes.append(f"the test images are those of {str(top)!r}: there is no 'test'.")
+    if test_share:
+        found.files = _divided(found.files["train"], test_share, split_seed)
+        return found
+    train, test = set(found.files["train"]), set(found.files["test"])
     for here, there, name in (("test", "train", test - train), ("train", "test", train - test)):
         if name:
             raise UsageError(
@@ -247,15 +300,84 @@ def _scan(root: Path) -> dict[str, dict[str, list[Path]]]:
                 "both need the same "
                 "classes."
             )
-    return files
+    return found
 
 
-def _entries(folder: Path, home: Path) -> list[Path]:
+def _classes(top: Path, home: Path, found: _Found) -> dict[str, list[Path]]:
+    """The images of each class folder in `top`; what is passed over goes to `found`."""
+    classes = {}
+    for entry in _entries(top, home, found):
+        if not entry.is_dir():
+            found.other.append(entry)
+            continue
+        images = sorted(
+            _images(entry, home, found, ()), key=lambda path: (str(path.parent), path.name)
+        )
+        if not images:
+            raise UsageError(
+                f"class folder {str(entry)!r} has no images ({', '.join(IMAGE_SUFFIXES)})."
+            )
+        classes[entry.name] = images
+    if not classes:
+        raise UsageError(f"folder {str(top)!r} is empty; it takes one folder of images per class.")
+    return classes
+
+
+def _images(folder: Path, home: Path, found: _Found, above: tuple[Path, ...]) -> list[Path]:
+    """Image files of a class, also in its inner folders."""
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it is in
+        found.other.append(folder)
+        return []
+    images: list[Path] = []
+    inner: list[Path] = []
+    for path in _entries(folder, home, found):
+        if path.is_dir():
+            inner.append(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        else:
+            found.other.append(path)
+    for path in inner:
+        images += _images(path, home, found, (*above, real))
+    return images
+
+
+def _divided(
+    classes: dict[str, list[Path]], share: float, seed: int
+) -> dict[str, dict[str, list[Path]]]:
+    """A part of each class as test images; the names of classes and their numbers of images decide,
+    with the seed."""
+    import numpy as np
+
+    from avalanche_rwf.benchmarks.splits import stratified_part
+
+    few = next((name for name, paths in classes.items() if len(paths) < 2), None)
+    if few is not None:
+        raise UsageError(
+            f"test_share (--test-share) takes classes of at least 2 images, and {few!r} has 1."
+        )
+    names = sorted(classes)
+    paths = [path for name in names for path in classes[name]]
+    labels = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
+    parts = zip(("train", "test"), stratified_part(labels, share, [_SHARE, seed]), strict=True)
+    return {
+        split: {
+            name: [paths[i] for i in positions if labels[i] == label]
+            for label, name in enumerate(names)
+        }
+        for split, positions in parts
+    }
+
+
+def _entries(folder: Path, home: Path, found: _Found) -> list[Path]:
     """Entries that are not hidden, sorted by name."""
     try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        every = sorted(folder.iterdir())
     except OSError as error:
         raise UsageError(f"folder {str(folder)!r} cannot be read ({error.strerror}).") from error
+    entries = [path for path in every if not path.name.startswith(".")]
+    found.other += [path for path in every if path.name.startswith(".")]
     for path in entries:
         _check_link(path, home)
     return entries

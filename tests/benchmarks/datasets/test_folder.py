@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from avalanche_rwf.benchmarks import images
 from avalanche_rwf.benchmarks.datasets import folder as folders
@@ -241,3 +242,84 @@ def test_a_link_to_nothing_is_a_corrupt_image(tmp_path):
     with pytest.raises(UsageError, match=r"gone\.png' cannot be read"):
         load(root)
     assert load(root, skip_corrupt=True).skipped == 1
+
+
+def test_what_imagefolder_reads_is_read_in_its_order(tmp_path):
+    root = make(tmp_path, classes=("Zoo", "ant", "été", "c10", "c2"), train=1, test=1)
+    extra = ["more/1.PNG", "more/in/2.jpeg", "more-b/3.Tif", "A.JPG", "z.webp"]
+    for number, name in enumerate(extra):
+        for split in ("train", "test"):
+            path = root / split / "ant" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((9, 9, 3), number, dtype=np.uint8)).save(path)
+    reference = datasets.ImageFolder(root / "train")
+    found = folders._scan(root).files["train"]
+    assert list(found) == reference.classes
+    assert [str(path) for paths in found.values() for path in paths] == [
+        path for path, _ in reference.samples
+    ]
+    assert set(datasets.folder.IMG_EXTENSIONS) <= set(folders.IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".jp2", ".mpo", ".pfm", ".dib"])
+def test_other_endings_that_pil_opens_are_read(suffix, tmp_path):
+    root = make(tmp_path)
+    kinds = {".pfm": "PPM", ".avif": "AVIF", ".dib": "DIB", ".jp2": "JPEG2000"}
+    image = Image.new("RGB", (9, 9), (7, 7, 7))
+    if suffix == ".pfm":
+        image = Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32))
+    image.save(root / "train" / "ant" / f"new{suffix}", kinds.get(suffix, "JPEG"))
+    assert load(root).train_size == 13
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    root = make(tmp_path)
+    assert load(root).notes == ()
+    (root / "train" / "ant" / "notes.txt").write_text("x")
+    (root / "train" / "ant" / ".hidden.png").write_text("x")
+    (root / "train" / "0.png").write_text("x")
+    (root / "train" / "ant" / "in").mkdir()
+    (root / "train" / "ant" / "in" / "x.npy").write_text("x")
+    (root / "train" / "ant" / "in" / "again").symlink_to(root / "train" / "ant")
+    benchmark = load(root)
+    assert benchmark.train_size == 12 and len(benchmark.notes) == 1
+    assert benchmark.notes[0].startswith("5 files are no images by name or place (")
+    assert ".npy" in benchmark.notes[0] and ".txt" in benchmark.notes[0]
+    assert load(root).notes == benchmark.notes  # also from memory
+
+
+def test_val_stands_in_for_test_and_says_so(tmp_path):
+    root = make(tmp_path)
+    (root / "test").rename(root / "val")
+    benchmark = load(root)
+    assert benchmark.test_size == 6
+    assert "val" in benchmark.notes[0] and "no 'test'" in benchmark.notes[0]
+
+
+@pytest.mark.parametrize("top", ["", "train"])
+def test_a_folder_without_a_split_is_divided_by_a_share(top, tmp_path):
+    make(tmp_path / "made", train=10)
+    (tmp_path / "made" / "train").rename(tmp_path / "all")
+    root = tmp_path / "all"
+    if top:
+        (tmp_path / "root").mkdir()
+        root.rename(tmp_path / "root" / top)
+        root = tmp_path / "root"
+    with pytest.raises(UsageError, match=r"--test-share 0\.2"):
+        load(root)
+    parts = {}
+    for seed in (0, 1, 0):
+        divided = load(root, test_share=0.2, split_seed=seed)
+        assert (divided.train_size, divided.test_size) == (24, 6)
+        assert all(len(experience.dataset) == 2 for experience in divided.test_stream)
+        values = [
+            sorted(grey(x) for e in stream for x, *_ in e.dataset)
+            for stream in (divided.train_stream, divided.test_stream)
+        ]
+        assert sorted(values[0] + values[1]) == list(range(1, 31))  # each image once
+        assert parts.setdefault(seed, values) == values
+    assert parts[0] != parts[1]
+    with pytest.raises(UsageError, match=r"test_share .* for folders without test images"):
+        load(make(tmp_path / "split"), test_share=0.2)
+    with pytest.raises(UsageError, match=r"test_share .*is for folder:PATH"):
+        create_benchmark("split-digits", test_share=0.2)

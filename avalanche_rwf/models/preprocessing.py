@@ -1,0 +1,159 @@
+"""How a backbone's images are prepared: timm's data configuration of its tag, or one that is given.
+
+The configuration stays where timm keeps it, in the model's `pretrained_cfg`, so that timm's own
+`resolve_model_data_config(model)` and this package never say two things.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import timm.models
+from torch import nn
+
+from avalanche_rwf.checks import FAR, INTERPOLATIONS, LEAST_CROP, is_finite, is_number, shown
+from avalanche_rwf.errors import UsageError
+
+__all__ = [
+    "KEYS",
+    "cfg_config",
+    "checked_config",
+    "configure",
+    "data_config",
+    "metadata_config",
+    "plain_name",
+    "tag_config",
+]
+
+KEYS = ("mean", "std", "interpolation", "crop_pct")
+"""What is configured."""
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """`KEYS` as timm's evaluation uses them; the interpolation with timm's crop mode behind it,
+    as in `INTERPOLATIONS`.
+
+    :raises UsageError: timm's evaluation has no such interpolation ("random" is for training).
+    """
+    return _named(timm.data.resolve_model_data_config(model))
+
+
+def _named(found: Mapping[str, Any]) -> dict[str, Any]:
+    mode = found["crop_mode"]
+    interpolation = found["interpolation"] + ("" if mode == "center" else f"-{mode}")
+    return _checked({**found, "interpolation": interpolation}, "the backbone's data configuration")
+
+
+def tag_config(tag: str) -> dict[str, Any]:
+    """`KEYS` of a timm model with weights, by its exact tag; nothing is built or fetched.
+
+    :raises UsageError: no such tag.
+    """
+    tags = timm.list_pretrained()
+    name = plain_name(tag)
+    if name not in tags:
+        near = difflib.get_close_matches(name, tags, n=3)
+        more = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+        raise UsageError(
+            f"data_config (--data-config) takes the tag of a timm model such as "
+            f"'vit_base_patch16_224.augreg_in21k', not {tag!r}{more}."
+        )
+    return cfg_config(timm.models.get_pretrained_cfg(name))
+
+
+def cfg_config(cfg: Any) -> dict[str, Any]:
+    """`KEYS` of timm's configuration of pretrained weights."""
+    return _named(timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict()))
+
+
+def plain_name(name: str) -> str:
+    """A timm name without the hub's prefixes: `hf-hub:timm/NAME` and `timm/NAME` are NAME."""
+    for prefix in ("hf-hub:timm/", "hf_hub:timm/", "timm/"):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def configure(model: nn.Module, given: str | Mapping[str, Any]) -> None:
+    """Give a model the data configuration of a tag, or some `KEYS` of its own.
+
+    :raises UsageError: another key, or a value out of range.
+    """
+    if isinstance(given, str):
+        given = tag_config(given)
+    values = checked_config(given)
+    if "interpolation" in values:
+        name, _, mode = values["interpolation"].partition("-")
+        values |= {"interpolation": name, "crop_mode": mode or "center"}
+    config = {**(getattr(model, "pretrained_cfg", None) or {}), **values}
+    model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
+
+
+def checked_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Some `KEYS` as a user gives them.
+
+    :raises UsageError: another key, or a value out of range.
+    """
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise UsageError(f"data_config takes {', '.join(KEYS)} or a tag, not {unknown[0]!r}.")
+    return _checked(given, "data_config")
+
+
+def metadata_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """`KEYS` that the header of a safetensors file has.
+
+    :raises UsageError: a value that is none.
+    """
+    label = f"weights file {str(path)!r} has unreadable metadata"
+    try:
+        values: dict[str, Any] = {
+            key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata
+        }
+        if "crop_pct" in metadata:
+            values["crop_pct"] = float(metadata["crop_pct"])
+        if "interpolation" in metadata:
+            values["interpolation"] = metadata["interpolation"]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{label} ({' '.join(str(error).split())[:100]}); mean and std are JSON lists of three "
+            "numbers."
+        ) from error
+    return _checked(values, label)
+
+
+def _checked(values: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Those of `KEYS` that `values` has, as plain numbers and text."""
+    checked: dict[str, Any] = {}
+    # Pictures have values from 0 to 1.
+    for key, low in (("mean", -FAR), ("std", 1 / FAR)):
+        if key not in values:
+            continue
+        given = values[key]
+        three = list(given) if isinstance(given, (list, tuple)) else []
+        if len(three) != 3 or not all(is_finite(v) and low <= v <= FAR for v in three):
+            raise UsageError(
+                f"{label}: {key} has to be three numbers from {low:g} to {FAR:g}, not "
+                f"{shown(given)}."
+            )
+        checked[key] = tuple(map(float, three))
+    if "interpolation" in values:
+        if values["interpolation"] not in INTERPOLATIONS:
+            raise UsageError(
+                f"{label}: interpolation has to be one of {', '.join(INTERPOLATIONS)}, not "
+                f"{shown(values['interpolation'])}."
+            )
+        checked["interpolation"] = values["interpolation"]
+    if "crop_pct" in values:
+        crop = values["crop_pct"]
+        if not is_number(crop) or not LEAST_CROP <= crop <= 1:
+            raise UsageError(
+                f"{label}: crop_pct has to be a number from {LEAST_CROP} to 1, not {shown(crop)}."
+            )
+        checked["crop_pct"] = float(crop)
+    return checked
