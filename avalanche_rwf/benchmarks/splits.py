@@ -158,6 +158,22 @@ class Benchmark:
         return self.scenario.test_stream
 
 
+    @property
+    def streams(self) -> dict[str, Any]:
+        """Streams by name, as Avalanche's `benchmark_with_validation_stream` and others ask."""
+        return {"train": self.train_stream, "test": self.test_stream}
+
+    @property
+    def n_experiences(self) -> int:
+        """Number of training experiences with samples."""
+        return len(self.train_stream)
+
+    @property
+    def n_classes(self) -> int:
+        """C, by Avalanche's name."""
+        return self.num_classes
+
+
 def stratified_part(
     targets: Sequence[int] | np.ndarray, share: float, seed: Sequence[int] | int
 ) -> tuple[np.ndarray, np.ndarray]:

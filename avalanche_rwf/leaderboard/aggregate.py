@@ -426,7 +426,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()
-        if name not in _NOT_SETTINGS and value is not None and value != {} and value != []
+        if name not in _NOT_SETTINGS and value  # as in the hash
     }
 
 

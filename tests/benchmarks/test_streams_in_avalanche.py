@@ -263,3 +263,18 @@ def test_the_order_of_a_blurry_stream_is_that_of_the_dealing():
     dealt = si_blurry(np.asarray(source.train_targets), 3, 3)
     for experience, positions in zip(benchmark.train_stream, dealt, strict=True):
         assert [int(x[0, 0, 0]) for x, _, _ in experience.dataset] == positions.tolist()
+
+
+def test_a_benchmark_is_what_avalanches_helpers_take():
+    from avalanche.benchmarks import benchmark_with_validation_stream
+
+    from avalanche_rwf.benchmarks.registry import create_benchmark
+
+    benchmark = create_benchmark("split-digits")  # size, mean and std of the packaged backbone
+    assert (benchmark.n_experiences, benchmark.n_classes) == (5, 10)
+    assert set(benchmark.streams) == {"train", "test"}
+    assert benchmark.train_stream[0].dataset[0][0].shape == (3, 32, 32)
+    parted = benchmark_with_validation_stream(benchmark, validation_size=0.25)
+    sizes = [sum(len(e.dataset) for e in s) for s in (parted.train_stream, parted.valid_stream)]
+    assert sum(sizes) == benchmark.train_size and 0.2 < sizes[1] / sum(sizes) < 0.3
+    assert len(parted.test_stream) == 5

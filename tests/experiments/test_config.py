@@ -44,6 +44,9 @@ OTHER = {
     "stream_options": {"disjoint": 40},
     "boundary_free": True,
     "eval_subset": 100,
+    "data_config": {"mean": (0.1, 0.2, 0.3)},
+    "test_share": 0.2,
+    "split_seed": 1,
 }
 
 
