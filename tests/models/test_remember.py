@@ -1,11 +1,12 @@
 """The memory of features: nothing is changed by looking up, and processes share a folder."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from avalanche_rwf.models import blockwise
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.remember import MEMORY, FeatureMemory
 
@@ -50,9 +51,10 @@ def test_processes_share_a_folder_and_do_without_a_broken_file(tmp_path):
 
 
 def counted_passes(monkeypatch):
-    """A list that has one more entry after each pass through a backbone."""
-    passes, embed = [], blockwise.embed_images
-    monkeypatch.setattr(blockwise, "embed_images", lambda *a: (passes.append(1), embed(*a))[1])
+    """A list that has one more entry after each pass through a backbone, as it cuts patches."""
+    passes, cut = [], torch.nn.Conv2d.forward
+    counting = functools.wraps(cut)(lambda *a: (passes.append(1), cut(*a))[1])
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counting)
     return passes
 
 
