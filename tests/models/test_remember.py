@@ -159,11 +159,11 @@ def a_forward_of_ones_own(model):
 
 
 def a_class_of_ones_own(model):
-    class Block(type(model.backbone.blocks[0])):
+    class Mlp(type(model.backbone.blocks[0].mlp)):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    model.backbone.blocks[0].__class__ = Block
+    model.backbone.blocks[0].mlp.__class__ = Mlp
 
 
 def a_weight_to_train(model):
