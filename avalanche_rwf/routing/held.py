@@ -55,7 +55,9 @@ def lda_loss(
     centre = means.mean(0)
     within, centred = train - means[labels], means - centre
     inner = within @ within.T
-    ridge = shrinkage * inner.diagonal().sum().clamp_min(1e-12) / train.shape[1]
+    # Without spread, as with one sample a class, the floor counts; it is relative to their size.
+    floor = 1e-12 * train.detach().square().sum().clamp_min(1e-12)
+    ridge = shrinkage * torch.maximum(inner.diagonal().sum(), floor) / train.shape[1]
     inner = inner + ridge / (1 - shrinkage) * torch.eye(len(train)).to(train)
     weight = (centred - torch.linalg.solve(inner, within @ centred.T).T @ within) / ridge
     scores = test @ weight.T - 0.5 * (centred * weight).sum(1) - weight @ centre

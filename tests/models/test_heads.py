@@ -402,3 +402,65 @@ def test_a_row_that_comes_later_depends_on_the_head_and_its_class_alone(name):
     older = head().state_dict()
     del older["seed"]  # files of earlier versions
     create_head(name, W, 2).load_state_dict(older)
+
+
+def without_spread(kind, n):
+    """Features [n, W] and classes of which some or all have no spread."""
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(n, W, generator=g), torch.randperm(n, generator=g)
+    return {
+        "one image a class": lambda: (x, y),
+        "two equal images a class": lambda: (x[y // 2], y // 2),
+        "equal images": lambda: (x[:1].expand(n, W), y % 3),
+        "constant features": lambda: (torch.ones(n, W), y % 3),
+        "features that are zero": lambda: (torch.zeros(n, W), y % 3),
+        "features in copies": lambda: (x[:, :3].repeat(1, W // 3), y % 3),
+        "one class": lambda: (x, torch.zeros_like(y)),
+    }[kind]()
+
+
+FLAT = ["one image a class", "two equal images a class", "equal images", "constant features",
+        "features that are zero", "features in copies", "one class"]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1e4, 1.0, 1e-4])
+@pytest.mark.parametrize("kind", FLAT)
+@pytest.mark.parametrize("name", [*CLOSED, "white"])
+def test_classes_without_spread_are_no_error(name, kind, scale):
+    """Fewer images than features, as many and more, with the extremes of the options."""
+    extremes = {"slda": {"shrinkage": 1e-12}, "ridge": {"penalty": 1e-12}}
+    for n in (1, 2, W - 1, W, W + 1, 40):
+        x, y = without_spread(kind, n)
+        for options in ({}, extremes.get(name, {})):
+            head = feed(create_head(name, W, n, **options), scale * x, y, 5)
+            logits = head(scale * x)
+            assert torch.isfinite(logits[:, y.unique()]).all()
+            predicted = logits.argmax(1)
+            assert torch.isin(predicted, y.unique()).all() or name == "white"
+            if name == "slda" and "class" in kind:  # distinct classes are told apart
+                assert torch.equal(predicted, y)
+
+
+@pytest.mark.parametrize("kind", FLAT)
+@pytest.mark.parametrize("name", ["slda", "ridge"])
+def test_both_forms_of_the_solution_agree_where_classes_have_no_spread(name, kind):
+    """The samples' form (n < F) and the features' (folded at any n) to 1e-6 of the logits."""
+    for n in (2, W - 1):
+        for scale in (1e4, 1.0, 1e-4):
+            x, y = without_spread(kind, n)
+            a, b = (feed(create_head(name, W, n), scale * x, y, 5) for _ in range(2))
+            b.moments._gather()
+            b.moments._fold()
+            in_samples, in_features = a(scale * x)[:, y.unique()], b(scale * x)[:, y.unique()]
+            size = max(float(in_samples.abs().max()), 1e-30)
+            torch.testing.assert_close(in_features, in_samples, rtol=0, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_predictions_do_not_depend_on_the_scale_of_the_features(name):
+    x, y = data()
+    heads = {}
+    for scale in (2.0**14, 1.0, 2.0**-14, 2.0**-40):
+        torch.manual_seed(0)
+        heads[scale] = feed(create_head(name, W, C), scale * x, y, 16)(scale * x).argmax(1)
+    assert all(torch.equal(heads[1.0], predicted) for predicted in heads.values())

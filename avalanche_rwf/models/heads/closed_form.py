@@ -21,6 +21,9 @@ __all__ = [
     "StreamingMoments",
 ]
 
+# Features are float32 as a rule: a variance below this share of their size is rounding.
+_NO_SPREAD = 1e-12
+
 
 class StreamingMoments(nn.Module):
     r"""Counts, sums and second moments of features by class, exact in float64.
@@ -114,26 +117,41 @@ class StreamingMoments(nn.Module):
     def solve(self, right: Tensor, weight: float, shift: float, within: bool) -> Tensor:
         """A^{-1} r for each row of `right`, with A = weight S + shift (tr S / F) I, by Cholesky.
 
+        Where classes have no spread beyond rounding (tr S below 1e-12 of tr G, as with one image a
+        class) S counts as zero and the shift is relative to tr G instead. What is added to the
+        diagonal is at least the rounding of G, so A can always be solved. All of it is relative to
+        the features' scale and the same in both forms.
+
         :param right: [C, F].
         :param within: S is the within-class scatter (about the class means), otherwise G.
         :returns: [C, F].
         """
         self._gather()
-        if len(self.gram):
+        x = self.rows.double()
+        folded = bool(len(self.gram))
+        if folded:
             scatter = self.second_moment()
+            whole = scatter.diagonal().mean()
             if within:
                 scatter -= (self.means() * self.counts.unsqueeze(1)).T @ self.means()
-            ridge = shift * scatter.diagonal().mean().clamp_min(1e-12)
-            scatter *= weight
+            spread = scatter.diagonal().mean()
+        else:
+            whole = x.square().sum() / self.in_features
+            if within:
+                x = x - self.means()[self.row_targets]
+            spread = x.square().sum() / self.in_features
+        some = spread > _NO_SPREAD * whole
+        rounding = weight * torch.finfo(whole.dtype).eps * self.in_features**2 * whole
+        ridge = torch.maximum(shift * torch.where(some, spread, whole), rounding)
+        ridge = ridge.clamp_min(torch.finfo(ridge.dtype).tiny)  # features that are all zero
+        if folded:
+            scatter.mul_(weight).mul_(some)
             scatter.diagonal().add_(ridge)
             return torch.cholesky_solve(right.T, torch.linalg.cholesky(scatter)).T
-        x = self.rows.double()
-        if within:
-            x = x - self.means()[self.row_targets]
-        ridge = shift * (x.square().sum() / self.in_features).clamp_min(1e-12)
         if weight == 0 or not len(x):
             return right / ridge
         # (w X^T X + r I)^{-1} = (I - X^T (X X^T + r / w I)^{-1} X) / r   (Woodbury)
+        x = x * some
         inner = x @ x.T
         inner.diagonal().add_(ridge / weight)
         found = torch.cholesky_solve(x @ right.T, torch.linalg.cholesky(inner))
