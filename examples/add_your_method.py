@@ -23,9 +23,6 @@ class MyViT(FrozenViT):
     def prompt(self, block, tokens):  # tokens [B, N, D] enter the block
         return TokenPrompt(self.tokens)
 
-    def prompt_groups(self):
-        return {"prompt": [self.tokens]}
-
 
 @register_method("my-method", summary="learned tokens in the last block")
 def my_method(*, backbone, num_classes, loop, length=5, head="linear", readout="cls", lr=5e-3):

@@ -159,9 +159,14 @@ class FrozenViT(nn.Module):
         self.train(self.training)
 
     def add_training_head(self) -> None:
-        """Give a model with trained prompts and a closed-form head a head for the prompts' loss."""
-        if self.head.closed_form and self.training_head is None:
-            self.training_head = create_head("white", self.feature_width(), self.num_classes)
+        """Give a model with trained prompts and a closed-form head a head for the prompts' loss.
+
+        The strategy calls it; a model that trains nothing but its head needs none.
+        """
+        learns = not self.frozen or any(self.prompt_groups().values())
+        if learns and self.head.closed_form and self.training_head is None:
+            head = create_head("white", self.feature_width(), self.num_classes)
+            self.training_head = head.to(self.seen.device).train(self.training)
 
     def training_logits(self, features: Tensor, held_fixed: bool = False) -> Tensor:
         """What the loss is taken of: :meth:`logits`, through the head that the prompts learn by.
@@ -214,8 +219,12 @@ class FrozenViT(nn.Module):
         return 0
 
     def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters of the prompts by kind; none here."""
-        return {}
+        """Trained parameters of the prompts by kind: all but the backbone's and the heads'."""
+        other = ("backbone", "head", "training_head")
+        parts = [part for name, part in self.named_children() if name not in other]
+        own = dict.fromkeys([*self.parameters(False), *nn.ModuleList(parts).parameters()])
+        trained = [p for p in own if p.requires_grad]
+        return {"prompt": trained} if trained else {}
 
     # -- the shared path ----------------------------------------------------------------------
 
@@ -409,6 +418,33 @@ class FrozenViT(nn.Module):
             self.head.grow(num_classes)
             if self.training_head is not None:
                 self.training_head.grow(num_classes)
+
+    def check_method(self) -> None:
+        """Refuse a model whose prompts would silently not be used, not be trained or not be saved.
+
+        :raises UsageError: naming the class and what it lacks.
+        """
+        kind, name = type(self), type(self).__name__
+        gives = kind.prompt is not FrozenViT.prompt
+        if gives is not (kind.prompted_blocks is not FrozenViT.prompted_blocks):
+            has, lacks = ("prompt", "prompted_blocks")[:: 1 if gives else -1]
+            raise UsageError(f"{name} has {has} and no {lacks}: no block would get a prompt.")
+        grouped = {id(p) for group in self.parameter_groups().values() for p in group}
+        for key, parameter in self.named_parameters():
+            if parameter.requires_grad and id(parameter) not in grouped:
+                raise UsageError(
+                    f"prompt_groups of {name} must have every trained parameter, and {key!r} is in "
+                    "none of its lists."
+                )
+        for key, value in vars(self).items():
+            several = value if isinstance(value, (list, tuple)) else [value]
+            if isinstance(value, dict) and not key.startswith("_"):
+                several = list(value.values())
+            if key not in self.transient and any(isinstance(v, Tensor) for v in several):
+                raise UsageError(
+                    f"{name}.{key} is a tensor that is neither saved nor moved to a device: make "
+                    "it a parameter or a buffer, or name it in transient."
+                )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters by kind: the prompts' kinds, "head" and, if trained, "backbone"."""

@@ -116,8 +116,6 @@ class RoutedViT(FrozenViT):
             raise ValueError(f"num_prompts must be at most 2 D = {2 * dim}, not {num_prompts}.")
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
-        elif self.prompt_groups():
-            self.add_training_head()
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, F]; the first training batch may set the queries."""

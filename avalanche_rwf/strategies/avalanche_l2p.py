@@ -231,7 +231,6 @@ class PromptPoolViT(FrozenViT):
         # A tuple is not registered: these hold the backbone's and the pool's modules, which are.
         self._vits: tuple[Any, Any] = (vit.eval(), query.eval())
         self.similarity: Tensor | None = None
-        self.add_training_head()
 
     @property
     def vit(self) -> nn.Module:

@@ -283,9 +283,16 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
             check_choice("mask", mask, MASKS)
         if criterion is not None and not grows:
             check_weights(criterion, model.num_classes)
+        model.add_training_head()
+        model.check_method()
         model.to(device)  # before the optimizer: its groups hold the tensors on the device
         rates = {**DEFAULT_RATES, **(learning_rates or {})}
         built = build_optimizer(model, rates) if optimizer is None else optimizer
+        if optimizer is not None and model.training_head is not None:
+            has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            new = [p for p in model.training_head.parameters() if id(p) not in has]
+            if new:  # it was not there when the optimizer was made
+                optimizer.add_param_group({"params": new, "name": "training head"})
         self.trains = built is not None
         self.mask = mask
         self.replay = replay if self.trains else None
@@ -297,6 +304,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._raw: Tensor | None = None
         self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
         self._observed = False
+        self._checked = False  # whether the model's observe has been looked at
         super().__init__(
             model=model,
             optimizer=built if built is not None else _NoOptimizer(),
@@ -360,6 +368,13 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                     self.model.observe(features.detach(), self.mb_y)
                 else:
                     self.replay.observe(self.model, features.detach(), self.mb_y)
+                if not self._checked:
+                    self._checked = True
+                    if not bool(self.model.seen[self.mb_y].all()):
+                        raise UsageError(
+                            f"observe of {type(self.model).__name__} must call super().observe: "
+                            "without it no class counts as seen."
+                        )
                 self._observed = True
             self._features = features
             self._raw = full_precision(self.model.head.in_training(features[:n]))

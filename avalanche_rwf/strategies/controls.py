@@ -55,7 +55,6 @@ def fine_tune(
     """Cross-entropy on head and a copy of the backbone, which other strategies may hold frozen."""
     backbone = copy.deepcopy(backbone)
     model = FrozenViT(backbone, num_classes, head=head, readout=readout, frozen=False)
-    model.add_training_head()
     rates = {"head": lr, "backbone": lr_backbone}
     return FrozenBackboneStrategy(model=model, mask=mask, learning_rates=rates, **loop)
 

@@ -69,10 +69,10 @@ class MVPStrategy(FrozenBackboneStrategy):
         if isinstance(mask, str):
             mask = training_mask(mask, targets, self.model.seen)
         with held(head) if held_fixed else nullcontext():
+            inputs, weight, bias = head.linear_form(features)
             losses = mvp_losses(
-                *head.linear_form(features),
-                targets, gate, mask, self.margin, self.share, self.power,
-            )  # fmt: skip
+                inputs, weight, bias, targets, gate, mask, self.margin, self.share, self.power
+            )
         return losses.mean()
 
 

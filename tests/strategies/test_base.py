@@ -16,8 +16,9 @@ from avalanche.training.plugins import (
 from torch import nn
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.blockwise import TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.heads import LinearHead
+from avalanche_rwf.models.heads import HEADS, LinearHead
 from avalanche_rwf.models.prompts.mvp import MVPViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import (
@@ -713,3 +714,72 @@ def test_a_plugin_may_call_the_model_between_forward_and_loss(tools, scenario):
         s = create_strategy("mvp", backbone=tools.vit(depth=5), num_classes=6, loop=loop)
         ends.append(weights(train(s, scenario)))
     assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())
+
+
+class Tokens(FrozenViT):
+    """A user's prompt model in one file, as short as it can be."""
+
+    def __init__(self, backbone, num_classes, **options):
+        super().__init__(backbone, num_classes, **options)
+        self.tokens = nn.Parameter(0.02 * torch.randn(1, 3, self.dim))
+
+    def prompted_blocks(self):
+        return [self.depth - 1]
+
+    def prompt(self, block, tokens):
+        return TokenPrompt(self.tokens)
+
+
+@pytest.mark.parametrize("given", ["adam of the strategy", "an optimizer of the user"])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_model_of_ones_own_learns_its_prompts_with_every_head(tools, scenario, head, given):
+    model = Tokens(tools.vit(), 6, head=head)
+    before, optimizer = model.tokens.detach().clone(), None
+    if given == "an optimizer of the user":
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    s = strategy(tools, model, optimizer=optimizer)
+    assert (model.training_head is not None) is model.head.closed_form
+    learning = {id(p) for group in s.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in model.parameters() if p.requires_grad} <= learning
+    trained_by = model.training_head or model.head
+    rows = trained_by.weight.detach().clone()
+    s.train(scenario.train_stream[0], eval_streams=[])
+    assert not torch.equal(model.tokens, before) and not torch.equal(trained_by.weight, rows)
+
+
+def test_steps_of_a_model_of_ones_own_that_are_forgotten_are_errors(tools, scenario):
+    class NoBlocks(Tokens):
+        prompted_blocks = FrozenViT.prompted_blocks
+
+    class NoPrompt(Tokens):
+        prompt = FrozenViT.prompt
+
+    class LeftOut(Tokens):
+        def prompt_groups(self):
+            return {"prompt": []}
+
+    class NoBuffer(Tokens):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.counts = torch.zeros(3)
+
+    class InAList(Tokens):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.more = [nn.Parameter(torch.zeros(3))]
+
+    class Unseen(Tokens):
+        def observe(self, features, targets):
+            pass
+
+    for kind, said in (
+        (NoBlocks, "NoBlocks has prompt and no prompted_blocks"),
+        (NoPrompt, "NoPrompt has prompted_blocks and no prompt"),
+        (LeftOut, "prompt_groups of LeftOut must have every trained parameter, and 'tokens'"),
+        (NoBuffer, "NoBuffer.counts is a tensor that is neither saved nor moved"),
+        (InAList, "InAList.more is a tensor that is neither saved nor moved"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            strategy(tools, kind(tools.vit(), 6))
+    with pytest.raises(UsageError, match=r"observe of Unseen must call super\(\)\.observe"):
+        strategy(tools, Unseen(tools.vit(), 6)).train(scenario.train_stream[0], eval_streams=[])

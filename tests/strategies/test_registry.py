@@ -500,3 +500,28 @@ def test_labels_that_are_no_classes_are_named(tools, scenario, name, change, sai
     ):
         with pytest.raises(UsageError, match=f"labels must be the numbers of classes.*{said}"):
             ask(build(tools, name))
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_training_draws_from_no_generator_that_others_use(name, tools, scenario):
+    """What else draws between steps changes no weight, and a step changes no generator."""
+    from avalanche.core import SupervisedPlugin
+
+    class Between(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            if self.disturbs:
+                torch.rand(3)
+            self.state = torch.get_rng_state()
+
+        def after_training_iteration(self, strategy, **kwargs):
+            assert torch.equal(torch.get_rng_state(), self.state)
+
+    ends = []
+    for disturbs in (False, True):
+        s = build(tools, name)
+        s.plugins.append(Between())
+        s.plugins[-1].disturbs = disturbs
+        train(s, scenario, upto=2)
+        ends.append(s.model.state_dict())
+    for (key, p), q in zip(ends[0].items(), ends[1].values(), strict=True):
+        assert torch.equal(p, q), key

@@ -118,7 +118,6 @@ class CodaPromptViT(TaskViT):
             _Slice(len(self._blocks), size, prompt_length, self.dim) for _ in range(count)
         )
         self._weights: Tensor | None = None
-        self.add_training_head()
 
     def prompted_blocks(self) -> Sequence[int]:
         """The blocks with prompts."""

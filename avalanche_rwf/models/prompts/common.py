@@ -111,12 +111,6 @@ class QueriedViT(FrozenViT, ABC):
         """The class token's position embedding [D]."""
         return class_position(self.backbone)
 
-    def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter that is not the backbone's nor a head's."""
-        other = ("backbone.", "head.", "training_head.")
-        own = [p for name, p in self.named_parameters() if not name.startswith(other)]
-        return {"prompt": [p for p in own if p.requires_grad]}
-
 
 class TaskViT(QueriedViT):
     """A model whose training may follow the experiences: it can be told that one begins."""

@@ -120,7 +120,6 @@ class DualPromptViT(TaskViT):
         self.keys = starting(pool_size, self.dim, start=start)
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None
-        self.add_training_head()
 
     def prompted_blocks(self) -> Sequence[int]:
         """General and expert blocks."""

@@ -105,7 +105,6 @@ class L2PViT(QueriedViT):
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
         self._chosen: Tensor | None = None
         self._pulled: Tensor | None = None
-        self.add_training_head()
 
     def feature_width(self) -> int:
         """D for the prompts' mean, otherwise as every model."""

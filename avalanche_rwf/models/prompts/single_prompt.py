@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
@@ -64,7 +64,6 @@ class SinglePromptViT(FrozenViT):
         self.prompts = starting(len(self._blocks), parts, prompt_length, self.dim)
         if insert == "prefix":  # inserted tokens get it at each use
             self.prompts.data += class_position(backbone)
-        self.add_training_head()
 
     def prompted_blocks(self) -> Sequence[int]:
         """The blocks with a prompt."""
@@ -74,7 +73,3 @@ class SinglePromptViT(FrozenViT):
         """The block's prompt, [1, L, D]."""
         parts = self.prompts[self._blocks.index(block)].unsqueeze(0)
         return as_prompt(parts, self.insert, class_position(self.backbone))
-
-    def prompt_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The prompts."""
-        return {"prompt": [self.prompts]}
