@@ -181,9 +181,6 @@ class WhiteHead(CosineHead):
             white = self.whiten(features.detach())
             for c in new.tolist():
                 row = white[targets == c].mean(0)
-                # Where all that was seen is this class, its mean is rounding: the row stays random.
-                if float(row.square().mean()) < 1e-8:
-                    row = self.weight[c]
                 self.weight[c] = 0.4 * F.normalize(row, dim=0)
             self.known[new] = True
 
@@ -191,9 +188,7 @@ class WhiteHead(CosineHead):
         n = self._n
         mean = self.total / n
         covariance = self.gram / n - torch.outer(mean, mean)
-        # Without spread, as of one image, it is the floor that counts.
-        floor = (1e-12 * self.gram.diagonal().mean() / n).clamp_min(1e-30)
-        variance = torch.maximum(covariance.diagonal().mean(), floor)
+        variance = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - self.shrinkage) * covariance
         covariance.diagonal().add_(self.shrinkage * variance)
         eigenvalues, vectors = torch.linalg.eigh(covariance)
