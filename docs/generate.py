@@ -1,0 +1,239 @@
+"""What `make docs` makes from the code: a page per method, the references, and formulas as MathML.
+
+mkdocs calls the functions named ``on_...``; mkdocstrings takes `Docstrings` as an extension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "avalanche_rwf"
+# Pages of the Python reference: title -> modules.
+API = {
+    "avalanche_rwf": [PACKAGE],
+    "Routing": ["routing.functional", "routing.layer", "routing.model", "routing.priors"],
+    "Models": ["models.backbone", "models.blockwise", "models.classifier", "models.heads",
+               "models.masks"],
+    "Strategies": ["strategies.base", "strategies.registry"],
+    "Benchmarks": ["benchmarks.registry", "benchmarks.stream_registry"],
+    "Evaluation": ["evaluation.metrics", "evaluation.recorder", "evaluation.anytime",
+                   "evaluation.routing", "evaluation.dataframe_logger"],
+}
+FROM_ROOT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+
+
+def markdown(text: str) -> str:
+    """A docstring's reStructuredText as Markdown: equations, roles and code blocks."""
+    text = re.sub(r":math:`([^`]+)`", lambda m: f"${' '.join(m[1].split())}$", text)
+    text = re.sub(r":(?:class|func|meth|mod|data|attr|py:\w+):`~?\.?([^`]+)`", r"`\1`", text)
+
+    def display(match: re.Match[str]) -> str:
+        return f"\n$$\n{textwrap.dedent(match[1] + match[2]).strip()}\n$$\n\n"
+
+    text = re.sub(r"^[ ]*\.\. math::(.*)\n((?:(?:[ ]{3,}.*)?\n)*)", display, text + "\n", flags=re.M)
+    return re.sub(r"::\n\n((?:[ ]{4}.*\n|\n)+)", r":\n\n\1", text).rstrip()
+
+
+class Docstrings(griffe.Extension):
+    """Docstrings in Markdown, each read in the style that it is written in."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrite one object's docstring."""
+        if obj.docstring and not obj.is_alias:
+            text = markdown(obj.docstring.value)
+            obj.docstring.value = text
+            fields = re.search(r"^\s*:(param|returns|raises)", text, re.M)
+            obj.docstring.parser = griffe.Parser.sphinx if fields else griffe.Parser.google
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = dict(method_pages()) | {"reference/cli.md": command_line()}
+    for title, modules in API.items():
+        pages[f"reference/{title.lower()}.md"] = api_page(title, modules)
+    for name in FROM_ROOT:
+        pages[f"{name.lower()}.md"] = from_root(ROOT / f"{name}.md")
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    for entry in config.nav or []:
+        if "Methods" in entry:
+            entry["Methods"] += [path for path in pages if path.startswith("methods/")]
+        if "Reference" in entry:
+            entry["Reference"] += [path for path in pages if path.startswith("reference/")]
+    return files
+
+
+def on_page_markdown(text: str, page: Any, **kwargs: Any) -> str:
+    """Put a file of the repository where ``<!-- include PATH -->`` stands."""
+
+    def include(match: re.Match[str]) -> str:
+        return f"```python\n{(ROOT / match[1]).read_text(encoding='utf-8')}```"
+
+    return re.sub(r"<!-- include (\S+) -->", include, text)
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Formulas become MathML, which browsers draw without a script."""
+
+    def formula(match: re.Match[str]) -> str:
+        block = match[2] == "["
+        latex = match[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        latex = latex.replace(r"\bar e", r"\bar{e}").replace(r"\hat X", r"\hat{X}")
+        return convert(latex.strip(), display="block" if block else "inline")
+
+    pattern = r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>'
+    return re.sub(pattern, formula, html, flags=re.S)
+
+
+def from_root(path: Path) -> str:
+    """A page of the repository's root, with its links made to fit."""
+    text = re.sub(r"\]\(docs/", "](", path.read_text(encoding="utf-8"))
+    return re.sub(r"\((%s)\.md\)" % "|".join(FROM_ROOT), lambda m: f"({m[1].lower()}.md)", text)
+
+
+def api_page(title: str, modules: list[str]) -> str:
+    """The objects that modules export, for mkdocstrings."""
+    parts = [f"# {title}"]
+    for name in modules:
+        path = name if name == PACKAGE else f"{PACKAGE}.{name}"
+        if path == PACKAGE:
+            package = importlib.import_module(path)
+            parts.append((package.__doc__ or "").split("\n")[0].replace("``", "`"))
+            parts.append("| name | module |\n| :--- | :--- |")
+            parts[-1] += "".join(
+                f"\n| `{key}` | `{PACKAGE}.{home}` |" for key, home in package._HOMES.items()
+            )
+            shown = {m for pages in API.values() for m in pages}
+            parts += [
+                f"::: {PACKAGE}.{home}.{key}"
+                for key, home in package._HOMES.items() if home not in shown
+            ]
+        else:
+            parts.append(f"## {path}\n\n::: {path}\n    options:\n      heading_level: 3")
+    return "\n\n".join(parts)
+
+
+# ------------------------------------------------------------------------------------ methods
+def method_pages() -> Iterator[tuple[str, str]]:
+    """A page for each registered method: what it is, its equations and its options."""
+    from avalanche_rwf import PACKAGED, create_backbone, create_strategy, list_methods
+    from avalanche_rwf.strategies.registry import get_method
+
+    for name in list_methods():
+        spec = get_method(name)
+        strategy = create_strategy(
+            name, backbone=create_backbone(PACKAGED), num_classes=2, loop={"evaluator": None}
+        )
+        yield f"methods/{name}.md", method_page(spec, strategy)
+
+
+def method_page(spec: Any, strategy: Any) -> str:
+    model, builder = strategy.model, importlib.import_module(spec.build.__module__)
+    classes = [type(strategy), *(type(module) for module in model.modules())]
+    ours = [c for c in dict.fromkeys(classes) if c.__module__.startswith(PACKAGE)]
+    modules = [builder, *(importlib.import_module(c.__module__) for c in ours)]
+    modules += [m for module in modules[1:] for m in _imported(module) if has_equations(m)]
+    modules = [
+        m for m in dict.fromkeys(modules)
+        if m is builder or has_equations(m) and not m.__name__.endswith(("heads", "replay"))
+    ]
+    head = next((m for m in model.modules() if type(m).__module__.endswith("models.heads")), None)
+    boundaries = "reads task boundaries in training (†)" if spec.uses_boundaries else "none used"
+    parts = [
+        f"# {spec.name}",
+        f"{spec.summary[0].upper()}{spec.summary[1:]}.",
+        f"| | |\n| :--- | :--- |\n| source | {spec.paper or 'this project'} |\n"
+        f"| boundaries | {boundaries} |\n| code | `{spec.build.__module__}`, "
+        f"`{type(model).__module__}.{type(model).__name__}` |",
+        f"```bash\navalanche-rwf compare --methods {spec.name}\n```",
+        "## How it works",
+    ]
+    parts += [markdown(inspect.cleandoc(m.__doc__ or "")) for m in modules]
+    if spec.build.__doc__:
+        parts.append(markdown(inspect.cleandoc(spec.build.__doc__)))
+    if head is not None:
+        parts += [f"## The head: `{type(head).__name__}`", _body(type(head))]
+    parts += ["## Options", f"Set by `--set {spec.name}.OPTION=VALUE`.", _options(spec, ours)]
+    parts.append("How its authors run it: [baselines](../baselines.md). Numbers: [results](../results.md).")
+    return "\n\n".join(parts)
+
+
+def has_equations(module: ModuleType) -> bool:
+    return ":math:" in (module.__doc__ or "") or ".. math::" in (module.__doc__ or "")
+
+
+def _imported(module: ModuleType) -> list[ModuleType]:
+    names = {getattr(value, "__module__", None) for value in vars(module).values()}
+    return [
+        importlib.import_module(n)
+        for n in sorted(n for n in names if isinstance(n, str) and n.startswith(PACKAGE))
+    ]
+
+
+def _body(thing: Any) -> str:
+    """A docstring without its fields."""
+    return markdown(inspect.cleandoc(thing.__doc__ or "")).split("\n:param")[0].strip()
+
+
+def _options(spec: Any, classes: list[type]) -> str:
+    meanings: dict[str, str] = {}
+    documented = [spec.build, *(c for kind in classes for c in kind.__mro__)]
+    for thing in documented:
+        for text in (thing.__doc__, getattr(getattr(thing, "__init__", None), "__doc__", None)):
+            clean = markdown(inspect.cleandoc(text or ""))
+            for key, said in re.findall(r"^:param (\w+): (.*?)(?=^:|\Z)", clean, re.M | re.S):
+                meanings.setdefault(key, " ".join(said.split()))
+    rows = ["| option | default | meaning |", "| :--- | :--- | :--- |"]
+    rows += [
+        f"| `{key}` | `{default}` | {_cell(meanings.get(key, ''))} |"
+        for key, default in spec.options.items()
+    ]
+    return "\n".join(rows) if spec.options else "It has none."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+# ------------------------------------------------------------------------------- command line
+def command_line() -> str:
+    """Each verb with its options, from the parser."""
+    from avalanche_rwf.cli import _parser
+
+    parser = _parser()
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    summaries = {a.dest: a.help for a in verbs._choices_actions}
+    parts = ["# Command line", parser.description or ""]
+    for verb, sub in verbs.choices.items():
+        parts += [f"## {verb}", sub.description or f"{(summaries[verb] or '').capitalize()}."]
+        formatter = sub.formatter_class(prog=f"avalanche-rwf {verb}", width=90)
+        formatter.add_usage(sub.usage, sub._actions, sub._mutually_exclusive_groups)
+        parts.append(f"```text\n{formatter.format_help().strip()}\n```")
+        for group in sub._action_groups:
+            actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
+            if actions:
+                parts.append(f"**{(group.title or 'options').capitalize()}**")
+                rows = [_row(a, formatter) for a in actions]
+                parts.append("| | |\n| :--- | :--- |\n" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _row(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
+    said = formatter._expand_help(action) if action.help else ""
+    value = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
+    names = ", ".join(action.option_strings)
+    return f"| `{f'{names} {value}'.strip()}` | {_cell(said)} |".replace("`{", "`{")
