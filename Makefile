@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Each of these is to have 95 % of its lines run by the tests that are about it.
 COVERED := experiments benchmarks/datasets leaderboard
 
-.PHONY: demo test coverage lint types format check profile gallery audit clean
+.PHONY: demo test coverage lint types format check docs profile gallery audit clean
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 
 check: test lint types
+
+docs: $(BIN)/.installed  ## the documentation site, in build/site; fails on a broken link
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 profile: $(BIN)/.installed  ## speed as ratios to one frozen forward
 	$(BIN)/python profiling/step_time.py

@@ -44,8 +44,12 @@ def markdown(text: str) -> str:
     def display(match: re.Match[str]) -> str:
         return f"\n$$\n{textwrap.dedent(match[1] + match[2]).strip()}\n$$\n\n"
 
-    text = re.sub(r"^[ ]*\.\. math::(.*)\n((?:(?:[ ]{3,}.*)?\n)*)", display, text + "\n", flags=re.M)
-    return re.sub(r"::\n\n((?:[ ]{4}.*\n|\n)+)", r":\n\n\1", text).rstrip()
+    block = r"^[ ]*\.\. math::(.*)\n((?:(?:[ ]{3,}.*)?\n)*)"
+    text = re.sub(block, display, text + "\n", flags=re.M)
+    text = re.sub(r"::\n\n((?:[ ]{4}.*\n|\n)+)", r":\n\n\1", text).rstrip()
+    # Outside of code and formulas <q, k> would be taken for HTML.
+    parts = re.split(r"(``.*?``|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$)", text, flags=re.S)
+    return "".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
 
 
 class Docstrings(griffe.Extension):
@@ -78,12 +82,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(text: str, page: Any, **kwargs: Any) -> str:
-    """Put a file of the repository where ``<!-- include PATH -->`` stands."""
+    """Put a file where ``<!-- include PATH -->`` stands; links out of docs become text."""
 
     def include(match: re.Match[str]) -> str:
         return f"```python\n{(ROOT / match[1]).read_text(encoding='utf-8')}```"
 
-    return re.sub(r"<!-- include (\S+) -->", include, text)
+    text = re.sub(r"<!-- include (\S+) -->", include, text)
+    if "/" not in page.file.src_uri:
+        text = re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", text)
+    return text
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
@@ -102,7 +109,8 @@ def on_page_content(html: str, **kwargs: Any) -> str:
 def from_root(path: Path) -> str:
     """A page of the repository's root, with its links made to fit."""
     text = re.sub(r"\]\(docs/", "](", path.read_text(encoding="utf-8"))
-    return re.sub(r"\((%s)\.md\)" % "|".join(FROM_ROOT), lambda m: f"({m[1].lower()}.md)", text)
+    root = rf"\(({'|'.join(FROM_ROOT)})\.md\)"
+    return re.sub(root, lambda m: f"({m[1].lower()}.md)", text)
 
 
 def api_page(title: str, modules: list[str]) -> str:
@@ -112,18 +120,19 @@ def api_page(title: str, modules: list[str]) -> str:
         path = name if name == PACKAGE else f"{PACKAGE}.{name}"
         if path == PACKAGE:
             package = importlib.import_module(path)
-            parts.append((package.__doc__ or "").split("\n")[0].replace("``", "`"))
-            parts.append("| name | module |\n| :--- | :--- |")
-            parts[-1] += "".join(
-                f"\n| `{key}` | `{PACKAGE}.{home}` |" for key, home in package._HOMES.items()
-            )
+            rows = [f"| `{key}` | `{PACKAGE}.{home}` |" for key, home in package._HOMES.items()]
+            parts.append("\n".join(["| name | module |", "| :--- | :--- |", *rows]))
             shown = {m for pages in API.values() for m in pages}
             parts += [
                 f"::: {PACKAGE}.{home}.{key}"
                 for key, home in package._HOMES.items() if home not in shown
             ]
         else:
-            parts.append(f"## {path}\n\n::: {path}\n    options:\n      heading_level: 3")
+            options = "\n      ".join(
+                ["    options:", "heading_level: 2", "show_root_heading: false",
+                 "show_root_toc_entry: false"]
+            )  # fmt: skip
+            parts.append(f"## {path}\n\n::: {path}\n{options}")
     return "\n\n".join(parts)
 
 
@@ -145,18 +154,16 @@ def method_page(spec: Any, strategy: Any) -> str:
     model, builder = strategy.model, importlib.import_module(spec.build.__module__)
     classes = [type(strategy), *(type(module) for module in model.modules())]
     ours = [c for c in dict.fromkeys(classes) if c.__module__.startswith(PACKAGE)]
-    modules = [builder, *(importlib.import_module(c.__module__) for c in ours)]
-    modules += [m for module in modules[1:] for m in _imported(module) if has_equations(m)]
-    modules = [
-        m for m in dict.fromkeys(modules)
-        if m is builder or has_equations(m) and not m.__name__.endswith(("heads", "replay"))
-    ]
+    modules = [builder]
+    for module in dict.fromkeys(importlib.import_module(c.__module__) for c in ours):
+        modules += [m for m in (*_imported(module), module) if has_equations(m)]
+    modules = [m for m in dict.fromkeys(modules) if _concerns(m, spec) or m is builder]
     head = next((m for m in model.modules() if type(m).__module__.endswith("models.heads")), None)
     boundaries = "reads task boundaries in training (†)" if spec.uses_boundaries else "none used"
     parts = [
         f"# {spec.name}",
         f"{spec.summary[0].upper()}{spec.summary[1:]}.",
-        f"| | |\n| :--- | :--- |\n| source | {spec.paper or 'this project'} |\n"
+        f"| source | {spec.paper or 'this project'} |\n| :--- | :--- |\n"
         f"| boundaries | {boundaries} |\n| code | `{spec.build.__module__}`, "
         f"`{type(model).__module__}.{type(model).__name__}` |",
         f"```bash\navalanche-rwf compare --methods {spec.name}\n```",
@@ -168,8 +175,16 @@ def method_page(spec: Any, strategy: Any) -> str:
     if head is not None:
         parts += [f"## The head: `{type(head).__name__}`", _body(type(head))]
     parts += ["## Options", f"Set by `--set {spec.name}.OPTION=VALUE`.", _options(spec, ours)]
-    parts.append("How its authors run it: [baselines](../baselines.md). Numbers: [results](../results.md).")
+    parts.append("Its authors' settings: [baselines](../baselines.md).")
+    parts.append("Numbers: [results](../results.md).")
     return "\n\n".join(parts)
+
+
+def _concerns(module: ModuleType, spec: Any) -> bool:
+    """Not heads, which have a section, nor parts that only some methods have an option for."""
+    part = module.__name__.rpartition(".")[2]
+    needs = {"priors": "centre", "queries": "queries", "replay": "buffer"}
+    return part != "heads" and (part not in needs or needs[part] in spec.options)
 
 
 def has_equations(module: ModuleType) -> bool:
@@ -206,7 +221,7 @@ def _options(spec: Any, classes: list[type]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("|", "\\|")
 
 
 # ------------------------------------------------------------------------------- command line
@@ -226,9 +241,10 @@ def command_line() -> str:
         for group in sub._action_groups:
             actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
             if actions:
-                parts.append(f"**{(group.title or 'options').capitalize()}**")
+                title = (group.title or "options").capitalize()
+                parts += [f"**{title}**"] if title != "Options" else []
                 rows = [_row(a, formatter) for a in actions]
-                parts.append("| | |\n| :--- | :--- |\n" + "\n".join(rows))
+                parts.append("| option | meaning |\n| :--- | :--- |\n" + "\n".join(rows))
     return "\n\n".join(parts)
 
 
@@ -236,4 +252,4 @@ def _row(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
     said = formatter._expand_help(action) if action.help else ""
     value = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
     names = ", ".join(action.option_strings)
-    return f"| `{f'{names} {value}'.strip()}` | {_cell(said)} |".replace("`{", "`{")
+    return f"| `{f'{names} {value}'.strip()}` | {_cell(markdown(said))} |"
