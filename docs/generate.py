@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
@@ -113,6 +114,13 @@ def from_root(path: Path) -> str:
     return re.sub(root, lambda m: f"({m[1].lower()}.md)", text)
 
 
+def _expand(name: str) -> list[str]:
+    """A package's modules, or the module itself."""
+    package = importlib.import_module(name)
+    inner = [f"{name}.{m.name}" for m in pkgutil.iter_modules(getattr(package, "__path__", []))]
+    return inner or [name]
+
+
 def api_page(title: str, modules: list[str]) -> str:
     """The objects that modules export, for mkdocstrings."""
     parts = [f"# {title}"]
@@ -132,7 +140,7 @@ def api_page(title: str, modules: list[str]) -> str:
                 ["    options:", "heading_level: 2", "show_root_heading: false",
                  "show_root_toc_entry: false"]
             )  # fmt: skip
-            parts.append(f"## {path}\n\n::: {path}\n{options}")
+            parts += [f"## {inner}\n\n::: {inner}\n{options}" for inner in _expand(path)]
     return "\n\n".join(parts)
 
 
@@ -151,6 +159,8 @@ def method_pages() -> Iterator[tuple[str, str]]:
 
 
 def method_page(spec: Any, strategy: Any) -> str:
+    from avalanche_rwf.models.heads import Head
+
     model, builder = strategy.model, importlib.import_module(spec.build.__module__)
     classes = [type(strategy), *(type(module) for module in model.modules())]
     ours = [c for c in dict.fromkeys(classes) if c.__module__.startswith(PACKAGE)]
@@ -158,7 +168,7 @@ def method_page(spec: Any, strategy: Any) -> str:
     for module in dict.fromkeys(importlib.import_module(c.__module__) for c in ours):
         modules += [m for m in (*_imported(module), module) if has_equations(m)]
     modules = [m for m in dict.fromkeys(modules) if _concerns(m, spec) or m is builder]
-    head = next((m for m in model.modules() if type(m).__module__.endswith("models.heads")), None)
+    head = next((m for m in model.modules() if isinstance(m, Head)), None)
     boundaries = "reads task boundaries in training (†)" if spec.uses_boundaries else "none used"
     parts = [
         f"# {spec.name}",
@@ -184,7 +194,8 @@ def _concerns(module: ModuleType, spec: Any) -> bool:
     """Not heads, which have a section, nor parts that only some methods have an option for."""
     part = module.__name__.rpartition(".")[2]
     needs = {"priors": "centre", "queries": "queries", "replay": "buffer"}
-    return part != "heads" and (part not in needs or needs[part] in spec.options)
+    is_head = f"{PACKAGE}.models.heads" in module.__name__
+    return not is_head and (part not in needs or needs[part] in spec.options)
 
 
 def has_equations(module: ModuleType) -> bool:

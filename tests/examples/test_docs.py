@@ -1,15 +1,31 @@
-"""Every Python block of the page on streams runs as it stands, without our command line."""
+"""What the documentation says runs: Python blocks, command lines, links, the notebook."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import string
 from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+STREAMS = PAGES["docs/streams.md"]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.M | re.S)
+
+
+# Pages whose blocks are parts of a script, or need a data set: a test elsewhere runs them.
+ELSEWHERE = ("docs/saving.md", "docs/report.md", "docs/leaderboard.md", "docs/datasets.md")
+# A block that is on two pages runs once.
+WHOLE = {code: page for page in PAGES if page not in ELSEWHERE for code in blocks(page, "python")}
 
 
 @pytest.fixture(autouse=True)
@@ -22,27 +38,34 @@ def registry(monkeypatch):
         monkeypatch.setattr(stream_registry, name, dict(getattr(stream_registry, name)))
 
 
-def run(code, capsys) -> str:
+def run(code, capsys, where="<docs>") -> str:
     capsys.readouterr()
-    exec(compile(code, "<docs/streams.md>", "exec"), {"__name__": "user"})
+    exec(compile(code, where, "exec"), {"__name__": "user"})
     return capsys.readouterr().out
 
 
-def test_anytime_evaluation_of_avalanches_naive(capsys):
-    (code,) = (block for block in BLOCKS if "AnytimeEvaluation" in block)
-    said = run(code, capsys)
-    values = re.search(r"^A_auc (\d\.\d+), A_last (\d\.\d+)$", said, re.M)
-    assert values and all(0.1 < float(value) < 1 for value in values.groups()), said
+@pytest.mark.parametrize(("code", "page"), WHOLE.items(), ids=WHOLE.values())
+def test_python_block_runs_as_it_stands(code, page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run(code, capsys, f"<{page}>")
+    numbers = r"A_last ([\d.]+), A_avg ([\d.]+)"
+    if "A_avg {" in code:
+        promised = re.search(f"`{numbers}`", PAGES[page]).groups()
+        printed = re.search(numbers, said).groups()
+        assert list(map(float, printed)) == pytest.approx(list(map(float, promised)), abs=0.015)
+    if "A_auc {" in code:
+        values = re.search(r"^A_auc (\d\.\d+), A_last (\d\.\d+)$", said, re.M)
+        assert values and all(0.1 < float(value) < 1 for value in values.groups()), said
+    if "register_stream" in code:
+        assert sum(map(int, re.findall(r"\d+", said.splitlines()[-1]))) == 1347
+    for value, expected in re.findall(r"^print\((.+)\)  # ([\d. ]+)", code, re.M):
+        assert expected.strip() in said, value
 
 
-def test_a_stream_of_ones_own(capsys):
-    (code,) = (block for block in BLOCKS if "register_stream" in block)
-    sizes = run(code, capsys).splitlines()[-1]
-    assert sum(map(int, re.findall(r"\d+", sizes))) == 1347
-
-
-def test_every_block_is_tried():
-    assert len(BLOCKS) == 2
+@pytest.mark.parametrize("page", PAGES)
+def test_part_of_a_script_is_python(page):
+    for code in blocks(page, "py"):
+        compile(re.sub(r"^(.*?)#.*\(\s*$", r"\1", code), page, "exec")
 
 
 def test_the_output_of_inspect_is_the_real_one(capsys, monkeypatch):
@@ -50,16 +73,91 @@ def test_the_output_of_inspect_is_the_real_one(capsys, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["inspect", "--stream", "si-blurry", "--seed", "1"]) == 0
-    assert capsys.readouterr().out in PAGE
+    assert capsys.readouterr().out in STREAMS
 
 
-def test_commands_name_options_that_there_are(capsys):
-    """Each `avalanche-rwf` line of a block without output, as far as the parser reads it."""
+def command_lines(page):
+    """Each `avalanche-rwf` line of a block, with the variables that the page sets."""
+    text = PAGES[page].replace("\\\n", " ")
+    variables = dict(re.findall(r'^(?:bash )?([A-Z])="(.+?)"$', text, re.M | re.S))
+    inside = "\n".join(re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", text, re.M | re.S))
+    found = re.findall(r"^(?:\$ |[A-Z_]+=\S+ )*avalanche-rwf (.+)$", inside, re.M)
+    return [
+        shlex.split(string.Template(line).safe_substitute(variables), comments=True)
+        for line in found
+    ]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)])
+def test_commands_name_options_that_there_are(page):
     from avalanche_rwf.cli import _parser
 
-    variables = dict(re.findall(r'^([A-Z])="(.+?)"$', PAGE, re.M | re.S))
-    lines = re.findall(r"^(?:\$ )?avalanche-rwf (.+)$", PAGE, re.M)
-    assert len(lines) > 8
-    for line in lines:
-        words = string.Template(line).substitute(variables).split()
-        assert _parser().parse_args(words).verb in ("compare", "inspect", "list")
+    for words in command_lines(page):
+        words = [word for word in words if word != ">" and not word.endswith(".tex")]
+        assert _parser().parse_args(words).verb == words[0], words
+
+
+def test_commands_are_found():
+    assert sum(len(command_lines(page)) for page in PAGES) > 50
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_needs_files_that_a_reader_does_not_have(page):
+    assert "../shared" not in PAGES[page]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        made = path.stem.upper() in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+        assert path.exists() or (made and (ROOT / f"{path.stem.upper()}.md").exists()), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
+
+
+def test_readme_is_short():
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 250
+    assert len(text.split()) <= 2000
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_term_of_a_table_is_in_the_glossary():
+    glossary = PAGES["docs/glossary.md"]
+    terms = ("A_last", "A_avg", "A_auc", "F_cls", "White head", "Decoupled mask", "Boundary-free",
+             "fwd/img", "Read-out", "Dagger", "Protocol", "Head", "Mask")  # fmt: skip
+    assert [term for term in terms if f"**{term}**" not in glossary] == []
+
+
+def test_every_method_is_on_the_page_of_methods():
+    from avalanche_rwf import list_methods
+
+    assert [m for m in list_methods() if f"`{m}`" not in PAGES["docs/methods.md"]] == []
+
+
+def test_versions_agree():
+    from avalanche_rwf import __version__
+
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version = {{{__version__}}}" in PAGES["README.md"]
+
+
+def test_the_notebook_runs(capsys, tmp_path, monkeypatch):
+    """Its cells' code in their order, without a kernel."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    path = ROOT / "examples" / "quickstart.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    code = "\n".join(
+        "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"
+    )
+    said = run(code, capsys, "<quickstart.ipynb>")
+    assert re.search(r"A_last 0\.9\d, A_avg 0\.9\d", said), said
