@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ from avalanche_rwf.version import __version__
 
 __all__ = [
     "WEIGHTS",
+    "Listener",
+    "Listening",
     "Progress",
     "RoutingRecorder",
     "build_benchmark",
@@ -101,6 +103,18 @@ __all__ = [
 
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A :data:`Progress` that wants to know accuracies too."""
+
+    def __call__(self, samples: int) -> None:
+        """Take in the training samples of a step."""
+
+    def evaluated(self, accuracy: float) -> None:
+        """Take in the accuracy of an evaluation, in mid-stream or at an experience's end."""
+
 
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
@@ -306,6 +320,22 @@ class _Meter(SupervisedPlugin):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+class Listening(SupervisedPlugin):
+    """Tells the accuracy of each evaluation.
+
+    :param recorder: which records it; it comes before this plugin.
+    """
+
+    def __init__(self, recorder: PredictionRecorder, listener: Listener) -> None:
+        super().__init__()
+        self.recorder, self.listener = recorder, listener
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Tell it."""
+        if self.recorder.points:
+            self.listener.evaluated(accuracy_exposed(self.recorder.points[-1]))
 
 
 class _FiniteLoss(SupervisedPlugin):
@@ -830,6 +860,8 @@ def _run(
     plugins: list[SupervisedPlugin] = [
         *(NormaliseOnDevice(info.mean, info.std), recorder, meter, _NoNaN()),
     ]
+    if isinstance(progress, Listener):
+        plugins.append(Listening(recorder, progress))
     anytime = None
     if config.eval_every_samples:
         anytime = AnytimeEvaluation(

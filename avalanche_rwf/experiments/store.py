@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -11,16 +10,16 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.files import write_whole
 from avalanche_rwf.plain import read_object
 from avalanche_rwf.version import __version__
@@ -46,31 +45,6 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
     # A folder's name need not be Unicode.
     content = text.encode("utf-8", errors="backslashreplace")
     write_whole(path, lambda file: file.write(content), make_folder=make_folder)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a run directory, if nobody else does; gives whether it is held.
-
-    It is a lock of the system on a file beside the directory and ends with the process that has
-    it, however that ends. On a file system that has no locks nobody is kept out.
-
-    :raises OSError: if the file cannot be made.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    except NotImplementedError:
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def plain_json(value: Any) -> Any:

@@ -63,3 +63,34 @@ def awkward(config: RunConfig, out: Path, device: str, progress: Any = None) -> 
     if config.method not in ("ncm", "slda"):  # so many are left that nothing is asked for again
         time.sleep(0.3)
     return {"status": "done"}
+
+
+def cut_once(
+    config: RunConfig, out: Path, device: str, progress: Any = None, *, number: int, victim: int
+) -> dict[str, Any]:
+    """A run; the victim's process gets a signal in its third step, the first time."""
+    from avalanche_rwf.experiments.run import run
+
+    steps = 0
+
+    def cut(samples: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3 and config.seed == victim and not (out / "cut").exists():
+            (out / "cut").touch()
+            os.kill(os.getpid(), number)
+
+    return run(config, out, device, progress=cut, wait=False)
+
+
+def where(
+    config: RunConfig, out: Path, device: str, progress: Any = None, *, together: int
+) -> dict[str, Any]:
+    """Which GPU a worker has, and whether any was touched before; ends when all have begun."""
+    import torch
+
+    (out / f"begun{config.seed}").touch()
+    while len(list(out.glob("begun*"))) < together:
+        time.sleep(0.01)
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"status": "done", "gpu": gpu, "touched": torch.cuda.is_initialized()}

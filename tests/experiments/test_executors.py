@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import executor_children as children  # by the path that conftest adds
 import pytest
 
 from avalanche_rwf.experiments import executors, stopping
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.executors import default_jobs, default_threads, execute
+from avalanche_rwf.experiments.executors import Options, default_jobs, default_threads, execute, process
+from avalanche_rwf.experiments.executors.base import TICK, Context, settings
+from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked, write_json
 from avalanche_rwf.models.remember import MEMORY
 
@@ -92,13 +93,13 @@ def test_more_jobs_than_a_queue_has_room_for(configure, tmp_path):
     assert result[1]["status"] == "done"
 
 
-def test_the_progress_bar_is_on_stderr_and_full_at_the_end(configure, tmp_path, capsys):
-    list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda config: 24))
+def test_the_view_is_on_stderr_and_complete_at_the_end(configure, tmp_path, capsys):
+    configs = [configure("ncm"), configure("slda")]
+    list(execute(configs, tmp_path, "cpu", 1, lambda config: 24))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "100%" in captured.err
-    assert "24/24 img" in captured.err
-    assert "1/1 runs, last ncm seed 0" in captured.err
+    assert "2 runs: 2 done, 0 failed, 0 running, 0 waiting" in captured.err
+    assert "accuracy so far" in captured.err
 
 
 def test_quiet_is_quiet(configure, tmp_path, capsys):
@@ -111,38 +112,15 @@ def test_quiet_is_quiet(configure, tmp_path, capsys):
 
 def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch, tmp_path):
     """The fork server may have been started under others."""
-    monkeypatch.setattr(stopping, "follow", lambda orders: None)
-    monkeypatch.setattr(executors, "_QUEUE", None)
     monkeypatch.setattr(MEMORY, "_folder", None)
     monkeypatch.setenv("AVALANCHE_RWF_OLD", "1")
     monkeypatch.setenv("AVALANCHE_RWF_WORKERS", "1")
     monkeypatch.setenv("ANOTHER", "1")
-    settings = {"AVALANCHE_RWF_WORKERS": "3", "AVALANCHE_RWF_DATA": str(tmp_path)}
-    executors._initialise("queue", None, 1, str(tmp_path), settings)
-    assert executors._settings() == settings
+    theirs = {"AVALANCHE_RWF_WORKERS": "3", "AVALANCHE_RWF_DATA": str(tmp_path)}
+    Context(tmp_path, settings=theirs, features=tmp_path).enter()
+    assert settings() == theirs
     assert os.environ["ANOTHER"] == "1"
-    assert (executors._QUEUE, MEMORY._folder) == ("queue", tmp_path)
-
-
-def test_the_bar_ends_with_the_queue_that_feeds_it():
-    steps = [3, OSError("handle is closed")]
-
-    class Queue:
-        def get(self, timeout):
-            step = steps.pop(0)
-            if isinstance(step, Exception):
-                raise step
-            return step
-
-    class Bar:
-        done = 0
-
-        def update(self, samples):
-            self.done += samples
-
-    bar = Bar()
-    executors._drain(Queue(), bar, threading.Event())
-    assert (bar.done, steps) == (3, [])
+    assert MEMORY._folder == tmp_path
 
 
 def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure, tmp_path):
@@ -154,7 +132,7 @@ def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure,
         for config, summary in execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True):
             found[config.method] = summary
             if len(found) == 2:
-                time.sleep(2 * executors._TICK)  # it is looked at again, and still theirs
+                time.sleep(2 * TICK)  # it is looked at again, and still theirs
                 write_json(folder / "summary.json", {"status": "failed", "error": "theirs"})
                 theirs.close()
     assert list(found)[-1] == "ncm"
@@ -162,40 +140,36 @@ def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure,
     assert [summary["status"] for summary in found.values()] == ["done", "done"]
 
 
-def breaking(monkeypatch, at: int, then=lambda: None) -> None:
-    """Let a pool be found broken when the n-th piece of work is given to it."""
-    calls = []
-
-    class Pool(ProcessPoolExecutor):
-        def submit(self, *args, **kwargs):
-            calls.append(args)
-            if len(calls) == at:
-                then()
-                raise BrokenProcessPool("A worker has ended.")
-            return super().submit(*args, **kwargs)
-
-    monkeypatch.setattr(executors, "ProcessPoolExecutor", Pool)
-
-
-def test_what_a_broken_pool_did_not_take_is_done_in_the_next(configure, tmp_path, monkeypatch):
-    breaking(monkeypatch, 3)
-    configs = [configure("ncm", seed=seed) for seed in range(4)]
-    results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True))
-    assert sorted(config.seed for config, _ in results) == [0, 1, 2, 3]
-    assert {summary["status"] for _, summary in results} == {"done"}
-
-
-def test_a_run_that_was_waited_for_when_the_pool_broke_is_done_too(
-    configure, tmp_path, monkeypatch
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_a_run_whose_worker_is_killed_goes_on_from_its_checkpoint(
+    number, configure, tmp_path, monkeypatch
 ):
-    configs = [configure("ncm", seed=seed) for seed in range(2)]
-    with contextlib.ExitStack() as theirs:
-        assert theirs.enter_context(locked(run_directory(tmp_path, configs[0])))
-        breaking(monkeypatch, 3, theirs.close)
-        results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True))
-    assert [(config.seed, summary["status"]) for config, summary in results] == [
-        (1, "done"), (0, "done"),
-    ]  # fmt: skip
+    """A person's kill, or the kernel's for memory."""
+    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
+    configs = [configure("linear-probe", seed=seed) for seed in range(2)]
+    for config in configs:
+        run(config, tmp_path / "whole")
+    work = functools.partial(children.cut_once, number=getattr(signal, number), victim=1)
+    results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True, work=work))
+    assert sorted(config.seed for config, _ in results) == [0, 1]
+    assert {summary["status"] for _, summary in results} == {"done"}
+    for config in configs:
+        folder, whole = (run_directory(out, config) for out in (tmp_path, tmp_path / "whole"))
+        assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert "resumed" in (run_directory(tmp_path, configs[1]) / "log.txt").read_text()
+
+
+def test_each_gpu_has_a_worker_before_any_has_two(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "gpus", lambda device: ["3", "5"])
+    configs = [configure("ncm", seed=seed) for seed in range(4)]
+    work = functools.partial(children.where, together=4)
+    options = Options(per_device=2)
+    results = execute(
+        configs, tmp_path, "cuda", None, lambda c: 1, quiet=True, work=work, options=options
+    )
+    seen = {config.seed: summary for config, summary in results}
+    assert [seen[seed]["gpu"] for seed in range(4)] == ["3", "5", "3", "5"]
+    assert not any(summary["touched"] for summary in seen.values())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -210,7 +184,7 @@ def test_a_worker_killed_while_another_run_is_waited_for_loses_neither(configure
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.parametrize("between", [0, 3 * executors._TICK])
+@pytest.mark.parametrize("between", [0, 3 * TICK])
 def test_asked_twice_workers_in_a_long_step_are_killed(between, configure, tmp_path):
     configs = [configure("ncm", seed=seed) for seed in range(2)]
 

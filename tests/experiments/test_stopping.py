@@ -11,7 +11,8 @@ import sys
 import executor_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import executors, stopping
+from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments.executors.process import process_context
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("server")
 @pytest.fixture
 def worker():
     """A worker process, what it says, and what it takes its orders from."""
-    context = executors._context()
+    context = process_context()
     orders, giver = context.Pipe(duplex=False)
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=children.follower, args=(orders, said), daemon=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments.executors.base import settings
+from avalanche_rwf.experiments.executors.process import process_context
 from avalanche_rwf.experiments.config import RunConfig
 
 
@@ -21,8 +23,8 @@ def start(work: Callable[..., None], *args: Any) -> Any:
     import torch
 
     executors.start_server()
-    process = executors._context().Process(  # type: ignore[attr-defined]
-        target=_call, args=(executors._settings(), torch.get_num_threads(), work, args)
+    process = process_context().Process(  # type: ignore[attr-defined]
+        target=_call, args=(settings(), torch.get_num_threads(), work, args)
     )
     process.start()
     return process

@@ -1,0 +1,298 @@
+"""What all executors share: the protocol, the registry, and how one configuration is done.
+
+An executor takes a list of configurations and gives each back with its summary, as it ends, from
+wherever it was done. It is a class with this decorator in one file of this package, or in a file
+that ``--import`` names::
+
+    @register_executor("mine")
+    class Mine(Executor):
+        def map(self, configs):
+            for config in configs:
+                yield config, self.context.do(config)
+
+What a run needs to know travels in the :class:`Context`, which can be pickled: it does not depend
+on the process, the machine or the environment that it arrives in.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
+from avalanche_rwf.experiments.lease import locked
+from avalanche_rwf.experiments.status import Reporter
+
+__all__ = [
+    "KILLED",
+    "TICK",
+    "Context",
+    "Executor",
+    "Options",
+    "Result",
+    "Work",
+    "failed",
+    "get_executor",
+    "is_busy",
+    "is_free",
+    "killed",
+    "list_executors",
+    "needs",
+    "node_folder",
+    "pause",
+    "register_executor",
+    "settings",
+    "shared_features",
+]
+
+Result = tuple[RunConfig, dict[str, Any]]
+Work = Callable[..., dict[str, Any]]
+"""What is done with each configuration: called as :func:`.run.run` is, and picklable."""
+
+TICK = 0.25
+"""Seconds between two looks at the runs of other processes, and at whether to stop."""
+
+KILLED = (
+    "The worker process was killed, most often because the memory was not enough: fewer --jobs or "
+    "a smaller --batch-size need less."
+)
+
+
+def settings() -> dict[str, str]:
+    """This package's environment variables: what to import, where data sets are, loading."""
+    return {key: value for key, value in os.environ.items() if key.startswith("AVALANCHE_RWF_")}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runs of one list have in common; it can be pickled.
+
+    :param out: where run directories go.
+    :param device: as PyTorch names it.
+    :param threads: of each run; see :func:`.executors.default_threads`.
+    :param work: what to do with each configuration; None is :func:`.run.run`.
+    :param settings: of this package, as :func:`settings` gives them.
+    :param features: folder where the runs of one machine share features of test images; None is
+        each process for itself.
+    :param mirror: URL that finished run directories are copied to, or None.
+    """
+
+    out: Path
+    device: str = "cpu"
+    threads: int = 1
+    work: Work | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    features: Path | None = None
+    mirror: str | None = None
+
+    def enter(self) -> None:
+        """Let this process, which was started for it, do runs of the list."""
+        import torch
+
+        from avalanche_rwf.models.remember import MEMORY
+
+        # The process may have been started before the command line was read, or be another one's.
+        for key in settings().keys() - self.settings.keys():
+            del os.environ[key]
+        os.environ.update(self.settings)
+        torch.set_num_threads(self.threads)
+        MEMORY.share(self.features)
+
+    def do(self, config: RunConfig, again: bool = True) -> dict[str, Any]:
+        """Do one configuration: what was asked for, or a run that does not wait for others.
+
+        Errors are a summary: not every one of a user's can go to another process.
+
+        :param again: do a run again that failed in an earlier attempt.
+        """
+        from avalanche_rwf.experiments.run import run
+
+        try:
+            with Reporter(self.out, config) as report:
+                if self.work is not None:
+                    return self.work(config, self.out, self.device, progress=report)
+                summary = run(
+                    config, self.out, self.device, progress=report, wait=False, again=again
+                )
+            if self.mirror is not None and not is_busy(summary):
+                from avalanche_rwf.experiments.mirror import Mirror
+
+                Mirror(self.mirror).push(self.out, run_directory(self.out, config))
+            return summary
+        except (Exception, SystemExit) as error:
+            return failed(error)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a list is done, from the command line.
+
+    :param jobs: runs at a time; None leaves it to the executor.
+    :param per_device: runs at a time on each GPU.
+    :param ray_address: "auto", "HOST:PORT", or None for a Ray of this command's own.
+    :param slurm: what is passed on to Slurm.
+    :param detach: submit and leave.
+    """
+
+    jobs: int | None = None
+    per_device: int = 1
+    ray_address: str | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    detach: bool = False
+
+
+class Executor(abc.ABC):
+    """Does configurations; see the module's text.
+
+    :param context: what they have in common.
+    :param options: how they are done.
+    """
+
+    name: ClassVar[str]
+    can_detach: ClassVar[bool] = False
+    """Whether the work goes on when this process leaves it."""
+
+    def __init__(self, context: Context, options: Options) -> None:
+        self.context, self.options = context, options
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Say what is missing, before any work is done.
+
+        :raises UsageError: in one sentence.
+        """
+
+    @abc.abstractmethod
+    def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
+        """Do the configurations and yield each with its summary as it ends.
+
+        Asked to stop (:mod:`.stopping`), what is being done ends with a checkpoint.
+
+        :raises RunStopped: when it was asked to.
+        """
+
+
+_EXECUTORS: dict[str, type[Executor]] = {}
+
+
+def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
+    """Register an executor (decorator of its class)."""
+
+    def register(executor: type[Executor]) -> type[Executor]:
+        executor.name = name
+        _EXECUTORS[name] = executor
+        return executor
+
+    return register
+
+
+def list_executors() -> list[str]:
+    """Names, of this package's and of what ``--import`` names."""
+    package = importlib.import_module("avalanche_rwf.experiments.executors")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    from avalanche_rwf.strategies.extensions import load_extensions
+
+    load_extensions()
+    return sorted(_EXECUTORS)
+
+
+def get_executor(name: str) -> type[Executor]:
+    """Look one up by name.
+
+    :raises UsageError: if there is none.
+    """
+    names = list_executors()
+    if name not in _EXECUTORS:
+        raise UsageError(f"There is no executor {name!r}; {nearest(name, names)}.")
+    return _EXECUTORS[name]
+
+
+def needs(package: str, what: str, extra: str) -> None:
+    """Check that an optional package is there, without importing it.
+
+    :param what: needs it, such as "--executor ray".
+    :param extra: of this package, which brings it.
+    :raises UsageError: if it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(
+            f'{what} needs {package}, which is not installed: pip install "avalanche-rwf[{extra}]".'
+        )
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """The summary of a run that could not write one (a full disk, most often)."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return {"status": "failed", "error": reason, "error_type": type(error).__name__}
+
+
+def killed(why: str = KILLED) -> dict[str, Any]:
+    """The summary of a run whose process is gone."""
+    return {"status": "failed", "error": why, "error_type": "Killed"}
+
+
+def is_busy(summary: Mapping[str, Any]) -> bool:
+    """Whether another process is at the run."""
+    return bool(summary["status"] == BUSY)
+
+
+def is_free(out: Path, config: RunConfig) -> bool:
+    """Whether no other process is at a run any more."""
+    with locked(run_directory(out, config)) as free:
+        return free
+
+
+def pause() -> None:
+    """Wait a tick, if not asked to stop."""
+    if stopping.stop_requested():
+        raise stopping.RunStopped
+    time.sleep(TICK)
+
+
+def node_folder(out: Path) -> Path | None:
+    """A folder on this machine's own disk for all processes of this user that work for `out`.
+
+    It outlives them: the next job on the machine finds what earlier ones left. Those of other
+    lists that nobody has used for a day are removed. None if it cannot be had.
+    """
+    import hashlib
+    import shutil
+
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    root = Path(tempfile.gettempdir()) / f"avalanche-rwf-{user}"
+    folder = root / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+        facts = root.lstat()
+        # What is found there is believed: nobody else may have made it.
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077 or facts.st_uid != user:
+            return None
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.utime(folder)
+        for other in root.iterdir():
+            if time.time() - other.stat().st_mtime > 86400:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:
+        return None
+    return folder
+
+
+@contextlib.contextmanager
+def shared_features() -> Iterator[Path]:
+    """A folder for features of test images, for this comparison and no longer."""
+    with tempfile.TemporaryDirectory(prefix="avalanche-rwf-", ignore_cleanup_errors=True) as name:
+        yield Path(name)

@@ -1,0 +1,184 @@
+"""Several runs at a time on this machine, each in a process of its own.
+
+The processes come from a fork server that has imported everything already: importing Avalanche
+takes longer than a run on the embedded stream. The server never touches a GPU: a worker is told
+which one it has before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.executors.base import (
+    TICK,
+    Context,
+    Executor,
+    Result,
+    is_busy,
+    is_free,
+    killed,
+    pause,
+    register_executor,
+    shared_features,
+)
+
+__all__ = ["ProcessExecutor", "gpus", "process_context", "start_server"]
+
+
+def process_context() -> BaseContext:
+    """How processes are started here."""
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+
+
+def start_server() -> None:
+    """Let the fork server import the package now, while this process does other things."""
+    context = process_context()
+    if context.get_start_method() == "forkserver":
+        # Threads of a maths library are made at import: the server must see the limit.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        context.set_forkserver_preload(["avalanche_rwf.experiments.preload"])
+        from multiprocessing import forkserver
+
+        # It ends with this process; a signal to all must not end it, and its workers with it.
+        with stopping.ignored():
+            forkserver.ensure_running()
+
+
+def gpus(device: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is for each GPU that runs may use; empty: the device as named.
+
+    :param device: "cuda" is all GPUs that this process sees.
+    """
+    if device != "cuda":
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if len(named) >= count else [str(index) for index in range(count)]
+
+
+class _Worker(NamedTuple):
+    process: Any
+    config: RunConfig
+    gpu: str | None
+    alone: bool
+
+
+@register_executor("process")
+class ProcessExecutor(Executor):
+    """A process for each run. One that is killed takes nothing with it but its own run.
+
+    That run is done again from its last checkpoint when no other is going on, which may have had
+    the memory that it lacked; if its process is killed again, it has failed.
+    """
+
+    def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
+        """See :meth:`.Executor.map`."""
+        start_server()
+        cards = gpus(self.context.device)
+        places: list[str | None] = [c for c in cards for _ in range(self.options.per_device)]
+        jobs = self.options.jobs or max(1, len(places))
+        # One on each card before a second one on any.
+        turns = [cards[i % len(cards)] if cards else None for i in range(min(jobs, len(configs)))]
+        with shared_features() as features:
+            self.context = replace(self.context, features=features)
+            yield from self._done(list(configs), turns)
+
+    def _done(self, todo: list[RunConfig], free: list[str | None]) -> Iterator[Result]:
+        waiting: list[RunConfig] = []
+        lost: list[RunConfig] = []
+        working: dict[Connection, _Worker] = {}
+        try:
+            while todo or waiting or lost or working:
+                if stopping.stop_requested():
+                    raise stopping.RunStopped
+                while todo and free:
+                    self._start(working, todo.pop(0), free.pop(0))
+                if lost and not working:
+                    self._start(working, lost.pop(0), free.pop(0), alone=True)
+                if free and waiting and not any(worker.alone for worker in working.values()):
+                    for config in [c for c in waiting if is_free(self.context.out, c)][: len(free)]:
+                        waiting.remove(config)
+                        self._start(working, config, free.pop(0), again=False)
+                if not working:
+                    pause()
+                for ready in wait(list(working), timeout=TICK):
+                    assert isinstance(ready, Connection)
+                    worker = working.pop(ready)
+                    summary = _answer(ready)
+                    worker.process.join()
+                    free.append(worker.gpu)
+                    if summary is None and not worker.alone:
+                        lost.append(worker.config)
+                    elif summary is not None and is_busy(summary):
+                        waiting.append(worker.config)
+                    else:
+                        yield worker.config, killed() if summary is None else summary
+        except KeyboardInterrupt as asked:
+            if not isinstance(asked, stopping.RunStopped):  # twice, before the first was looked at
+                _kill(working)
+            raise
+        finally:
+            for connection in working:
+                connection.close()
+            try:
+                for worker in working.values():
+                    worker.process.join()
+            except BaseException:  # asked a second time
+                _kill(working)
+                raise
+
+    def _start(
+        self,
+        working: dict[Connection, _Worker],
+        config: RunConfig,
+        gpu: str | None,
+        again: bool = True,
+        alone: bool = False,
+    ) -> None:
+        context = process_context()
+        ours, theirs = context.Pipe()
+        process = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(self.context, config, again, gpu, theirs)
+        )
+        process.start()
+        theirs.close()
+        working[ours] = _Worker(process, config, gpu, alone)
+
+
+def _work(
+    context: Context, config: RunConfig, again: bool, gpu: str | None, answers: Connection
+) -> None:
+    """In a worker: one configuration. That the other end is closed tells it to stop."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    stopping.follow(answers)
+    context.enter()
+    with contextlib.suppress(stopping.RunStopped, BrokenPipeError), stopping.working():
+        answers.send(context.do(config, again))
+
+
+def _answer(answers: Connection) -> dict[str, Any] | None:
+    """What a worker says of its run; None if it ended without a word."""
+    try:
+        return dict(answers.recv())
+    except (EOFError, OSError):
+        return None
+    finally:
+        answers.close()
+
+
+def _kill(working: dict[Connection, _Worker]) -> None:
+    for worker in working.values():
+        worker.process.kill()
