@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -207,6 +208,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
+    add("--executor", default="process",
+        help="where runs are done: process (this machine), ray, slurm or one that --import names")
+    add("--runs-per-device", type=int, default=1, metavar="N",
+        help="small runs at a time on each GPU")
+    add("--ray-address", metavar="ADDRESS",
+        help="of a Ray that is there: auto or HOST:PORT (default: one that ends with the command)")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE,...",
+        help="options of sbatch, such as partition=gpu,gres=gpu:1,time=04:00:00; "
+        "array_parallelism=N jobs at a time")
+    add("--detach", action="store_true",
+        help="with --executor slurm: submit and leave; `status DIR` shows how far it is")
     add("--workers", type=int, metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")
@@ -220,6 +232,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
     add("--quiet", action="store_true", help="no progress bar")
     compare.set_defaults(run=_compare)
+
+    status = verbs.add_parser(
+        "status",
+        help="how far the comparisons in a folder are",
+        description="What is running, waiting, done and failed, from any machine that sees the "
+        "folder.",
+    )
+    status.add_argument("dir", metavar="DIR", help="the --out of a comparison")
+    status.add_argument("--watch", action="store_true", help="show it again until all have ended")
+    status.set_defaults(run=_status)
 
     inspect = verbs.add_parser(
         "inspect",
@@ -397,15 +419,22 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
         )
+    if not 1 <= args.runs_per_device <= _MOST_WORKERS:
+        raise UsageError(
+            f"--runs-per-device takes a whole number from 1 to {_MOST_WORKERS}, not "
+            f"{args.runs_per_device}."
+        )
     if args.precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
 
     from avalanche_rwf.benchmarks.registry import check_benchmark
     from avalanche_rwf.experiments.config import RunConfig
     from avalanche_rwf.experiments.executors import (
+        Options,
         default_jobs,
         default_threads,
         execute,
+        get_executor,
         start_server,
     )
     from avalanche_rwf.experiments.stopping import listening
@@ -430,8 +459,23 @@ def _compare(args: argparse.Namespace) -> int:
         split_seed=args.split_seed,
     ).validate()
     check_benchmark(args.benchmark, args.test_share)
+    executor = get_executor(args.executor)
+    how = Options(
+        args.jobs,
+        args.runs_per_device,
+        args.ray_address,
+        _slurm_options(args.slurm),
+        args.detach,
+    )
+    for flag, value, name in (
+        ("--ray-address", args.ray_address, "ray"),
+        ("--slurm", args.slurm, "slurm"),
+    ):
+        if value and args.executor != name:
+            raise UsageError(f"{flag} goes with --executor {name}, not with {args.executor}.")
+    executor.check(how)
     check_writable(out)
-    if args.jobs != 1:
+    if args.executor == "process" and args.jobs != 1:
         start_server()
     if not args.quiet and sys.stderr.isatty():
         _say("Loading PyTorch, timm and Avalanche ...")
@@ -445,6 +489,7 @@ def _compare(args: argparse.Namespace) -> int:
         select_methods,
     )
     from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.experiments.status import write_list
     from avalanche_rwf.experiments.tuning import tune
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.table import render
@@ -488,25 +533,40 @@ def _compare(args: argparse.Namespace) -> int:
         fixed = {name: given_options(name, common, settings) for name in methods}
         first = planned.configs[: len(methods)]
         with listening(_say):
-            choices = tune(first, fixed, out, device, args.jobs, args.quiet)
+            choices = tune(
+                *(first, fixed, out, device, args.jobs, args.quiet),
+                *(args.executor, replace(how, detach=False)),
+            )
         for choice in choices.values():
             _say(choice.sentence())
         planned = plan_tuned(planned, choices, out)
-    jobs = args.jobs or default_jobs(device, len(planned.todo))
+    here = args.executor in ("process", "serial")
+    jobs = args.jobs or default_jobs(device, len(planned.todo), args.runs_per_device)
+    where = f"{jobs} at a time on {device}" if here else f"on {args.executor}, device {device}"
     _say(
         f"{len(planned.configs)} runs ({len(methods)} methods, {len(seeds)} seeds), "
-        f"{len(planned.configs) - len(planned.todo)} done already, {jobs} at a time on {device}."
+        f"{len(planned.configs) - len(planned.todo)} done already, {where}."
     )
     failed = []
-    threads = default_threads(device, len(planned.configs))
+    threads = default_threads(device, len(planned.configs), args.runs_per_device)
+    write_list(out, planned.configs, planned.samples)
     with listening(_say):
         for config, summary in execute(
-            planned.todo, out, device, jobs, lambda config: planned.samples, args.quiet, threads
+            *(planned.todo, out, device, jobs if here else args.jobs),
+            *(lambda config: planned.samples, args.quiet, threads),
+            executor=args.executor,
+            options=replace(how, jobs=jobs) if here else how,
         ):
             if summary["status"] != "done":
                 failed.append(config)
                 folder = run_directory(out, config)
                 _say_failed(config.method, config.seed, summary["error"], folder)
+    if args.detach:
+        _say(
+            f"The jobs go on without this command: `avalanche-rwf status {out}` shows how far they "
+            "are, and the same command without --detach prints the leaderboard."
+        )
+        return 0
     if not out.is_dir():
         _say(f"avalanche-rwf: The folder {str(out)!r} was removed or renamed meanwhile.")
         return 1
@@ -528,6 +588,49 @@ def _compare(args: argparse.Namespace) -> int:
     if written:
         _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
     return 1 if failed or not written else 0
+
+
+def _slurm_options(texts: Sequence[str]) -> dict[str, str]:
+    """``--slurm key=value,...`` as pairs; a comma in a value is kept where no key follows it."""
+    options: dict[str, str] = {}
+    for text in texts:
+        key = ""
+        for part in text.split(","):
+            name, equals, value = part.partition("=")
+            if equals and name.replace("-", "_").isidentifier():
+                key = name.replace("-", "_")
+                options[key] = value
+            elif key:
+                options[key] += f",{part}"
+            else:
+                raise UsageError(f"--slurm takes key=value,..., not {text!r}.")
+    return options
+
+
+def _status(args: argparse.Namespace) -> int:
+    import time
+
+    from avalanche_rwf.experiments.status import read_state
+    from avalanche_rwf.experiments.view import Screen, Speed, summary_line, table
+
+    (out,) = _folders([args.dir], "status")
+    ended: dict[str, dict[str, Any]] = {}
+    speed, screen = Speed(), Screen(sys.stdout) if sys.stdout.isatty() else None
+    while True:
+        state = read_state(out, ended)
+        if state is None:
+            raise UsageError(f"status takes the --out of a comparison, and {args.dir!r} is none.")
+        per_second = speed.note(state.samples_done)
+        if not args.watch:
+            print("\n".join(table(state, per_second)))
+            return 0
+        if screen is not None:
+            screen.draw(table(state, per_second))
+        else:
+            print(summary_line(state, per_second), flush=True)
+        if not state.running and not state.waiting:
+            return 0
+        time.sleep(1 if screen is not None else 30)
 
 
 def _inspect(args: argparse.Namespace) -> int:

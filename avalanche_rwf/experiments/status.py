@@ -1,8 +1,8 @@
 """What is known of a list of runs from its folder alone, on any machine that sees it.
 
 ``OUT/status/lists/<id>.json``      the runs of one command
-``OUT/status/running/<run>.json``   one that is going on: its samples, its last accuracy, and when it
-                                    gave this sign of life
+``OUT/status/running/<run>.json``   one that is going on: its samples, its last accuracy, and
+                                    when it gave this sign of life
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from avalanche_rwf.experiments.config import RunConfig, run_directory, slug
 from avalanche_rwf.plain import read_object
 
-__all__ = ["State", "Tally", "Reporter", "read_running", "read_state", "write_list"]
+__all__ = ["Reporter", "State", "Tally", "read_running", "read_state", "write_list"]
 
 _EVERY = 1.0
 _SILENT = 60.0

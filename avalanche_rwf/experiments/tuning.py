@@ -266,6 +266,8 @@ def tune(
     device: str = "cpu",
     jobs: int | None = None,
     quiet: bool = False,
+    executor: str = "process",
+    options: executors.Options | None = None,
 ) -> dict[str, Choice]:
     """Choose the options of each method; what an earlier call has tried is read from its record.
 
@@ -274,6 +276,7 @@ def tune(
     :param configs: one run per method, all at the first seed.
     :param fixed: method -> options that are not varied.
     :param jobs: settings at a time; None is as many as :func:`.executors.default_jobs` says.
+    :param executor: by name, and how it does them; see :func:`.executors.execute`.
     :returns: method -> choice.
     :raises UsageError: if no images can be held out.
     """
@@ -317,7 +320,8 @@ def tune(
     jobs = jobs or executors.default_jobs(device, len(todo))
     work = functools.partial(_try, experiences=k)
     for config, result in executors.execute(
-        todo, out, device, jobs, lambda config: samples, quiet, threads, work, "settings"
+        *(todo, out, device, jobs, lambda config: samples, quiet, threads, work, "settings"),
+        *(executor, options),
     ):
         name, index = place[config.config_hash()]
         tries = contents[name]["settings"]

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.status import State, read_running
+from avalanche_rwf.experiments.status import State
 from avalanche_rwf.plain import printable
 
 __all__ = ["Speed", "View", "summary_line", "table"]
@@ -34,7 +34,8 @@ class Speed:
         self._seen.append((now, samples))
         while len(self._seen) > 2 and now - self._seen[0][0] > 60:
             self._seen.popleft()
-        (then, before), passed = self._seen[0], now - self._seen[0][0]
+        then, before = self._seen[0]
+        passed = now - then
         return (samples - before) / passed if passed > 0.5 and samples > before else None
 
 

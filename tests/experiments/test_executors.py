@@ -14,7 +14,13 @@ import pytest
 
 from avalanche_rwf.experiments import executors, stopping
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.executors import Options, default_jobs, default_threads, execute, process
+from avalanche_rwf.experiments.executors import (
+    Options,
+    default_jobs,
+    default_threads,
+    execute,
+    process,
+)
 from avalanche_rwf.experiments.executors.base import TICK, Context, settings
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked, write_json

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.executors.base import settings
 from avalanche_rwf.experiments.executors.process import process_context
-from avalanche_rwf.experiments.config import RunConfig
 
 
 def start(work: Callable[..., None], *args: Any) -> Any:

@@ -79,7 +79,6 @@ def execute(
     noun: str = "runs",
     executor: str = "process",
     options: Options | None = None,
-    mirror: str | None = None,
 ) -> Iterator[Result]:
     """Do the runs and yield each with its summary as it ends.
 
@@ -93,13 +92,12 @@ def execute(
     :param work: what to do with each configuration; None is :func:`.run.run`.
     :param noun: what the view calls them.
     :param executor: by name; see :func:`list_executors`.
-    :param mirror: URL that finished run directories are copied to.
     :raises RunStopped: if the process is asked to stop (:mod:`.stopping`); what was being done has
         a checkpoint then.
     """
     if executor == "process" and jobs == 1:
         executor = "serial"
-    context = Context(out, device, threads, work, settings(), mirror=mirror)
+    context = Context(out, device, threads, work, settings())
     doing = get_executor(executor)(context, options or Options(jobs=jobs))
     each = samples(configs[0]) if configs else 0
     with View(functools.partial(read_running, out), configs, each, noun, quiet) as view:

@@ -87,7 +87,6 @@ class Context:
     :param settings: of this package, as :func:`settings` gives them.
     :param features: folder where the runs of one machine share features of test images; None is
         each process for itself.
-    :param mirror: URL that finished run directories are copied to, or None.
     """
 
     out: Path
@@ -96,7 +95,6 @@ class Context:
     work: Work | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     features: Path | None = None
-    mirror: str | None = None
 
     def enter(self) -> None:
         """Let this process, which was started for it, do runs of the list."""
@@ -124,14 +122,7 @@ class Context:
             with Reporter(self.out, config) as report:
                 if self.work is not None:
                     return self.work(config, self.out, self.device, progress=report)
-                summary = run(
-                    config, self.out, self.device, progress=report, wait=False, again=again
-                )
-            if self.mirror is not None and not is_busy(summary):
-                from avalanche_rwf.experiments.mirror import Mirror
-
-                Mirror(self.mirror).push(self.out, run_directory(self.out, config))
-            return summary
+                return run(config, self.out, self.device, progress=report, wait=False, again=again)
         except (Exception, SystemExit) as error:
             return failed(error)
 
@@ -174,6 +165,8 @@ class Executor(abc.ABC):
 
         :raises UsageError: in one sentence.
         """
+        if options.detach and not cls.can_detach:
+            raise UsageError(f"--detach goes with --executor slurm, not with {cls.name}.")
 
     @abc.abstractmethod
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
