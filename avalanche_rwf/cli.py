@@ -170,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods",
         help="comma-separated names or patterns, or all (default: the default ones); "
         "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
+    add("--exclude", metavar="NAME|PATTERN[,..]", help="methods to leave out of --methods")
     _add_import(compare)
     add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
     add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
@@ -481,12 +482,15 @@ def _compare(args: argparse.Namespace) -> int:
         _say("Loading PyTorch, timm and Avalanche ...")
 
     from avalanche_rwf.experiments.compare import (
+        exclude_methods,
         given_options,
         method_options,
+        named_methods,
         plan,
         plan_tuned,
         resolve_device,
         select_methods,
+        write_left_out,
     )
     from avalanche_rwf.experiments.config import run_directory
     from avalanche_rwf.experiments.status import write_list
@@ -497,7 +501,9 @@ def _compare(args: argparse.Namespace) -> int:
     from avalanche_rwf.models.preprocessing import plain_name
 
     device = resolve_device(args.device)
-    methods = select_methods(args.methods)
+    chosen = select_methods(args.methods)
+    methods = exclude_methods(chosen, args.exclude)
+    left_out = {name: "--exclude names it." for name in chosen if name not in methods}
     common = {"head": args.head, "mask": args.mask, "readout": args.readout}
     options, notes = method_options(methods, common, settings)
     base = RunConfig(
@@ -526,7 +532,12 @@ def _compare(args: argparse.Namespace) -> int:
         test_share=args.test_share,
         split_seed=args.split_seed,
     )
-    planned = plan(base, methods, seeds, options, out, notes, args.eval_every_samples is None)
+    planned = plan(
+        base, methods, seeds, options, out, notes, args.eval_every_samples is None,
+        named_methods(args.methods),
+    )  # fmt: skip
+    methods = planned.methods
+    left_out.update(planned.left_out)
     for note in planned.notes:
         _say(note)
     if args.budget == "tuned":
@@ -585,7 +596,11 @@ def _compare(args: argparse.Namespace) -> int:
     if len(runs):
         board = aggregate(runs[runs["config_hash"].isin(hashes)])
         print(render(board, args.format), end="")
+    for method, why in left_out.items():
+        _say(f"not compared: {method}: {why}")
     if written:
+        with contextlib.suppress(OSError):  # a full disk: it was printed
+            write_left_out(out, args.benchmark, base.backbone, left_out)
         _say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
     return 1 if failed or not written else 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from avalanche_rwf.benchmarks import Benchmark
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import (
@@ -19,9 +20,10 @@ from avalanche_rwf.experiments.run import (
     load_backbone,
     reads_boundaries,
 )
-from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
+from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.models.masks import MASKS
@@ -29,12 +31,15 @@ from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_
 
 __all__ = [
     "Plan",
+    "exclude_methods",
     "given_options",
     "method_options",
+    "named_methods",
     "plan",
     "plan_tuned",
     "resolve_device",
     "select_methods",
+    "write_left_out",
 ]
 
 
@@ -46,12 +51,19 @@ class Plan:
     :param todo: those without a finished run directory.
     :param samples: training samples per run.
     :param notes: sentences to print before the work begins.
+    :param left_out: methods that nobody named and that do not fit, with the reason.
     """
 
     configs: tuple[RunConfig, ...]
     todo: tuple[RunConfig, ...]
     samples: int
     notes: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that run, in their order."""
+        return list(dict.fromkeys(config.method for config in self.configs))
 
 
 def select_methods(text: str | None) -> list[str]:
@@ -77,6 +89,29 @@ def select_methods(text: str | None) -> list[str]:
     if not chosen:
         raise UsageError(f"--methods takes names or patterns, not {text!r}.")
     return chosen
+
+
+def named_methods(text: str | None) -> set[str]:
+    """Of :func:`select_methods`' names those that are named by themselves, by no pattern."""
+    words = () if text is None else (w.strip() for w in text.split(","))
+    return {w for w in words if w and w != "all" and not any(sign in w for sign in "*?[")}
+
+
+def exclude_methods(methods: Sequence[str], text: str | None) -> list[str]:
+    """The methods less those of a comma-separated list of names and shell patterns.
+
+    :raises UsageError: for a name or pattern of no method here, and if no method is left.
+    """
+    left = list(methods)
+    for word in () if text is None else (w.strip() for w in text.split(",")):
+        if word and not fnmatch.filter(methods, word):
+            raise UsageError(
+                f"--exclude {word} names no method of this comparison; {nearest(word, methods)}."
+            )
+        left = [name for name in left if not fnmatch.fnmatchcase(name, word)]
+    if not left:
+        raise UsageError(f"--exclude {text} leaves no method of {', '.join(methods)}.")
+    return left
 
 
 def resolve_device(name: str) -> str:
@@ -190,13 +225,16 @@ def plan(
     out: Path,
     notes: Sequence[str] = (),
     choose_evaluation: bool = False,
+    named: Collection[str] | None = None,
 ) -> Plan:
     """Check everything that can be checked, then list the runs.
 
     Backbone and benchmark are loaded and every method is built once: what is wrong shows here, in
-    one sentence, and not after an hour.
+    one sentence, and not after an hour. A method that nobody named and that does not fit, be it
+    with its own options, is left out and named.
 
     :param choose_evaluation: set ``eval_every_samples`` to a quarter of the stream.
+    :param named: the methods that were named by themselves; None is all.
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
@@ -213,35 +251,93 @@ def plan(
     if choose_evaluation:
         base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 4)))
     _check_subset(base, benchmark.num_classes)
-    configs = []
+    configs: list[RunConfig] = []
+    left_out: dict[str, str] = {}
     for method in methods:
         code = get_method(method).origin.get("sha256", "")
         config = replace(base, method=method, options=dict(options[method]), code=code)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                strategy = build_strategy(config, benchmark.num_classes)
-            _check_room(strategy, len(benchmark.classes_per_experience))
-        except ValueError as error:
-            raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
-        except (Exception, SystemExit) as error:
-            # Not said by a check of ours: PyTorch's or timm's word for an impossible size, or
-            # whatever goes wrong in a user's method.
-            why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-            why = f"it calls sys.exit: {why}" if isinstance(error, SystemExit) else why
-            raise UsageError(f"{method} cannot be built with these options ({why}).") from error
-        if config.boundary_free and reads_boundaries(config, strategy):
-            raise UsageError(
-                f"{method} reads task boundaries in training, which --boundary-free hides; leave "
-                "one of the two out."
-            )
+            said += _try(config, benchmark)
+        except UsageError as error:
+            if named is None or method in named or not _is_unfit(config, benchmark):
+                raise
+            left_out[method] = str(error).removeprefix(f"{method}: ")
+            continue
+        # A default that a small backbone has not room for is recorded as what it is there.
+        fitted = {
+            key: value.on(info.depth) if isinstance(value, DefaultBlocks) else value
+            for key, value in config.options.items()
+        }
+        config = replace(config, options=fitted)
         configs += [config.with_seed(seed) for seed in seeds]
+    if not configs:
+        reasons = " ".join(f"{method}: {why}" for method, why in left_out.items())
+        raise UsageError(f"No method of this comparison fits. {reasons}")
     # Seed by seed, so that an interrupted comparison has every method at the first seeds.
     configs.sort(key=lambda c: seeds.index(c.seed))
     said += benchmark.notes
     if benchmark.skipped:
         said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
-    return Plan(tuple(configs), _unfinished(configs, out), benchmark.train_size, tuple(said))
+    return Plan(
+        tuple(configs),
+        _unfinished(configs, out),
+        benchmark.train_size,
+        tuple(dict.fromkeys(said)),
+        left_out,
+    )
+
+
+def _try(config: RunConfig, benchmark: Benchmark) -> list[str]:
+    """Build a method once; returns what is otherwise with it because of the backbone.
+
+    :raises UsageError: naming the method, if it cannot be built or has no room for the stream.
+    """
+    method = config.method
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            strategy = build_strategy(config, benchmark.num_classes)
+        _check_room(strategy, len(benchmark.classes_per_experience))
+    except ValueError as error:
+        raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
+    except (Exception, SystemExit) as error:
+        # Not said by a check of ours: PyTorch's or timm's word for an impossible size, or
+        # whatever goes wrong in a user's method.
+        why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        why = f"it calls sys.exit: {why}" if isinstance(error, SystemExit) else why
+        raise UsageError(f"{method} cannot be built with these options ({why}).") from error
+    if config.boundary_free and reads_boundaries(config, strategy):
+        raise UsageError(
+            f"{method} reads task boundaries in training, which --boundary-free hides; leave "
+            "one of the two out."
+        )
+    fit = [str(w.message) for w in caught if issubclass(w.category, FitWarning)]
+    # What is said of the backbone is said of all methods alike and once.
+    return [f"{text}." if "no class token" in text else f"{method}: {text}." for text in fit]
+
+
+def _is_unfit(config: RunConfig, benchmark: Benchmark) -> bool:
+    """Whether a method does not fit with its own options either: no value typed is to blame."""
+    own = resolve_options(config.method, {})
+    if all(config.options.get(key) is value for key, value in own.items()):
+        return True
+    try:
+        _try(replace(config, options=own), benchmark)
+    except UsageError:
+        return True
+    return False
+
+
+def write_left_out(out: Path, benchmark: str, backbone: str, left_out: Mapping[str, str]) -> None:
+    """``OUT/left_out.json``: which methods the comparisons in OUT were made without, and why.
+
+    The entry of the same benchmark and backbone is replaced.
+    """
+    path, name = out / "left_out.json", f"{benchmark} on {backbone}"
+    found = read_json(path) or {}
+    if found.get(name, {}) != left_out:
+        rest = {key: value for key, value in found.items() if key != name}
+        write_json(path, {**rest, name: dict(left_out)} if left_out else rest)
 
 
 def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:

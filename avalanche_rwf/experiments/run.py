@@ -77,6 +77,7 @@ from avalanche_rwf.experiments.store import (
     write_text,
 )
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
+from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.plain import read_file
 from avalanche_rwf.routing.model import RoutedViT
@@ -812,7 +813,19 @@ def _ran(strategy: Any) -> dict[str, Any]:
         # With a closed-form head prompts learn through a head of their own.
         "training_head": "white" if getattr(model, "training_head", None) is not None else None,
         "clip_norm": getattr(strategy, "clip_norm", None),
+        **_ran_on(model),
     }
+
+
+def _ran_on(model: nn.Module) -> dict[str, Any]:
+    """The blocks that a model used, and what stands for an image: "token", or a pooling's name."""
+    if not isinstance(model, FrozenViT):
+        return {}
+    used = {"prompted": model.prompted_blocks(), "readout": model.readout_blocks}
+    if isinstance(model, RoutedViT):
+        used["routed"] = model.routed_blocks()
+    blocks = {f"{name}_blocks": list(indices) for name, indices in used.items() if indices}
+    return {**blocks, "pooling": model.pooling}
 
 
 def _identity(
