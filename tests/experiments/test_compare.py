@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
+import timm
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import compare
-from avalanche_rwf.experiments.compare import method_options, plan, resolve_device, select_methods
+from avalanche_rwf.experiments.compare import (
+    exclude_methods,
+    method_options,
+    named_methods,
+    plan,
+    resolve_device,
+    select_methods,
+    write_left_out,
+)
 from avalanche_rwf.experiments.run import build_strategy, load_backbone, run
-from avalanche_rwf.models.backbone import backbone_info
-from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
+from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.models.backbone import PACKAGED, backbone_info, list_backbones
+from avalanche_rwf.strategies.registry import (
+    create_strategy,
+    get_method,
+    list_methods,
+    resolve_options,
+)
 
 
 def test_methods_by_name_pattern_and_default():
@@ -143,3 +159,84 @@ def test_a_method_that_cannot_be_built_is_named_before_any_run(
         plan(base, ["ncm", "slda"], [0], options, tmp_path)
     assert str(said.value) == f"slda cannot be built with these options ({why})."
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [None, "avalanche-l2p"])
+def test_what_does_not_fit_is_an_error_only_if_it_was_named(named, configure, tmp_path, tools):
+    """A backbone with registers, which Avalanche's own transformer does not know."""
+    base = replace(configure("ncm"), method="", options={})
+    base = replace(base, backbone_args={**base.backbone_args, "reg_tokens": 2})
+    methods = select_methods(named and f"ncm,{named}")
+    options = method_options(methods, {}, [])[0]
+    if named:
+        with pytest.raises(UsageError, match=r"^avalanche-l2p: .*register tokens"):
+            plan(base, methods, [0], options, tmp_path, named=named_methods(f"ncm,{named}"))
+        return
+    planned = plan(base, methods, [0], options, tmp_path, named=named_methods(None))
+    assert set(planned.left_out) == {"avalanche-l2p"}
+    assert "register tokens" in planned.left_out["avalanche-l2p"]
+    assert planned.methods == [m for m in methods if m != "avalanche-l2p"]
+    # A value that was typed is to blame itself, also where a pattern named the method.
+    options = method_options(methods, {}, [("rwf", "routed_blocks", "first 99")])[0]
+    with pytest.raises(UsageError, match=r"^rwf: .*the backbone has \d+ blocks"):
+        plan(base, methods, [0], options, tmp_path, named=set())
+    with pytest.raises(UsageError, match=r"^No method .* fits\. avalanche-l2p: The backbone"):
+        plan(base, ["avalanche-l2p"], [0], method_options(["avalanche-l2p"], {}, [])[0], tmp_path,
+             named=set())  # fmt: skip
+
+
+def test_what_was_left_out_is_in_a_file_by_benchmark_and_backbone(tmp_path):
+    path = tmp_path / "left_out.json"
+    write_left_out(tmp_path, "digits", "a", {})
+    assert not path.exists()
+    write_left_out(tmp_path, "digits", "a", {"l2p": "why"})
+    write_left_out(tmp_path, "digits", "b", {"mvp": "why not"})
+    expected = {"digits on a": {"l2p": "why"}, "digits on b": {"mvp": "why not"}}
+    assert read_json(path) == expected
+    write_left_out(tmp_path, "digits", "a", {})
+    assert read_json(path) == {"digits on b": {"mvp": "why not"}}
+
+
+def test_methods_can_be_left_out_by_name_and_pattern():
+    assert exclude_methods(["ncm", "rwf", "rwf-lda"], None) == ["ncm", "rwf", "rwf-lda"]
+    assert exclude_methods(["ncm", "rwf", "rwf-lda"], "rwf*") == ["ncm"]
+    assert exclude_methods(["ncm", "rwf", "rwf-lda"], "ncm, rwf") == ["rwf-lda"]
+    with pytest.raises(UsageError, match=r"--exclude rfw names no method .* nearest"):
+        exclude_methods(["ncm", "rwf"], "rfw")
+    with pytest.raises(UsageError, match="leaves no method of ncm"):
+        exclude_methods(["ncm"], "*")
+    assert named_methods("ncm,rwf*,all, avalanche:EWC") == {"ncm", "avalanche:EWC"}
+
+
+def _kind(vit):
+    """What of a backbone decides whether a method fits, not its sizes."""
+    block = vit.blocks[0]
+    parts = ("norm_pre", "fc_norm", "pos_embed", "cls_token", "reg_token", "rope", "attn_pool")
+    flags = ("no_embed_class", "dynamic_img_size", "global_pool", "num_prefix_tokens")
+    return (
+        type(vit), type(block), type(block.attn), *(type(getattr(vit, p, None)) for p in parts),
+        *(getattr(vit, flag, None) for flag in flags),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_default_comparison_has_methods_to_run_on_every_listed_backbone(tools):
+    kinds = {}
+    for arch in dict.fromkeys(name.split(".")[0] for name in list_backbones()):
+        if arch != PACKAGED:
+            try:
+                vit = timm.create_model(
+                    arch, num_classes=0, depth=2, embed_dim=8, num_heads=1, pretrained=False
+                )
+            except AssertionError:  # its sizes belong together
+                continue
+            kinds.setdefault(_kind(vit), (arch, vit))
+    for arch, vit in kinds.values():
+        fit = set()
+        for method in select_methods(None):
+            with contextlib.suppress(UsageError):
+                create_strategy(method, backbone=vit, num_classes=4,
+                                loop={"evaluator": tools.silent()})  # fmt: skip
+                fit.add(method)
+        assert set(select_methods(None)) - fit <= {"avalanche-l2p"}, arch
+    assert len(kinds) > 20

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from avalanche_rwf.benchmarks.registry import get_benchmark, list_benchmarks
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import list_backbones, weights_sha256
+from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.strategies.registry import (
     create_strategy,
     get_method,
@@ -194,6 +195,49 @@ def test_odd_batches(tools, name):
     s.train(stream.train_stream[0], eval_streams=[], shuffle=False)  # classes come back
     s.eval(stream.test_stream)
     assert all(torch.isfinite(p).all() for p in s.model.parameters())
+
+
+# A backbone with fewer blocks than any default asks for, one without a class token, an Eva.
+UNUSUAL = {"2 blocks": {}, "1 block": {"depth": 1}, "siglip": {}, "dinov3": {}, "beit": {}}
+# The two on Avalanche's own transformer take plain ViTs.
+PLAIN_ONLY = {"avalanche-l2p", "avalanche-l2p-as-shipped"}
+
+
+@pytest.mark.filterwarnings("ignore::avalanche_rwf.models.blocks.FitWarning")
+@pytest.mark.parametrize("backbone", UNUSUAL)
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ADAPTED[1:]])
+def test_default_options_run_on_every_kind_of_backbone(tools, scenario, name, backbone):
+    vit = tools.vit(**{"depth": 2, **tools.families.get(backbone, {}), **UNUSUAL[backbone]})
+    torch.manual_seed(0)
+    arguments = {"backbone": vit, "num_classes": 6, "loop": {
+        "train_mb_size": 8, "eval_mb_size": 64, "evaluator": tools.silent()}}  # fmt: skip
+    if name in PLAIN_ONLY and backbone in tools.families:
+        with pytest.raises(UsageError, match=r"VisionTransformer|no class token"):
+            create_strategy(name, **arguments)
+        return
+    s = train(create_strategy(name, **arguments), scenario, upto=2)
+    s.experience = scenario.test_stream[0]
+    x = torch.randn(5, 3, 32, 32)
+    together = predict(s, x)
+    assert torch.isfinite(together).any(1).all()
+    assert len({int(c) for c in together.argmax(1)}) >= 1
+    for i in range(5):
+        torch.testing.assert_close(predict(s, x[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_that_a_user_typed_are_refused_where_a_default_gives_way(tools, name):
+    """Typing the very text of the default is typing."""
+    vit, options = tools.vit(depth=1), get_method(name).options
+    arguments = {"backbone": vit, "num_classes": 6, "loop": {"evaluator": tools.silent()}}
+    typed = {k: str(v) for k, v in options.items() if isinstance(v, DefaultBlocks)}
+    for key, text in typed.items():
+        with pytest.raises(UsageError, match=f"not {text!r}: the backbone has 1 blocks"):
+            create_strategy(name, **arguments, **{key: text})
+    if typed:
+        with pytest.warns(FitWarning, match="The backbone has 1 blocks, so .* and not its default"):
+            create_strategy(name, **arguments)
+    assert bool(typed) == any("blocks" in key for key in options)
 
 
 GRADIENT = [name for name in METHODS if {"mask", "lr"} <= set(get_method(name).options)]
