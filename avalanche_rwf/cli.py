@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--head",
         help="one head for all methods: linear, cosine, white, ncm, slda, ridge or rp-ridge")
     add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
-    add("--readout", help="one read-out for all: cls or cls+mean")
+    add("--readout", help="one read-out for all: cls, mean or cls+mean")
     add("--augment", default="none",
         help="training augmentation: none, flip, flip-crop or autoaug")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")

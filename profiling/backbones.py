@@ -57,7 +57,8 @@ def table() -> list[str]:
         shown = ", ".join(f"`{name}`" for name in names[:: max(1, len(names) // 3)][:3])
         lines.append(f"| {supported} | {kind} | {said} | {len(names)} | {shown} |")
     lines.append(
-        f"| no | all of {len(others)} further modules | of classes that are not taken apart here | | "
+        f"| no | all of {len(others)} further modules | of classes that are not taken apart here "
+        "| | "
         "`cait`, `convnext`, `swin_transformer`, `vision_transformer_hybrid` |"
     )
     return lines

@@ -53,7 +53,7 @@ __all__ = [
 _PAPER = "Wang et al., Learning to prompt for continual learning, CVPR 2022 (arXiv 2112.08654)"
 # Any of Avalanche's factories: what they fix is overridden by the backbone's own sizes.
 _FACTORY = "vit_base_patch16_224"
-_READOUTS = ("prompt", "cls", "cls+mean")
+_READOUTS = ("prompt", "cls", "mean", "cls+mean")
 
 
 def _check_backbone(backbone: nn.Module) -> VisionTransformer:
@@ -204,7 +204,7 @@ class PromptPoolViT(FrozenViT):
     :param head: a name of ``avalanche_rwf.models.heads.HEADS``. With a closed form the prompts
         learn through a second, trained head.
     :param readout: "prompt" (the method's own: the mean of the prompt tokens' outputs), "cls"
-        (class token) or "cls+mean" (with the mean patch token).
+        (class token), "mean" (mean patch token) or "cls+mean" (both).
     :raises UsageError: naming the argument that does not fit.
     """
 
@@ -274,7 +274,8 @@ class PromptPoolViT(FrozenViT):
         tokens = result["x"]
         if self.readout == "cls":
             return tokens[:, 0]
-        return torch.cat([tokens[:, 0], tokens[:, 1 + self.prompt_tokens :].mean(1)], dim=1)
+        mean = tokens[:, 1 + self.prompt_tokens :].mean(1)
+        return mean if self.readout == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
 
 
 class _GivenModel(LearningToPrompt):

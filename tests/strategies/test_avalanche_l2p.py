@@ -576,7 +576,7 @@ def test_frozen_weights_stay(backbone, name):
     assert all(torch.equal(vit.state_dict()[k], v) for k, v in frozen.items())
 
 
-@pytest.mark.parametrize("readout", ["prompt", "cls", "cls+mean"])
+@pytest.mark.parametrize("readout", ["prompt", "cls", "mean", "cls+mean"])
 def test_every_trained_tensor_gets_a_gradient(backbone, readout):
     """The pool as a tensor: in a step only the selected prompts and keys have one."""
 
