@@ -19,6 +19,7 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +90,8 @@ def on_page_markdown(text: str, page: Any, **kwargs: Any) -> str:
         return f"```python\n{(ROOT / match[1]).read_text(encoding='utf-8')}```"
 
     text = re.sub(r"<!-- include (\S+) -->", include, text)
+    if page.file.src_uri == "glossary.md":
+        page.meta["search"] = {"boost": 5}  # a term is found where it is defined
     if "/" not in page.file.src_uri:
         text = re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", text)
     return text
@@ -101,7 +104,11 @@ def on_page_content(html: str, **kwargs: Any) -> str:
         block = match[2] == "["
         latex = match[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
         latex = latex.replace(r"\bar e", r"\bar{e}").replace(r"\hat X", r"\hat{X}")
-        return convert(latex.strip(), display="block" if block else "inline")
+        latex = re.sub(r"\\arg(?=\W)", r"\\operatorname{arg}", latex)
+        drawn = convert(latex.strip(), display="block" if block else "inline")
+        if unknown := re.search(r"\\[a-zA-Z]+", drawn):
+            raise PluginError(f"The formula {latex!r} has {unknown[0]}, which is not known.")
+        return drawn
 
     pattern = r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>'
     return re.sub(pattern, formula, html, flags=re.S)
