@@ -185,6 +185,10 @@ def _parser() -> argparse.ArgumentParser:
         help="prepare images as for this timm tag (default: the backbone's)")
     add("--mean", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
     add("--std", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
+    add("--interpolation", metavar="NAME",
+        help="of resized images, such as bicubic or bicubic-squash (default: the backbone's)")
+    add("--crop-pct", type=float, metavar="SHARE",
+        help="of the resized image that is taken, from its middle (default: the backbone's)")
     add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
     add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
     add("--head",
@@ -370,13 +374,16 @@ def _three_numbers(flag: str, text: str) -> tuple[float, ...]:
 
 
 def _data_config(args: argparse.Namespace) -> dict[str, Any]:
-    """What --data-config, --mean and --std say, as values: a tag's may be others in another
-    timm."""
-    given = {
+    """What --data-config and the flags of its parts say, as values: a tag's may be others in
+    another timm."""
+    given: dict[str, Any] = {
         key: _three_numbers(f"--{key}", text)
         for key, text in (("mean", args.mean), ("std", args.std))
         if text is not None
     }
+    for key in ("interpolation", "crop_pct"):
+        if getattr(args, key) is not None:
+            given[key] = getattr(args, key)
     if args.data_config is None and not given:
         return {}
     from avalanche_rwf.models.preprocessing import checked_config, tag_config

@@ -19,7 +19,7 @@ __all__ = ["command_line", "command_words"]
 _OWN = (
     *("benchmark", "method", "options", "seed", "backbone", "backbone_args", "skip_corrupt"),
     *("eval_every_samples", "precision", "weights_sha256", "code", "tuning"),
-    *("stream_options", "boundary_free"),
+    *("stream_options", "boundary_free", "data_config"),
 )
 
 
@@ -50,6 +50,9 @@ def command_words(
         value = getattr(config, field.name)
         if field.name not in _OWN and value != field.default and value is not None:
             words += ["--" + field.name.replace("_", "-"), _text(value)]
+    for key, value in config.data_config.items():
+        text = ",".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
+        words += ["--" + key.replace("_", "-"), text]
     words += _stream_words(config)
     for name in ("boundary_free", "skip_corrupt"):
         if getattr(config, name):

@@ -55,6 +55,10 @@ CASES = {
                     "experiences": 2, "boundary_free": True},
     ),
     "evaluation on a part": ("ncm", {}, {"eval_every_samples": 4, "eval_subset": 6}),
+    "images prepared otherwise": (
+        "ncm", {}, {"data_config": {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3),
+                                    "interpolation": "bicubic-squash", "crop_pct": 0.9}},
+    ),
 }
 
 
@@ -98,6 +102,7 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "precision": "bf16", "augment": "flip", "eval_every_samples": 9, "holdout": 0.5,
         "skip_corrupt": True, "budget": "tuned", "boundary_free": True, "eval_subset": 7,
         "stream_options": {"shots": 2, "classes_per_experience": [3, 1]},
+        "data_config": {"mean": (0.5, 0.5, 0.5), "crop_pct": 0.9},
     }  # fmt: skip
     found_again = {"weights_sha256", "tuning", "code"}
     assert {f.name for f in dataclasses.fields(RunConfig)} == {*changed, *found_again}
@@ -108,6 +113,7 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "--backbone-arg", "act='True'", "--stream", "k-shot", "--experiences", "3",
         "--weights", "a'b.pth", "--image-size", "48", "--batch-size", "2", "--gradient-steps", "3",
         "--augment", "flip", "--holdout", "0.5", "--budget", "tuned", "--eval-subset", "7",
+        "--mean", "0.5,0.5,0.5", "--crop-pct", "0.9",
         "--shots", "2", "--classes-per-experience", "3,1", "--boundary-free", "--skip-corrupt",
         "--eval-every-samples", "9", "--precision", "bf16", "--set", "m.k=2",
     ]  # fmt: skip
