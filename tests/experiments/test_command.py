@@ -103,6 +103,7 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "skip_corrupt": True, "budget": "tuned", "boundary_free": True, "eval_subset": 7,
         "stream_options": {"shots": 2, "classes_per_experience": [3, 1]},
         "data_config": {"mean": (0.5, 0.5, 0.5), "crop_pct": 0.9},
+        "test_share": 0.3, "split_seed": 5,
     }  # fmt: skip
     found_again = {"weights_sha256", "tuning", "code"}
     assert {f.name for f in dataclasses.fields(RunConfig)} == {*changed, *found_again}
@@ -113,7 +114,7 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "--backbone-arg", "act='True'", "--stream", "k-shot", "--experiences", "3",
         "--weights", "a'b.pth", "--image-size", "48", "--batch-size", "2", "--gradient-steps", "3",
         "--augment", "flip", "--holdout", "0.5", "--budget", "tuned", "--eval-subset", "7",
-        "--mean", "0.5,0.5,0.5", "--crop-pct", "0.9",
+        "--test-share", "0.3", "--split-seed", "5", "--mean", "0.5,0.5,0.5", "--crop-pct", "0.9",
         "--shots", "2", "--classes-per-experience", "3,1", "--boundary-free", "--skip-corrupt",
         "--eval-every-samples", "9", "--precision", "bf16", "--set", "m.k=2",
     ]  # fmt: skip
