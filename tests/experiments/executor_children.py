@@ -94,3 +94,28 @@ def where(
         time.sleep(0.01)
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {"status": "done", "gpu": gpu, "touched": torch.cuda.is_initialized()}
+
+
+def waits_once(
+    config: RunConfig,
+    out: Path,
+    device: str,
+    progress: Any = None,
+    *,
+    victim: tuple[str, int],
+) -> dict[str, Any]:
+    """A run; the victim waits in its third step, the first time, until it is asked to stop."""
+    from avalanche_rwf.experiments.run import run
+
+    steps = 0
+
+    def wait_here(samples: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3 and (config.method, config.seed) == victim and not (out / "waits").exists():
+            (out / "waits.part").write_text(str(os.getpid()))
+            (out / "waits.part").rename(out / "waits")
+            while not stopping.stop_requested():
+                time.sleep(0.02)
+
+    return run(config, out, device, progress=wait_here, wait=False)

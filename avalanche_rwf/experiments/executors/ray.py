@@ -152,10 +152,9 @@ def _connect(address: str | None, jobs: int | None) -> Any:
     :raises UsageError: if there is none at the address.
     """
     ray: Any = importlib.import_module("ray")
+    _find(address)
     if ray.is_initialized():
         return ray
-    _find(address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Workers of another machine find the package where this one does, and their own where not.
     paths = [path for path in sys.path if path and "site-packages" not in path]
     runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
@@ -178,13 +177,12 @@ def _connect(address: str | None, jobs: int | None) -> Any:
 def _find(address: str | None) -> None:
     """Ray itself waits long for an address where nothing is."""
     if address is None or address == "auto":
-        return
+        return  # where nothing is started, "auto" says so at once
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--ray-address takes auto or HOST:PORT, not {address!r}.")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UsageError(
-            f"--ray-address {address}: no Ray answers there ({error.strerror or error})."
-        ) from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--ray-address {address}: no Ray answers there ({why}).") from None

@@ -156,7 +156,7 @@ class SlurmExecutor(Executor):
         if self.options.detach:
             return
         yield from self._follow(by_name, answers)
-        self._clean(set(by_name))
+        self._clean()
 
     def _submit(self, configs: Mapping[str, RunConfig]) -> dict[str, tuple[str, Path]]:
         """Put runs into the queue, in arrays as long as this Slurm takes them."""
@@ -222,7 +222,8 @@ class SlurmExecutor(Executor):
                         continue
                     summary = killed(
                         f"Slurm's job {job} has ended without a result (cancelled, out of memory, "
-                        "or its node died); the same command goes on from the last checkpoint."
+                        f"or its node died; see {self._folder / 'jobs'}); the same command goes "
+                        "on from the last checkpoint."
                     )
                 elif is_busy(summary):
                     if not is_free(self.context.out, config):
@@ -234,14 +235,23 @@ class SlurmExecutor(Executor):
                 yield config, summary
             _pause(_EVERY * (1 + len(answers) / 1000))
 
-    def _clean(self, names: set[str]) -> None:
-        """Remove what was written for jobs that have ended."""
-        queued = _queue()
-        for batch in self._folder.glob("*/batch.json"):
-            with contextlib.suppress(OSError, ValueError):
-                if not set(read_object(batch)["jobs"]) & queued:
-                    shutil.rmtree(self._folder / "jobs" / batch.parent.name, ignore_errors=True)
-                    shutil.rmtree(batch.parent, ignore_errors=True)
+    def _clean(self) -> None:
+        """Remove what was written for jobs that have answered; what others said stays."""
+        batches = {}
+        for path in self._folder.glob("*/batch.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                jobs = read_object(path)["jobs"]
+                if all((path.parent / f"{index}.json").exists() for index in range(len(jobs))):
+                    batches[path.parent] = set(jobs)
+        for _ in range(5):
+            queued = _queue()
+            for folder in [folder for folder, jobs in batches.items() if not jobs & queued]:
+                del batches[folder]
+                shutil.rmtree(self._folder / "jobs" / folder.name, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+            if not batches:
+                return
+            _pause(_EVERY)  # a job that has answered takes a moment to leave the queue
 
 
 def _put(content: bytes, file: BinaryIO) -> None:
