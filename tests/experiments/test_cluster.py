@@ -58,7 +58,8 @@ def assert_same(out: Path, serial: Path, configs) -> None:
         log = (here / "log.txt").read_text()
         assert log.count(" experience 2: accuracy") == 1, log  # nothing twice
     boards = [aggregate(read_runs(folder)[0]) for folder in (serial, out)]
-    columns = [c for c in map(str, boards[0]) if not any(w in c for w in ("second", "memory", "share"))]
+    measured = ("second", "memory", "share")
+    columns = [c for c in map(str, boards[0]) if not any(word in c for word in measured)]
     assert boards[0][columns].equals(boards[1][columns])
 
 
