@@ -9,7 +9,7 @@ experiences up to i are the classes exposed by its end, whatever the stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
+    from avalanche_rwf.benchmarks.benchmark import Benchmark
     from avalanche_rwf.benchmarks.images import RawImages, Subset
     from avalanche_rwf.benchmarks.registry import StreamOptions
 
 __all__ = [
-    "Benchmark",
     "ImageSource",
     "StreamPlan",
     "class_order",
@@ -95,83 +95,6 @@ class StreamPlan:
     first_seen: list[list[int]]
     options: dict[str, Any]
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Benchmark:
-    """A class-incremental stream, ready for any Avalanche strategy.
-
-    Labels count classes in the order in which the stream brings them: those of the first k classes
-    are 0 to k - 1.
-
-    :param name: as given to `create_benchmark`.
-    :param scenario: what Avalanche's `nc_benchmark` returns: class lists, items (x, y, task label
-        0). Train on it with `shuffle=False`: samples of an experience are mixed already, in an
-        order that the seed fixes.
-    :param num_classes: C.
-    :param class_names: C names, by label in the stream.
-    :param classes_per_experience: labels of the training samples of each experience.
-    :param seed: of the order of classes and samples.
-    :param train_size: number of training samples in all experiences.
-    :param test_size: number of test samples (of held-out ones when there is a hold-out).
-    :param skipped: unreadable images that were left out.
-    :param class_counts: per experience, label -> number of training samples.
-    :param first_seen: per experience, the labels that it is the first to bring: those of the test
-        experience of its number. With split classes the same as `classes_per_experience`.
-    :param stream: kind of stream.
-    :param stream_options: of it, defaults included.
-    :param notes: sentences on what is not as asked for.
-    :param in_memory: whether no image is decoded or resized when it is asked for.
-    """
-
-    name: str
-    scenario: Any
-    num_classes: int
-    class_names: list[str]
-    classes_per_experience: list[list[int]]
-    seed: int
-    train_size: int
-    test_size: int
-    skipped: int = 0
-    class_counts: list[dict[int, int]] = field(default_factory=list)
-    first_seen: list[list[int]] = field(default_factory=list)
-    stream: str = "split"
-    stream_options: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    in_memory: bool = True
-
-    @property
-    def train_stream(self) -> Any:
-        """The training experiences with samples, in order; their `current_experience` is their
-        number.
-
-        Some kinds of streams have experiences without samples, on which Avalanche's strategies
-        fail; `scenario.train_stream` has these too.
-        """
-        stream = self.scenario.train_stream
-        full = [number for number, counts in enumerate(self.class_counts) if counts]
-        return stream if len(full) == len(self.class_counts) else stream[full]
-
-    @property
-    def test_stream(self) -> Any:
-        """The test experiences; number i holds the classes first seen in training experience i."""
-        return self.scenario.test_stream
-
-
-    @property
-    def streams(self) -> dict[str, Any]:
-        """Streams by name, as Avalanche's `benchmark_with_validation_stream` and others ask."""
-        return {"train": self.train_stream, "test": self.test_stream}
-
-    @property
-    def n_experiences(self) -> int:
-        """Number of training experiences with samples."""
-        return len(self.train_stream)
-
-    @property
-    def n_classes(self) -> int:
-        """C, by Avalanche's name."""
-        return self.num_classes
 
 
 def stratified_part(
@@ -335,6 +258,8 @@ def make_benchmark(name: str, source: ImageSource, options: StreamOptions) -> Be
 
     :raises UsageError: as :func:`plan_stream`.
     """
+    from avalanche_rwf.benchmarks.benchmark import Benchmark
+
     plan = plan_stream(name, source, options)
     train, test = source.train, source.test
     train_targets, test_targets = np.asarray(source.train_targets), np.asarray(source.test_targets)
@@ -452,4 +377,5 @@ def _scenario(
             for end, positions in zip(ends, part.experiences, strict=True)
         ]
         setattr(scenario, f"{name}_exps_patterns_assignment", assignment)
+        setattr(scenario, f"original_{name}_dataset", definition.origin_dataset)
     return scenario
