@@ -19,6 +19,7 @@ __all__ = [
     "INTERPOLATIONS",
     "LARGEST_IMAGE",
     "LEAST_CROP",
+    "PREPARATION",
     "check_choice",
     "check_flag",
     "check_flags",
@@ -27,6 +28,7 @@ __all__ = [
     "check_path",
     "check_text",
     "check_whole",
+    "checked_preparation",
     "is_finite",
     "is_number",
     "is_whole",
@@ -49,6 +51,9 @@ INTERPOLATIONS = tuple(
     for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 )
 """How images are resized: PIL's name, and timm's crop mode if it is not "center"."""
+
+PREPARATION = ("mean", "std", "interpolation", "crop_pct")
+"""What is configured of how a backbone's images are prepared, besides their size."""
 
 
 def is_whole(value: Any) -> bool:
@@ -182,3 +187,42 @@ def check_mapping(name: str, value: Any, optional: bool = True) -> None:
         return
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise _refuse(name, "a dictionary of options", optional, value)
+
+
+def checked_preparation(values: Mapping[str, Any], label: str = "data_config") -> dict[str, Any]:
+    """How images are prepared, some of `PREPARATION`, as plain numbers and text.
+
+    :param label: begins the sentence of an error.
+    :raises UsageError: another key, or a value out of range.
+    """
+    unknown = sorted(set(values) - set(PREPARATION))
+    if unknown:
+        raise UsageError(f"{label} takes {', '.join(PREPARATION)} or a tag, not {unknown[0]!r}.")
+    checked: dict[str, Any] = {}
+    # Pictures have values from 0 to 1.
+    for key, low in (("mean", -FAR), ("std", 1 / FAR)):
+        if key not in values:
+            continue
+        given = values[key]
+        three = list(given) if isinstance(given, (list, tuple)) else []
+        if len(three) != 3 or not all(is_finite(v) and low <= v <= FAR for v in three):
+            raise UsageError(
+                f"{label}: {key} has to be three numbers from {low:g} to {FAR:g}, not "
+                f"{shown(given)}."
+            )
+        checked[key] = tuple(map(float, three))
+    if "interpolation" in values:
+        if values["interpolation"] not in INTERPOLATIONS:
+            raise UsageError(
+                f"{label}: interpolation has to be one of {', '.join(INTERPOLATIONS)}, not "
+                f"{shown(values['interpolation'])}."
+            )
+        checked["interpolation"] = values["interpolation"]
+    if "crop_pct" in values:
+        crop = values["crop_pct"]
+        if not is_number(crop) or not LEAST_CROP <= crop <= 1:
+            raise UsageError(
+                f"{label}: crop_pct has to be a number from {LEAST_CROP} to 1, not {shown(crop)}."
+            )
+        checked["crop_pct"] = float(crop)
+    return checked

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from avalanche_rwf.checks import PREPARATION, checked_preparation
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.plain import MOST, at_home
 from avalanche_rwf.version import __version__
@@ -366,30 +367,19 @@ def _add_share(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _three_numbers(flag: str, text: str) -> tuple[float, ...]:
-    value = _value(text)
-    if not isinstance(value, tuple) or len(value) != 3:
-        raise UsageError(f"{flag} takes three numbers such as 0.5,0.5,0.5, not {text!r}.")
-    return value
-
-
-def _data_config(args: argparse.Namespace) -> dict[str, Any]:
-    """What --data-config and the flags of its parts say, as values: a tag's may be others in
-    another timm."""
-    given: dict[str, Any] = {
-        key: _three_numbers(f"--{key}", text)
-        for key, text in (("mean", args.mean), ("std", args.std))
-        if text is not None
-    }
-    for key in ("interpolation", "crop_pct"):
-        if getattr(args, key) is not None:
-            given[key] = getattr(args, key)
-    if args.data_config is None and not given:
-        return {}
-    from avalanche_rwf.models.preprocessing import checked_config, tag_config
-
-    tag = {} if args.data_config is None else tag_config(args.data_config)
-    return {**tag, **checked_config(given)}
+def _preparation(args: argparse.Namespace) -> dict[str, Any]:
+    """What --mean, --std, --interpolation and --crop-pct say."""
+    given: dict[str, Any] = {}
+    for name in PREPARATION:
+        flag, value = "--" + name.replace("_", "-"), getattr(args, name)
+        if value is None:
+            continue
+        if name in ("mean", "std"):
+            text, value = value, _value(value)
+            if not isinstance(value, tuple) or len(value) != 3:
+                raise UsageError(f"{flag} takes three numbers such as 0.5,0.5,0.5, not {text!r}.")
+        given |= checked_preparation({name: value}, flag)
+    return given
 
 
 def _set_loading(args: argparse.Namespace) -> None:
@@ -423,6 +413,7 @@ def _set_data_root(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     seeds, settings = _integers(args.seeds), _settings(args.set)
     given, stream_options = backbone_args(args.backbone_arg), _stream_options(args)
+    prepared = _preparation(args)
     if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
         raise UsageError(
             f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
@@ -446,11 +437,9 @@ def _compare(args: argparse.Namespace) -> int:
         start_server,
     )
     from avalanche_rwf.experiments.stopping import listening
-    from avalanche_rwf.experiments.store import check_writable
     from avalanche_rwf.strategies.extensions import add_imports
 
     add_imports(args.imports)  # before the fork server starts, which has a copy of it
-    _set_loading(args)
     out = Path(args.out)
     RunConfig(
         benchmark=args.benchmark,
@@ -467,6 +456,7 @@ def _compare(args: argparse.Namespace) -> int:
         split_seed=args.split_seed,
     ).validate()
     check_benchmark(args.benchmark, args.test_share)
+    _set_loading(args)
     executor = get_executor(args.executor)
     how = Options(
         args.jobs,
@@ -482,6 +472,8 @@ def _compare(args: argparse.Namespace) -> int:
         if value and args.executor != name:
             raise UsageError(f"{flag} goes with --executor {name}, not with {args.executor}.")
     executor.check(how)
+    from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
+
     check_writable(out)
     if args.executor == "process" and args.jobs != 1:
         start_server()
@@ -505,8 +497,10 @@ def _compare(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.table import render
     from avalanche_rwf.models.backbone import PACKAGED
-    from avalanche_rwf.models.preprocessing import plain_name
+    from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
+    if args.data_config is not None:  # as values: a tag's may be others in another timm
+        prepared = {**tag_config(args.data_config), **prepared}
     device = resolve_device(args.device)
     chosen = select_methods(args.methods)
     methods = exclude_methods(chosen, args.exclude)
@@ -535,7 +529,7 @@ def _compare(args: argparse.Namespace) -> int:
         holdout=args.holdout,
         skip_corrupt=args.skip_corrupt,
         budget=args.budget,
-        data_config=_data_config(args),
+        data_config=prepared,
         test_share=args.test_share,
         split_seed=args.split_seed,
     )

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -215,6 +216,25 @@ BAD = {
     "subset for nothing": (
         ["--eval-subset", "20", "--eval-every-samples", "0"], ["--eval-subset", "mid-stream"]
     ),
+    # preparation
+    "mean of two": (["--mean", "0.5,0.5"], ["--mean", "three numbers", "'0.5,0.5'"]),
+    "mean of words": (["--mean", "a,b,c"], ["--mean", "three numbers", "'a,b,c'"]),
+    "mean of thousands": (["--mean", "127,127,1e9"], ["--mean", "three numbers", "1000000000.0"]),
+    "std 0": (["--std", "0.2,0,0.2"], ["--std", "three numbers", "(0.2, 0, 0.2)"]),
+    "std nan": (["--std", "nan,1,1"], ["--std", "three numbers"]),
+    "data config": (
+        ["--data-config", "vit_smal_patch16_224.dino"],
+        ["--data-config", "'vit_smal_patch16_224.dino'", "'vit_small_patch16_224.dino'"],
+    ),
+    "test share of a split": (
+        ["--benchmark", "folder:{images}", "--test-share", "0.2"],
+        ["--test-share", "without test images", "0.2"],
+    ),
+    "test share of a data set": (["--test-share", "0.2"], ["--test-share", "folder:PATH", "0.2"]),
+    "test share 1": (["--test-share", "1"], ["--test-share", "below 1", "1.0"]),
+    "test share nan": (["--test-share", "nan"], ["--test-share", "nan"]),
+    "split seed alone": (["--split-seed", "3"], ["--split-seed", "--test-share"]),
+    "split seed -1": (["--split-seed", "-1", "--test-share", "0.2"], ["--split-seed", "-1"]),
     # output
     "out is a file": (["--out", "{tmp}/text.txt"], ["--out", "text.txt"]),
     "out under a file": (["--out", "{tmp}/text.txt/results"], ["--out", "results"]),
@@ -246,6 +266,15 @@ BAD_VERBS = {
     "inspect seed": (["inspect", "--seed", "-1"], ["--seed", "'-1'"]),
     "inspect seed too large": (["inspect", "--seed", "5000000000"], ["seed", "5000000000"]),
     "inspect holdout": (["inspect", "--holdout", "1"], ["holdout", "1.0"]),
+    "inspect test share": (
+        ["inspect", "--benchmark", "folder:{tmp}/untested", "--test-share", "1.5"],
+        ["--test-share", "1.5"],
+    ),
+    "inspect single images": (
+        ["inspect", "--benchmark", "folder:{tmp}/untested", "--test-share", "0.5"],
+        ["--test-share", "at least 2 images", "'a'"],
+    ),
+    "inspect split seed": (["inspect", "--split-seed", "3"], ["--split-seed", "test_share"]),
     "inspect data root": (["inspect", "--data-root", ""], ["--data-root", "''"]),
     "inspect plot": (["inspect", "--plot", "{tmp}/x.gif"], ["--plot", ".png", "x.gif"]),
     "inspect plot nowhere": (["inspect", "--plot", "{tmp}/nil/x.png"], ["--plot", "nil"]),
@@ -717,6 +746,63 @@ def test_inspect_of_a_folder_reads_no_image(images, capsys, monkeypatch):
     assert [e["class_counts"] for e in json.loads(out)["experiences"]] == [
         {"d": 5, "c": 5, "b": 5}, {"a": 5},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags", [["--mean", "1,2"], ["--std", "0,0,0"], ["--test-share", "2"], ["--split-seed", "1"]]
+)
+def test_wrong_preparation_is_refused_before_anything_slow_is_imported(flags):
+    code = (
+        "import sys; from avalanche_rwf.cli import main; status = main(sys.argv[1:]); "
+        "assert status == 2 and not {'torch', 'timm', 'avalanche'} & set(sys.modules)"
+    )
+    line = [sys.executable, "-c", code, "compare", *flags]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"avalanche-rwf: {flags[0]}")
+
+
+def test_a_folder_without_a_split_and_another_mean_are_recorded(
+    command, images, capsys, tmp_path
+):
+    from avalanche_rwf.experiments.config import RunConfig
+
+    whole = ["--benchmark", f"folder:{images}/train", "--test-share", "0.4"]
+    more = [*whole, "--methods", "ncm", "--seeds", "0"]
+    name = "hf-hub:timm/vit_tiny_patch16_224"  # for the hub's client; the bare name is recorded
+    prepared = ["--data-config", "timm/vit_small_patch16_224.dino", "--std", "0.1,0.2,0.3"]
+    given = ["--split-seed", "7", *prepared, "--backbone", name]
+    status, _, err = call(capsys, *command(tmp_path / "a", *more))
+    assert status == 0
+    assert "for weights of your own" in err and "--mean and --std" in err
+    status, _, err = call(capsys, *command(tmp_path / "b", *more, *given))
+    assert status == 0
+    assert "for weights of your own" not in err
+    hashes = set()
+    for out, seed in ((tmp_path / "a", 0), (tmp_path / "b", 7)):
+        content = json.loads((runs(out)["ncm", "seed0"] / "config.json").read_text())
+        config = RunConfig.from_dict(content["config"])
+        assert (config.test_share, config.split_seed) == (0.4, seed)
+        assert (content["data"]["train_size"], content["data"]["test_size"]) == (12, 8)
+        assert content["backbone"]["name"] == config.backbone == "vit_tiny_patch16_224"
+        hashes.add(content["config_hash"])
+    assert len(hashes) == 2
+    assert config.data_config["mean"] == [0.485, 0.456, 0.406]
+    assert config.data_config["std"] == [0.1, 0.2, 0.3]
+    status, out, _ = call(capsys, "inspect", *whole, "--split-seed", 7, "--json")
+    assert status == 0
+    assert [e["test_size"] for e in json.loads(out)["experiences"]] == [2, 2, 2, 2]
+
+
+def test_inspect_says_what_is_left_out_on_stderr_and_in_json(images, capsys, tmp_path):
+    root = shutil.copytree(images, tmp_path / "set")
+    shutil.copytree(root / "test", root / "val")
+    (root / "train" / "a" / "notes.txt").write_text("x")
+    status, out, err = call(capsys, "inspect", "--benchmark", f"folder:{root}", "--json")
+    assert status == 0
+    notes = json.loads(out)["notes"]
+    assert len(notes) == 2 and err.splitlines() == notes
+    assert "val" in notes[0] and "notes.txt" in notes[1]
 
 
 def test_inspect_leaves_out_what_compare_would(spoilt, capsys):

@@ -10,6 +10,7 @@ of the bytes between the processes that decode and the one that trains, and the 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from avalanche_rwf.checks import INTERPOLATIONS
+
 __all__ = [
     "ArrayPixels",
     "AugmentedImages",
@@ -34,6 +37,7 @@ __all__ = [
     "RawImages",
     "Subset",
     "TensorImages",
+    "decode_image",
     "load_pixels",
     "open_image",
     "probe_images",
@@ -47,8 +51,12 @@ __all__ = [
 _KINDS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
 )
-# Of the sides of an image; beyond it only the middle is looked at.
-_LONGEST = 32
+# Pixels of a resized image; of more, only the middle that is kept is made.
+_MOST_PIXELS = 2**24
+
+
+# Those without a crop mode behind them: the other modes make no line longer.
+_FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS if "-" not in name}
 
 
 class Seen(Protocol):
@@ -94,7 +102,30 @@ class Geometry:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """An image to uint8 [3, S, S] (grey: [1, S, S])."""
-        return np.asarray(_transform(self)(_shortened(image, self)))
+        if self.interpolation in _FILTERS and min(image.size) < self.size:
+            short = math.floor(self.size / self.crop_pct)
+            long = int(short * max(image.size) / min(image.size))
+            if short * long > _MOST_PIXELS:
+                return self._middle(image, short, long)
+        return np.asarray(_transform(self)(image))
+
+    def _middle(self, image: Image.Image, short: int, long: int) -> np.ndarray:
+        """What timm's transform gives, to a grey level (by "nearest", at a tie the next pixel),
+        without the line of pixels that it cuts: 1 by 60,000 would be enlarged to gigabytes."""
+        wide = image.width > image.height
+        kept, crop = [], []
+        for given, length in zip(image.size, (long, short) if wide else (short, long), strict=True):
+            start, scale = round((length - self.size) / 2), given / length
+            low, high = scale * start, scale * (start + self.size)
+            # A filter looks at 3 pixels to either side.
+            crop.append((max(0, int(low) - 4), min(given, int(high) + 5)))
+            kept.append((low - crop[-1][0], high - crop[-1][0]))
+        part = image.crop((crop[0][0], crop[1][0], crop[0][1], crop[1][1]))
+        # Along the rows first, as PIL does it with the whole.
+        (left, right), (top, bottom), how = *kept, _FILTERS[self.interpolation]
+        rows = part.resize((self.size, part.height), how, (left, 0, right, part.height))
+        middle = rows.resize((self.size, self.size), how, (0, top, self.size, bottom))
+        return np.atleast_3d(np.asarray(middle)).transpose(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -133,25 +164,19 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike[str], geometry: Geometry) -> np.ndarray:
-    """Decode an image file to RGB, upright by its EXIF tag, as uint8 [3, S, S].
+    """Decode an image file as :func:`decode_image`, as uint8 [3, S, S]."""
+    return np.ascontiguousarray(geometry(decode_image(path)))
+
+
+def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+    """An image file in RGB, upright by its EXIF tag: as a person sees it, and unlike torchvision's
+    and timm's loaders, which leave it as the camera was held.
 
     :raises OSError: and others of PIL's, when the file is no readable image, or its values have no
         known white; see :func:`_to_rgb`.
     """
     with open_image(path) as file:
-        image = _to_rgb(ImageOps.exif_transpose(file), file)
-    return np.ascontiguousarray(geometry(image))
-
-
-def _shortened(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """The middle of a line of pixels: 1 by 60,000 would be enlarged to gigabytes."""
-    if geometry.interpolation.endswith("-squash"):
-        return image  # both sides have their length
-    most = _LONGEST * min(image.size)
-    if max(image.size) <= most:
-        return image
-    cut = [max(0, (length - most) // 2) for length in image.size]
-    return image.crop((cut[0], cut[1], image.width - cut[0], image.height - cut[1]))
+        return _to_rgb(ImageOps.exif_transpose(file), file)
 
 
 def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:

@@ -24,10 +24,12 @@ def describe(plan: StreamPlan) -> dict[str, Any]:
 
     :returns: `experiences`, a list with per experience `size`, `classes` (names), `class_counts`
         (name -> training samples), `labels` (numbers of `classes` in the stream), `first_seen`
-        (names) and `test_size`; `class_names`, by label; `num_classes`; `options`.
+        (names) and `test_size`; `class_names`, by label; `num_classes`; `options`; `notes`, where
+        there are any.
     """
     names = plan.class_names
     return {
+        **({"notes": list(plan.notes)} if plan.notes else {}),
         "num_classes": len(names),
         "class_names": names,
         "options": plan.options,

@@ -334,8 +334,11 @@ def _check_options(options: StreamOptions) -> StreamOptions:
         )
     if not is_number(o.test_share) or not 0 <= o.test_share < 1:
         raise UsageError(
-            f"test_share is a share of at least 0 and below 1, not {shown(o.test_share)}."
+            f"test_share (--test-share) is a share of at least 0 and below 1, not "
+            f"{shown(o.test_share)}."
         )
+    if o.split_seed and not o.test_share:
+        raise UsageError("split_seed (--split-seed) goes with test_share, which is 0.")
     check_whole("experiences", o.experiences, optional=True)
     check_whole("image_size", o.image_size, most=LARGEST_IMAGE)
     check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)

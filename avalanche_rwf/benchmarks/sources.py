@@ -242,10 +242,9 @@ class FileDataset(_Dataset):
             ) from error
 
     def _image(self, index: int) -> Image.Image:
-        from avalanche_rwf.benchmarks.images import open_image
+        from avalanche_rwf.benchmarks.images import decode_image
 
-        with open_image(self.paths[index]) as file:
-            return file.convert("RGB")
+        return decode_image(self.paths[index])
 
 
 def hashed_rows(folder: Path, top: str) -> list[Row]:

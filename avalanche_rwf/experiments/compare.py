@@ -244,8 +244,9 @@ def plan(
         info = backbone_info(load_backbone(base))
     # Such as a bare name, which stands for other weights in another timm.
     said += [f"{w.message}." for w in caught if issubclass(w.category, UserWarning)]
-    if base.weights and not base.data_config:
-        said += filter(None, [preparation_note(base.backbone)])
+    note = preparation_note(base.backbone, base.data_config) if base.weights else None
+    if note and note not in said:
+        said.append(note)
     base = replace(base, weights_sha256=info.sha256)
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
-from avalanche_rwf.checks import is_number, is_whole
+from avalanche_rwf.checks import checked_preparation, is_number, is_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.version import __version__
 
@@ -135,6 +135,7 @@ class RunConfig:
             )
         if self.split_seed and not self.test_share:
             raise UsageError("--split-seed goes with --test-share, which is 0.")
+        checked_preparation(self.data_config, "data_config (--data-config, --mean, --std)")
         if self.budget not in ("default", "tuned"):
             raise UsageError(f"--budget takes default or tuned, not {self.budget!r}.")
         if self.budget == "tuned" and self.holdout:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_rwf.benchmarks.images import Geometry, read_image
+from avalanche_rwf.benchmarks.images import Geometry, read_image, why_unreadable
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entropy_of
 from avalanche_rwf.experiments.store import check_writable, write_text
@@ -42,10 +42,9 @@ def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # PIL and its plugins raise half a dozen kinds
-        reason = getattr(error, "strerror", None) or "it is no image that can be read"
         raise UsageError(
-            f"explain takes image files, and {str(path)!r} is none ({reason})."
-        ) from None
+            f"explain takes image files, and {str(path)!r} is none ({why_unreadable(path)})."
+        ) from error
 
 
 def _normalised(pixels: np.ndarray, info: BackboneInfo) -> Tensor:

@@ -120,6 +120,9 @@ class Configuration(_Record):
     eval_subset: Count = 0
     holdout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     skip_corrupt: bool = False
+    data_config: Values = {}
+    test_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    split_seed: Count = 0
     budget: Literal["default", "tuned"] = "default"
     code: Hash | Literal[""] = ""
     settings: Values = Field({}, description="further fields of RunConfig")

@@ -197,6 +197,8 @@ def create_backbone(
         source = "packaged" if arch == PACKAGED else "hub"
     if source == "hub":
         _warn_if_bare(name)
+    if source == "file":
+        _warn_if_unprepared(name, data_config or {})
 
     if image_size is not None:
         timm_kwargs["img_size"] = image_size
@@ -424,17 +426,30 @@ def _warn_if_bare(name: str) -> None:
     )
 
 
-def preparation_note(name: str) -> str | None:
-    """A sentence for weights of one's own under a bare name, which does not say what images they
-    were trained on; None for a tag and the packaged backbone."""
+def _warn_if_unprepared(name: str, given: Mapping[str, Any]) -> None:
+    """Warn of weights of one's own where the tags of a bare name prepare images in several ways."""
+    note = preparation_note(name, given)
+    ways = {
+        tuple(cfg_config(timm.models.get_pretrained_cfg(tag)).items())
+        for tag in (_tags(name) if note else [])
+    }
+    if note and len(ways) > 1:
+        warnings.warn(note.removesuffix("."), UserWarning, stacklevel=3)
+
+
+def preparation_note(name: str, given: Mapping[str, Any]) -> str | None:
+    """What to know of weights of one's own under a bare name, which does not say what images they
+    were trained on; None for a tag, the packaged backbone, and where `given` has mean and std."""
+    if {"mean", "std"} <= set(given):
+        return None
     cfg = None if name == PACKAGED else timm.models.get_pretrained_cfg(name)
     if cfg is None or name != _arch(name):
         return None
     of = f"{name}.{cfg.tag}" if cfg.tag else name
     return (
-        f"The images for --weights are prepared as for {of!r}: mean {tuple(cfg.mean)}, std "
-        f"{tuple(cfg.std)}. If the weights were trained otherwise, name their tag as the backbone, "
-        "or give --data-config TAG, or --mean and --std."
+        f"The images for weights of your own (--weights) are prepared as for {of!r}: mean "
+        f"{tuple(cfg.mean)}, std {tuple(cfg.std)}. If the weights were trained otherwise, name "
+        "their tag as the backbone, or give data_config (--data-config TAG, or --mean and --std)."
     )
 
 

@@ -17,23 +17,19 @@ import timm.data
 import timm.models
 from torch import nn
 
-from avalanche_rwf.checks import FAR, INTERPOLATIONS, LEAST_CROP, is_finite, is_number, shown
+from avalanche_rwf.checks import PREPARATION as KEYS
+from avalanche_rwf.checks import checked_preparation
 from avalanche_rwf.errors import UsageError
 
 __all__ = [
     "KEYS",
     "cfg_config",
-    "checked_config",
     "configure",
     "data_config",
     "metadata_config",
     "plain_name",
     "tag_config",
 ]
-
-KEYS = ("mean", "std", "interpolation", "crop_pct")
-"""What is configured."""
-
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """`KEYS` as timm's evaluation uses them; the interpolation with timm's crop mode behind it,
@@ -47,7 +43,10 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 def _named(found: Mapping[str, Any]) -> dict[str, Any]:
     mode = found["crop_mode"]
     interpolation = found["interpolation"] + ("" if mode == "center" else f"-{mode}")
-    return _checked({**found, "interpolation": interpolation}, "the backbone's data configuration")
+    return checked_preparation(
+        {**{key: found[key] for key in KEYS}, "interpolation": interpolation},
+        "the backbone's data configuration",
+    )
 
 
 def tag_config(tag: str) -> dict[str, Any]:
@@ -86,23 +85,12 @@ def configure(model: nn.Module, given: str | Mapping[str, Any]) -> None:
     """
     if isinstance(given, str):
         given = tag_config(given)
-    values = checked_config(given)
+    values = checked_preparation(given)
     if "interpolation" in values:
         name, _, mode = values["interpolation"].partition("-")
         values |= {"interpolation": name, "crop_mode": mode or "center"}
     config = {**(getattr(model, "pretrained_cfg", None) or {}), **values}
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
-
-
-def checked_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Some `KEYS` as a user gives them.
-
-    :raises UsageError: another key, or a value out of range.
-    """
-    unknown = sorted(set(given) - set(KEYS))
-    if unknown:
-        raise UsageError(f"data_config takes {', '.join(KEYS)} or a tag, not {unknown[0]!r}.")
-    return _checked(given, "data_config")
 
 
 def metadata_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -124,36 +112,4 @@ def metadata_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             f"{label} ({' '.join(str(error).split())[:100]}); mean and std are JSON lists of three "
             "numbers."
         ) from error
-    return _checked(values, label)
-
-
-def _checked(values: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """Those of `KEYS` that `values` has, as plain numbers and text."""
-    checked: dict[str, Any] = {}
-    # Pictures have values from 0 to 1.
-    for key, low in (("mean", -FAR), ("std", 1 / FAR)):
-        if key not in values:
-            continue
-        given = values[key]
-        three = list(given) if isinstance(given, (list, tuple)) else []
-        if len(three) != 3 or not all(is_finite(v) and low <= v <= FAR for v in three):
-            raise UsageError(
-                f"{label}: {key} has to be three numbers from {low:g} to {FAR:g}, not "
-                f"{shown(given)}."
-            )
-        checked[key] = tuple(map(float, three))
-    if "interpolation" in values:
-        if values["interpolation"] not in INTERPOLATIONS:
-            raise UsageError(
-                f"{label}: interpolation has to be one of {', '.join(INTERPOLATIONS)}, not "
-                f"{shown(values['interpolation'])}."
-            )
-        checked["interpolation"] = values["interpolation"]
-    if "crop_pct" in values:
-        crop = values["crop_pct"]
-        if not is_number(crop) or not LEAST_CROP <= crop <= 1:
-            raise UsageError(
-                f"{label}: crop_pct has to be a number from {LEAST_CROP} to 1, not {shown(crop)}."
-            )
-        checked["crop_pct"] = float(crop)
-    return checked
+    return checked_preparation(values, label)

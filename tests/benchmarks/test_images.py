@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_every_mode_becomes_rgb_without_a_warning(tmp_path):
 
 
 def test_exif_rotation_is_honoured(tmp_path):
+    """Unlike by torchvision and timm, whose loaders leave a photograph on its side."""
     image = picture(16, 8)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees
@@ -163,6 +165,22 @@ def tiff(folder, values, **tags):
 )
 def test_white_is_what_the_type_says(values, expected, tmp_path):
     assert (read_image(tiff(tmp_path, values), Geometry(8)) == expected).all()
+
+
+def test_white_of_12_bits_is_4095(tmp_path):
+    """PIL writes no such file: two pixels in three bytes, rows of a microscope's camera."""
+    width = height = 8
+    rows = bytes([0xFF, 0xFF, 0xFF] * (width // 4) + [0x80, 0x08, 0x00] * (width // 4)) * height
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: height,
+            279: len(rows)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    assert len(head) == 122
+    (tmp_path / "a.tif").write_bytes(head + rows)
+    image = read_image(tmp_path / "a.tif", Geometry(8))
+    assert (image[:, :, :4] == 255).all()
+    # 0x800 and 0x800, of 0xfff.
+    assert (image[:, :, 4::2] == round(0x800 / 0xFFF * 255)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

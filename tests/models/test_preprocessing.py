@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from avalanche_rwf.benchmarks import images
 from avalanche_rwf.benchmarks.images import Geometry, Normalisation, load_pixels
 from avalanche_rwf.benchmarks.registry import create_benchmark
 from avalanche_rwf.errors import UsageError
@@ -90,6 +92,38 @@ def test_crop_modes_and_other_sizes_are_timms(files, mode, crop_pct, size):
         assert np.array_equal(Geometry.of(seen)(image), expected.round().to(torch.uint8).numpy())
 
 
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 7), (3, 1), (2, 2), (1, 90), (700, 3)])
+def test_images_of_a_few_pixels_and_lines_are_timms(sides, mode):
+    theirs = timm.data.create_transform((3, 24, 24), crop_mode=mode, mean=(0, 0, 0), std=(1, 1, 1))
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*sides, 3), dtype=np.uint8))
+    ours = Geometry(24, 0.875, "bilinear" if mode == "center" else f"bilinear-{mode}")
+    if mode == "border" and max(sides) > 24 * min(sides):
+        for transform in (ours, theirs):  # its short side would have no pixel
+            with pytest.raises(ValueError, match="must be > 0"):
+                transform(image)
+        return
+    assert np.array_equal(ours(image), (theirs(image) * 255).round().to(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("sides", [(1, 150), (151, 1), (5, 333), (700, 3), (9, 100)])
+def test_a_line_that_would_fill_the_memory_is_timms_to_a_grey_level(
+    sides, interpolation, monkeypatch
+):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*sides, 3), dtype=np.uint8))
+    for size, crop_pct in ((32, 1.0), (33, 0.9)):
+        geometry = Geometry(size, crop_pct, interpolation)
+        whole = geometry(image)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_MOST_PIXELS", 0)
+            middle = geometry(image)
+        assert middle.shape == whole.shape
+        assert np.abs(middle.astype(int) - whole.astype(int)).max() <= 1
+    line = Image.new("L", (1, 60_000), 7)
+    assert (Geometry(224)(line) == 7).all()
+
+
 def test_a_squashed_image_keeps_its_edges_from_the_tag_to_the_stream(tmp_path):
     tag = "vit_base_patch16_clip_384.openai_ft_in12k_in1k"
     backbone = create_backbone(tag, **TINY, image_size=32)
@@ -129,11 +163,23 @@ def test_what_is_given_is_what_timm_says_of_the_model(tmp_path):
             create_backbone("vit_tiny_patch16_224", **TINY, data_config=wrong)
 
 
-def test_a_bare_name_for_weights_of_ones_own_says_how_images_are_prepared():
+def test_a_bare_name_for_weights_of_ones_own_says_how_images_are_prepared(tmp_path):
     name, tag = "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k"
-    said = preparation_note(name)
+    said = preparation_note(name, {"mean": (0, 0, 0)})
     assert said is not None and "mean (0.5, 0.5, 0.5)" in said and "--data-config TAG" in said
-    assert preparation_note(tag) is None and preparation_note(PACKAGED) is None
+    assert preparation_note(tag, {}) is None and preparation_note(PACKAGED, {}) is None
+    # In Python, where the tags of the name differ: those of "tiny" do not.
+    several, small = "vit_small_patch16_224", {k: v for k, v in TINY.items() if k != "pretrained"}
+    torch.save(create_backbone(several, **TINY).state_dict(), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"prepared as for 'vit_small_patch16_224\.augreg"):
+        create_backbone(several, weights=tmp_path / "w.pth", **small)
+    known = {"mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_backbone(name, weights=tmp_path / "w.pth", **small)
+        create_backbone(f"{several}.dino", weights=tmp_path / "w.pth", **small)
+        for given in (known, f"{several}.dino"):
+            create_backbone(several, weights=tmp_path / "w.pth", data_config=given, **small)
 
 
 def test_names_with_the_hubs_prefix():

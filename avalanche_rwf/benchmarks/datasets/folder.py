@@ -289,6 +289,14 @@ def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:
         found.files[split] = _classes(top, home, found)
         if not test_share and top.name != split:
             found.notes.append(f"the test images are those of {str(top)!r}: there is no 'test'.")
+    if root not in tops.values():
+        used = " and ".join(repr(top.name) for top in tops.values())
+        with contextlib.suppress(OSError):
+            found.notes += [
+                f"folder {str(path)!r} beside {used} is not used."
+                for path in sorted(root.iterdir())
+                if path.is_dir() and path not in tops.values() and path.name[0] != "."
+            ]
     if test_share:
         found.files = _divided(found.files["train"], test_share, split_seed)
         return found

@@ -296,6 +296,17 @@ def test_val_stands_in_for_test_and_says_so(tmp_path):
     assert "val" in benchmark.notes[0] and "no 'test'" in benchmark.notes[0]
 
 
+def test_a_folder_that_is_not_used_is_named(tmp_path):
+    root = make(tmp_path)
+    shutil.copytree(root / "test", root / "val")
+    (root / ".cache").mkdir()
+    (root / "labels.csv").write_text("x")
+    benchmark = load(root)
+    assert benchmark.test_size == 6
+    (note,) = benchmark.notes
+    assert note == f"folder {str(root / 'val')!r} beside 'train' and 'test' is not used."
+
+
 @pytest.mark.parametrize("top", ["", "train"])
 def test_a_folder_without_a_split_is_divided_by_a_share(top, tmp_path):
     make(tmp_path / "made", train=10)
@@ -321,5 +332,7 @@ def test_a_folder_without_a_split_is_divided_by_a_share(top, tmp_path):
     assert parts[0] != parts[1]
     with pytest.raises(UsageError, match=r"test_share .* for folders without test images"):
         load(make(tmp_path / "split"), test_share=0.2)
+    with pytest.raises(UsageError, match=r"split_seed .* goes with test_share"):
+        load(tmp_path / "split", split_seed=1)
     with pytest.raises(UsageError, match=r"test_share .*is for folder:PATH"):
         create_benchmark("split-digits", test_share=0.2)
