@@ -222,6 +222,8 @@ BAD = {
     "mean of thousands": (["--mean", "127,127,1e9"], ["--mean", "three numbers", "1000000000.0"]),
     "std 0": (["--std", "0.2,0,0.2"], ["--std", "three numbers", "(0.2, 0, 0.2)"]),
     "std nan": (["--std", "nan,1,1"], ["--std", "three numbers"]),
+    "interpolation": (["--interpolation", "cubic"], ["--interpolation", "bicubic", "'cubic'"]),
+    "crop pct": (["--crop-pct", "1.5"], ["--crop-pct", "1.5"]),
     "data config": (
         ["--data-config", "vit_smal_patch16_224.dino"],
         ["--data-config", "'vit_smal_patch16_224.dino'", "'vit_small_patch16_224.dino'"],

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,6 +262,13 @@ def check_splits(path: str, test_share: float = 0.0) -> dict[str, Path]:
         for name in reversed(names)
         if (root / name).is_dir()
     }
+    names = {*_SPLITS["train"], *_SPLITS["test"]}
+    if len(tops) < 2:  # else "Train" and "Test" would be two classes
+        for path in sorted(root.iterdir()) if os.access(root, os.R_OK) else ():
+            if path.name.lower() in names and path.name not in names and path.is_dir():
+                raise UsageError(
+                    f"folder {str(path)!r} has to be named {path.name.lower()!r}, in small letters."
+                )
     if test_share:
         if "test" in tops:
             raise UsageError(
@@ -303,10 +311,13 @@ def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:
     train, test = set(found.files["train"]), set(found.files["test"])
     for here, there, name in (("test", "train", test - train), ("train", "test", train - test)):
         if name:
+            one, forms = min(name), {unicodedata.normalize("NFC", c) for c in found.files[there]}
+            twin = unicodedata.normalize("NFC", one) in forms
             raise UsageError(
-                f"class {min(name)!r} is in {here} but not in {there} of folder {str(root)!r}; "
-                "both need the same "
-                "classes."
+                f"class {one!r} is in {here} but not in {there} of folder {str(root)!r}; both need "
+                "the same classes"
+                + ", and the name that looks the same is of other Unicode characters." * twin
+                + "." * (not twin)
             )
     return found
 
@@ -319,7 +330,8 @@ def _classes(top: Path, home: Path, found: _Found) -> dict[str, list[Path]]:
             found.other.append(entry)
             continue
         images = sorted(
-            _images(entry, home, found, ()), key=lambda path: (str(path.parent), path.name)
+            _images(entry, home, found, (home, top.resolve())),
+            key=lambda path: (str(path.parent), path.name),
         )
         if not images:
             raise UsageError(
@@ -327,7 +339,8 @@ def _classes(top: Path, home: Path, found: _Found) -> dict[str, list[Path]]:
             )
         classes[entry.name] = images
     if not classes:
-        raise UsageError(f"folder {str(top)!r} is empty; it takes one folder of images per class.")
+        what = "has no folders in it" if any(top.glob("[!.]*")) else "is empty"
+        raise UsageError(f"folder {str(top)!r} {what}; it takes one folder of images per class.")
     return classes
 
 

@@ -155,6 +155,18 @@ def broken_folder(root, kind):
         shutil.rmtree(root / "train")
         (root / "train").mkdir()
         return root, "is empty; it takes one folder of images per class"
+    if kind == "no class folders":
+        for name in ("ant", "bee", "cat"):
+            shutil.rmtree(root / "train" / name)
+        (root / "train" / "0.png").write_text("x")
+        return root, "has no folders in it; it takes one folder of images per class"
+    if kind == "capital letters":
+        (root / "test").rename(root / "Test")
+        return root, "has to be named 'test', in small letters"
+    if kind == "another form of a name":
+        for split, name in (("train", "\u00e9"), ("test", "e\u0301")):
+            (root / split / "ant").rename(root / split / name)
+        return root, "looks the same is of other Unicode characters"
     if kind == "only in test":
         shutil.copytree(root / "test" / "ant", root / "test" / "zebra")
         return root, "class 'zebra' is in test but not in train"
@@ -178,6 +190,9 @@ def broken_folder(root, kind):
         "empty",
         "no test",
         "empty train",
+        "no class folders",
+        "capital letters",
+        "another form of a name",
         "only in test",
         "only in train",
         "class without images",
@@ -294,6 +309,23 @@ def test_val_stands_in_for_test_and_says_so(tmp_path):
     benchmark = load(root)
     assert benchmark.test_size == 6
     assert "val" in benchmark.notes[0] and "no 'test'" in benchmark.notes[0]
+
+
+def test_a_link_to_a_folder_that_it_is_in_brings_no_images_of_other_classes(tmp_path):
+    root = make(tmp_path)
+    for number, target in enumerate((root, root / "train", root / "train" / "ant")):
+        (root / "train" / "ant" / f"loop{number}").symlink_to(target)
+    benchmark = load(root)
+    assert benchmark.train_size == 12
+    assert benchmark.notes[0].startswith("3 files are no images by name or place")
+
+
+def test_capital_names_of_splits_are_no_classes(tmp_path):
+    root = make(tmp_path)
+    for split in ("train", "test"):
+        (root / split).rename(root / split.title())
+    with pytest.raises(UsageError, match="Test' has to be named 'test'"):
+        load(root, test_share=0.5)
 
 
 def test_a_folder_that_is_not_used_is_named(tmp_path):
