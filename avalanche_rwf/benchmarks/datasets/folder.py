@@ -264,10 +264,11 @@ def check_splits(path: str, test_share: float = 0.0) -> dict[str, Path]:
     }
     names = {*_SPLITS["train"], *_SPLITS["test"]}
     if len(tops) < 2:  # else "Train" and "Test" would be two classes
-        for path in sorted(root.iterdir()) if os.access(root, os.R_OK) else ():
-            if path.name.lower() in names and path.name not in names and path.is_dir():
+        for entry in sorted(root.iterdir()) if os.access(root, os.R_OK) else ():
+            small = entry.name.lower()
+            if small in names and entry.name != small and entry.is_dir():
                 raise UsageError(
-                    f"folder {str(path)!r} has to be named {path.name.lower()!r}, in small letters."
+                    f"folder {str(entry)!r} has to be named {small!r}, in small letters."
                 )
     if test_share:
         if "test" in tops:
