@@ -28,6 +28,7 @@ from avalanche_rwf.version import __version__
 __all__ = ["main"]
 
 # Those of leaderboard.table, which imports pandas: `--help` need not wait for it.
+KINDS = ("methods", "benchmarks", "backbones", "streams", "heads")
 FORMATS = ("text", "csv", "md", "latex", "html")
 # Each is a process: more than any machine's cores are a slip.
 _MOST_WORKERS = 1024
@@ -193,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
     add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
     add("--head",
-        help="one head for all methods: linear, cosine, white, ncm, slda, ridge or rp-ridge")
+        help="one head for all methods: a name of `list heads`, such as linear or slda")
     add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
     add("--readout", help="one read-out for all: cls, mean or cls+mean")
     add("--augment", default="none",
@@ -259,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--benchmark", default="split-digits",
         help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
     add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    _add_import(inspect)
     _add_stream(inspect)
     add("--seed", default="0", metavar="N", help="of the stream")
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="as compare takes it")
@@ -270,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
 
     listing = verbs.add_parser("list", help="what there is, by name")
-    listing.add_argument("kind", choices=("methods", "benchmarks", "backbones", "streams"))
+    listing.add_argument("kind", choices=KINDS)
     listing.add_argument("pattern", nargs="?", default="*", help="shell pattern")
     _add_import(listing)
     listing.set_defaults(run=_list)
@@ -346,7 +348,8 @@ def _stream_options(args: argparse.Namespace) -> dict[str, Any]:
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-        help="import this first, so that the methods it registers are there; may be repeated",
+        help="import this first: the methods, benchmarks, streams and heads that it registers are "
+        "there; may be repeated",
     )  # fmt: skip
 
 
@@ -437,9 +440,7 @@ def _compare(args: argparse.Namespace) -> int:
         start_server,
     )
     from avalanche_rwf.experiments.stopping import listening
-    from avalanche_rwf.strategies.extensions import add_imports
 
-    add_imports(args.imports)  # before the fork server starts, which has a copy of it
     out = Path(args.out)
     RunConfig(
         benchmark=args.benchmark,
@@ -716,11 +717,17 @@ def _list(args: argparse.Namespace) -> int:
             for name in list_streams()
             if fnmatch.fnmatch(name, args.pattern)
         ]
+    elif args.kind == "heads":
+        from avalanche_rwf.models.heads import HEADS, list_heads
+
+        lines = [
+            f"{name:12}{next(iter((HEADS[name].__doc__ or '').strip().splitlines()), '')}"
+            for name in list_heads()
+            if fnmatch.fnmatch(name, args.pattern)
+        ]
     else:
-        from avalanche_rwf.strategies.extensions import add_imports
         from avalanche_rwf.strategies.registry import get_method, list_methods
 
-        add_imports(args.imports)
         specs = [get_method(name) for name in list_methods(args.pattern)]
         width = max((len(spec.name) for spec in specs), default=0)
         lines = [
@@ -851,9 +858,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.explain import explain
-    from avalanche_rwf.strategies.extensions import add_imports
 
-    add_imports(args.imports)
     images = [Path(name) for name in args.images]
     for path, _ in explain(images, Path(args.run_dir), Path(args.out), args.format):
         print(path)
@@ -880,6 +885,25 @@ def _check_words(words: Sequence[str]) -> None:
             raise UsageError(f"{named} takes no text with a NUL character, such as {word[:50]!r}.")
 
 
+def _all_flags() -> argparse.ArgumentParser:
+    """The parser; an option of a stream from outside may not be called as one that is there."""
+    try:
+        return _parser()
+    except argparse.ArgumentError as error:
+        raise UsageError(
+            "A stream of --import has an option whose name must be another one "
+            f"({error.message}: {error.argument_name})."
+        ) from None
+
+
+def _imported(words: Sequence[str]) -> list[str]:
+    """What --import names."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    found = [after for word, after in pairs if word == "--import"]
+    found += [word.partition("=")[2] for word in words if word.startswith("--import=")]
+    return [name for name in found if name and not name.startswith("-")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     # Two libraries warn of each other's changes at import; a user can do nothing about it.
@@ -897,7 +921,13 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         _check_words(words)
-        args = _parser().parse_args(words)
+        from avalanche_rwf.extensions import import_now
+
+        # It may bring streams with options of their own: the parser is made after it. And the fork
+        # server, which starts later, has a copy of what is in the environment.
+        import_now(_imported(words))
+        args = _all_flags().parse_args(words)
+        import_now(getattr(args, "imports", []))  # of a flag that was shortened
         return int(args.run(args))
     except UsageError as error:
         _say(f"avalanche-rwf: {error}")

@@ -8,7 +8,9 @@ is found here without another edit. Nothing heavy is imported until a benchmark 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from avalanche_rwf.checks import (
     shown,
 )
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.extensions import check_name, load_extensions, origin_of, told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,11 +89,13 @@ class BenchmarkSpec:
     :param name: as typed; a trailing ":" means that an argument follows, as in `folder:PATH`.
     :param load: `load(options)`, or `load(options, argument)` for a name with an argument.
     :param summary: one line for listings.
+    :param origin: where the code is, if not in this package; see :func:`.extensions.origin_of`.
     """
 
     name: str
     load: Callable[..., ImageSource]
     summary: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 _REGISTRY: dict[str, BenchmarkSpec] = {}
@@ -104,16 +109,27 @@ def register_benchmark(
 
     :param name: unique; with a trailing ":" the text after it is passed as the second argument.
     :param summary: one line for listings; default: the first line of the function's docstring.
+    :raises ValueError: if the name is taken, or the function takes other arguments.
     """
 
     def decorate(load: Callable[..., ImageSource]) -> Callable[..., ImageSource]:
+        origin = origin_of(load)
+        if origin:
+            _discover_own()  # whose names are taken
         known = _REGISTRY.get(name)
-        if known is not None and known.load.__module__ != load.__module__:
+        check_name("benchmark", name, known and known.load, load)
+        if ":" in name[:-1]:
+            raise ValueError(f"The name of a benchmark has a colon at its end only, not {name!r}.")
+        takes = ("options", "argument") if name.endswith(":") else ("options",)
+        try:
+            inspect.signature(load).bind(*takes)
+        except TypeError:
             raise ValueError(
-                f"benchmark {name!r} is registered already by {known.load.__module__}."
-            )
+                f"The benchmark {name!r} is called with ({', '.join(takes)}), and further "
+                "arguments need a default."
+            ) from None
         line = summary or (load.__doc__ or "").strip().split("\n")[0]
-        _REGISTRY[name] = BenchmarkSpec(name, load, line)
+        _REGISTRY[name] = BenchmarkSpec(name, load, line, origin)
         return load
 
     return decorate
@@ -309,15 +325,27 @@ def plan_benchmark(
 def _load(name: str, options: StreamOptions) -> ImageSource:
     spec = get_benchmark(name)
     check_benchmark(name, options.test_share)
-    if not spec.name.endswith(":"):
-        return spec.load(options)
-    argument = name[len(spec.name) :]
-    if not argument:
-        raise UsageError(f"benchmark {name!r} needs a path after the colon: {spec.name}PATH.")
-    return spec.load(options, argument)
+    arguments: tuple[Any, ...] = (options,)
+    if spec.name.endswith(":"):
+        argument = name[len(spec.name) :]
+        if not argument:
+            raise UsageError(f"benchmark {name!r} needs a path after the colon: {spec.name}PATH.")
+        arguments = (options, argument)
+    with told(f"The benchmark {name!r}", spec.origin):
+        source = spec.load(*arguments)
+    from avalanche_rwf.benchmarks import splits
+
+    splits.check_source(name, source)
+    return source
 
 
 def _discover() -> None:
+    _discover_own()
+    load_extensions("benchmarks")
+
+
+@functools.cache
+def _discover_own() -> None:
     from avalanche_rwf.benchmarks import datasets
 
     for module in pkgutil.iter_modules(datasets.__path__):

@@ -17,6 +17,7 @@ import numpy as np
 from avalanche_rwf.benchmarks.stream_registry import get_stream, resolve_stream_options
 from avalanche_rwf.benchmarks.streams.split import class_order, experience_sizes
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.extensions import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageSource",
     "StreamPlan",
+    "check_source",
     "class_order",
     "experience_sizes",
     "make_benchmark",
@@ -163,7 +165,9 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
         # Not the stream's seed: choices are made on the same images whatever the stream.
         positions, tests = stratified_part(targets, options.holdout, [_HOLDOUT])
         test_targets = targets
-    dealt = spec.deal(targets[positions], options.seed, experiences, **arguments)
+    with told(f"The stream {spec.name!r}", spec.origin):
+        dealt = spec.deal(targets[positions], options.seed, experiences, **arguments)
+        dealt = _checked_deal(spec.name, dealt, len(positions), experiences, spec.whole)
     train = [positions[part] for part in dealt]
 
     present = [np.bincount(targets[part], minlength=num_classes) for part in train]
@@ -200,6 +204,65 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
             *_notes(chosen, np.bincount(targets[positions], minlength=num_classes)),
         ),
     )
+
+
+def check_source(name: str, source: Any) -> None:
+    """Refuse images whose labels do not fit: another class would be trained without a word.
+
+    :raises UsageError: naming the benchmark and what is wrong.
+    """
+    if not isinstance(source, ImageSource):
+        raise UsageError(
+            f"benchmark {name!r} must return an ImageSource, not a {type(source).__name__}."
+        )
+    classes = len(source.class_names)
+    for part in ("train", "test"):
+        labels = np.asarray(getattr(source, f"{part}_targets"))
+        images = len(getattr(source, part))
+        if labels.shape != (images,) or labels.dtype.kind not in "iu":
+            raise UsageError(
+                f"benchmark {name!r}: {part}_targets is one whole number for each of the {images} "
+                f"images, not {labels.dtype} of shape {list(labels.shape)}."
+            )
+        found = np.unique(labels).tolist()
+        every = range(classes)
+        if not set(found) <= set(every) or (part == "train" and len(found) != classes):
+            raise UsageError(
+                f"benchmark {name!r}: {part}_targets has the labels 0 to {classes - 1} of its "
+                f"{classes} class_names, and it has {len(found)} labels from {min(found)} to "
+                f"{max(found)}."
+            )
+
+
+def _checked_deal(
+    stream: str, dealt: Any, samples: int, experiences: int | None, whole: bool
+) -> list[np.ndarray]:
+    """What a stream deals, as whole numbers.
+
+    :raises UsageError: if it deals no list, another number of experiences than asked for, what is
+        no sample, or, of a stream that is whole, not every sample once.
+    """
+    parts = [np.asarray(part) for part in dealt]
+    if experiences is not None and len(parts) != experiences:
+        raise UsageError(
+            f"--stream {stream} must deal {experiences} experiences, and it deals {len(parts)}."
+        )
+    for number, part in enumerate(parts):
+        bad = part.size and (part.dtype.kind not in "iu" or part.min() < 0 or part.max() >= samples)
+        if part.ndim != 1 or bad:
+            raise UsageError(
+                f"--stream {stream} must deal positions from 0 to {samples - 1}, and experience "
+                f"{number} is {part.dtype} of shape {list(part.shape)}"
+                + (f" from {part.min()} to {part.max()}." if part.size else ".")
+            )
+    parts = [part.astype(np.int64) for part in parts]
+    times = np.bincount(np.concatenate([np.empty(0, np.int64), *parts]), minlength=samples)
+    if whole and (times != 1).any():
+        raise UsageError(
+            f"--stream {stream} is registered as whole, which deals every sample once, and it "
+            f"leaves out {(times == 0).sum()} of {samples} and deals {(times > 1).sum()} again."
+        )
+    return parts
 
 
 def _check_experiences(name: str, experiences: int, num_classes: int, equal: bool) -> None:

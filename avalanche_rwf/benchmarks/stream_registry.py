@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.extensions import check_name, load_extensions, origin_of
 from avalanche_rwf.plain import MOST
 
 __all__ = [
@@ -72,6 +74,7 @@ class StreamSpec:
     :param counts_itself: whether `deal` finds the number of experiences where none is asked for
         (`experiences` is then None); otherwise it is the benchmark's default.
     :param defaults: benchmark's name -> options that this name stands for.
+    :param origin: where the code is, if not in this package; see :func:`.extensions.origin_of`.
     """
 
     name: str
@@ -82,6 +85,7 @@ class StreamSpec:
     new_classes: bool = False
     counts_itself: bool = False
     defaults: Callable[[str], Mapping[str, Any]] = lambda benchmark: {}
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 OPTIONS: dict[str, StreamOption] = {}
@@ -110,8 +114,12 @@ def add_option(name: str, takes: str, read: Callable[[Any], Any], help: str) -> 
     :raises ValueError: if the name stands for another option already.
     """
     known = OPTIONS.get(name)
-    if known is not None and known.takes != takes:
-        raise ValueError(f"The stream option {name!r} is registered twice.")
+    if known is not None and (known.takes, known.help) != (takes, help):
+        raise ValueError(
+            f"The stream option {name!r} is registered twice: its name must be another one."
+        )
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"A stream option is called as in Python, not {name!r}.")
     OPTIONS[name] = StreamOption(name, takes, read, help)
 
 
@@ -133,9 +141,11 @@ def register_stream(
     """
 
     def register(deal: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
+        origin = origin_of(deal)
+        if origin:
+            _discover_own()  # whose names are taken
         known = _STREAMS.get(name)
-        if known is not None and known.deal.__module__ != deal.__module__:
-            raise ValueError(f"stream {name!r} is registered already by {known.deal.__module__}.")
+        check_name("stream", name, known and known.deal, deal)
         parameters = list(inspect.signature(deal).parameters.values())[3:]
         for parameter in parameters:
             if parameter.default is inspect.Parameter.empty or parameter.name not in OPTIONS:
@@ -145,7 +155,7 @@ def register_stream(
                 )
         options = {parameter.name: parameter.default for parameter in parameters}
         _STREAMS[name] = StreamSpec(
-            name, deal, summary, options, whole, new_classes, counts_itself, defaults
+            *(name, deal, summary, options, whole, new_classes, counts_itself, defaults, origin)
         )
         return deal
 
@@ -207,8 +217,13 @@ def resolve_stream_options(
     return {name: value for name, value in values.items() if value is not None}
 
 
-@functools.cache
 def _discover() -> None:
+    _discover_own()
+    load_extensions("streams")
+
+
+@functools.cache
+def _discover_own() -> None:
     from avalanche_rwf.benchmarks import streams
 
     for module in pkgutil.iter_modules(streams.__path__):

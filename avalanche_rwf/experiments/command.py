@@ -15,11 +15,11 @@ from avalanche_rwf.models.backbone import PACKAGED
 __all__ = ["command_line", "command_words"]
 
 # Fields with a rule of their own below, or that the command computes again: the weights' hash, the
-# hash of a method's file and the record of the tuning.
+# hash of files from outside and the record of the tuning.
 _OWN = (
     *("benchmark", "method", "options", "seed", "backbone", "backbone_args", "skip_corrupt"),
-    *("eval_every_samples", "precision", "weights_sha256", "code", "tuning"),
-    *("stream_options", "boundary_free", "data_config"),
+    *("eval_every_samples", "precision", "weights_sha256", "tuning", "data_config"),
+    *("code", "data_code", "head_code", "stream_options", "boundary_free"),
 )
 
 
@@ -37,7 +37,7 @@ def command_words(
     :param config: of the run.
     :param seeds: of the row; by default the run's own.
     :param defaults: the method's own options: those that equal them are left out.
-    :param imports: modules or files that register the method.
+    :param imports: modules or files that register what the run uses.
     """
     words = ["compare", "--benchmark", config.benchmark, "--methods", config.method]
     words += [word for name in imports for word in ("--import", name)]

@@ -19,13 +19,14 @@ from avalanche_rwf.experiments.run import (
     build_strategy,
     load_backbone,
     reads_boundaries,
+    with_code,
 )
 from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
 from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.models.classifier import READOUTS
-from avalanche_rwf.models.heads import HEADS
+from avalanche_rwf.models.heads import list_heads
 from avalanche_rwf.models.masks import MASKS
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
@@ -164,7 +165,7 @@ def method_options(
     """
     notes = []
     readouts = (*READOUTS, "prompt")  # the last is L2P's own
-    for flag, takes in (("head", tuple(HEADS)), ("mask", MASKS), ("readout", readouts)):
+    for flag, takes in (("head", tuple(list_heads())), ("mask", MASKS), ("readout", readouts)):
         value = common.get(flag)
         if value is not None and value not in takes:
             raise UsageError(f"--{flag} takes one of {', '.join(takes)}, not {value!r}.")
@@ -255,8 +256,7 @@ def plan(
     configs: list[RunConfig] = []
     left_out: dict[str, str] = {}
     for method in methods:
-        code = get_method(method).origin.get("sha256", "")
-        config = replace(base, method=method, options=dict(options[method]), code=code)
+        config = with_code(replace(base, method=method, options=dict(options[method])))
         try:
             said += _try(config, benchmark)
         except UsageError as error:
@@ -344,7 +344,7 @@ def write_left_out(out: Path, benchmark: str, backbone: str, left_out: Mapping[s
 def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:
     """The same runs with each method's chosen options."""
     configs = tuple(
-        replace(c, options=choices[c.method].options, tuning=choices[c.method].record())
+        with_code(replace(c, options=choices[c.method].options, tuning=choices[c.method].record()))
         for c in planned.configs
     )
     return replace(planned, configs=configs, todo=_unfinished(configs, out))

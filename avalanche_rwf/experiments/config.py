@@ -59,6 +59,8 @@ class RunConfig:
     :param budget: "default" or "tuned": whether the options were chosen on held-out training
         images before the comparison.
     :param code: SHA-256 of the file that holds the method, if that is not this package's.
+    :param data_code: the same of the "benchmark" and the "stream", by these words.
+    :param head_code: the same of the head.
     :param data_config: mean, std, interpolation and crop_pct of images in the place of the
         backbone's own.
     :param test_share: of a folder without test images, the share that becomes the test set.
@@ -94,6 +96,8 @@ class RunConfig:
     data_config: Mapping[str, Any] = field(default_factory=dict)
     test_share: float = 0.0
     split_seed: int = 0
+    data_code: Mapping[str, str] = field(default_factory=dict)
+    head_code: str = ""
 
     def __post_init__(self) -> None:
         # NumPy's numbers have no JSON, and a seed of `numpy.arange` is the same seed.
@@ -164,7 +168,7 @@ class RunConfig:
         del values["seed"], values["weights"], values["tuning"]
         # What is younger than the first runs counts where it is used: they keep their hash.
         young = ("code", "stream_options", "boundary_free", "eval_subset", "data_config")
-        for name in (*young, "test_share", "split_seed"):
+        for name in (*young, "test_share", "split_seed", "data_code", "head_code"):
             if not values[name]:
                 del values[name]
         values["version"] = __version__

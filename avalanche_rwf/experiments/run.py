@@ -31,6 +31,8 @@ from torch import nn
 
 from avalanche_rwf.benchmarks import Benchmark, create_benchmark
 from avalanche_rwf.benchmarks.images import Normalisation
+from avalanche_rwf.benchmarks.registry import get_benchmark
+from avalanche_rwf.benchmarks.stream_registry import get_stream
 from avalanche_rwf.evaluation.metrics import (
     accuracy_exposed,
     accuracy_matrix,
@@ -76,6 +78,7 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
+from avalanche_rwf.extensions import origin_of
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS
@@ -828,8 +831,30 @@ def _ran_on(model: nn.Module) -> dict[str, Any]:
     return {**blocks, "pooling": model.pooling}
 
 
+def origins_of(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Where the code that a run uses comes from, of what is not this package's.
+
+    :returns: "method", "benchmark", "stream" or "head" -> :func:`.extensions.origin_of` it.
+    """
+    head = HEADS.get(str(config.options.get("head")))
+    used = {
+        "method": get_method(config.method).origin,
+        "benchmark": get_benchmark(config.benchmark).origin,
+        "stream": get_stream(config.stream).origin,
+        "head": {} if head is None else origin_of(head),
+    }
+    return {kind: dict(origin) for kind, origin in used.items() if origin}
+
+
+def with_code(config: RunConfig) -> RunConfig:
+    """The configuration with the hashes of the files that it uses from outside."""
+    hashes = {kind: origin.get("sha256", "") for kind, origin in origins_of(config).items()}
+    code, head_code = hashes.pop("method", ""), hashes.pop("head", "")
+    return replace(config, code=code, head_code=head_code, data_code=hashes)
+
+
 def _identity(
-    config: RunConfig, benchmark: Benchmark, backbone: str, origin: dict[str, str], device: str
+    config: RunConfig, benchmark: Benchmark, backbone: str, device: str
 ) -> dict[str, Any]:
     """What decides a run's numbers: a checkpoint of anything else is of no use to it."""
     values = config.to_dict()
@@ -840,7 +865,9 @@ def _identity(
         "configuration": {**values, "version": __version__},
         "backbone": backbone,
         "code": source_sha256(),
-        "method's code": origin.get("sha256", ""),
+        "code from outside": {
+            kind: origin.get("sha256", "") for kind, origin in origins_of(config).items()
+        },
         "libraries": {name: metadata.version(name) for name in names},
         "device": device.partition(":")[0],
         "stream": _stream_shape(benchmark),
@@ -861,11 +888,15 @@ def _run(
             f"{info.sha256[:10]} and were {config.weights_sha256[:10]}."
         )
     spec = get_method(config.method)
-    if config.code not in ("", spec.origin.get("sha256")):
-        raise RuntimeError(
-            f"The code of {config.method} has changed since the comparison began: its file "
-            f"{spec.origin.get('file')} is another one."
-        )
+    origins = origins_of(config)
+    recorded = {"method": config.code, "head": config.head_code, **config.data_code}
+    for kind, sha256 in recorded.items():
+        origin = origins.get(kind, {})
+        if sha256 not in ("", origin.get("sha256")):
+            raise RuntimeError(
+                f"The code of the {kind} has changed since the comparison began: its file "
+                f"{origin.get('file')} is another one."
+            )
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
     workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
@@ -894,6 +925,7 @@ def _run(
         {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
         ran=_ran(strategy),
         method_origin=dict(spec.origin),
+        origins=origins,
         data={
             "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
             "samples_per_experience": [sum(c.values()) for c in benchmark.class_counts],
@@ -915,7 +947,7 @@ def _run(
         routing = RoutingRecorder(first, normalisation)
     checkpoints = Checkpoints(
         folder,
-        _identity(config, benchmark, info.sha256, dict(spec.origin), device),
+        _identity(config, benchmark, info.sha256, device),
         log,
         every=checkpoint_every(),
         by_part=config.boundary_free,

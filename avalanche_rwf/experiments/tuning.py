@@ -44,6 +44,7 @@ from avalanche_rwf.experiments.run import (
     exposed_tests,
     load_backbone,
     train_experience,
+    with_code,
 )
 from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
@@ -313,7 +314,7 @@ def tune(
         }
         for index, setting in enumerate(tried[name]):
             if "seconds" not in contents[name]["settings"][index]:
-                todo.append(replace(config, options=setting))
+                todo.append(with_code(replace(config, options=setting)))
                 place[todo[-1].config_hash()] = name, index
     # Not by the settings that are left: see default_threads.
     threads = executors.default_threads(device, sum(map(len, tried.values())))

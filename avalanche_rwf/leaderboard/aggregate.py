@@ -80,7 +80,7 @@ PROTOCOL = (
     *("eval_every_samples", "eval_subset", "holdout", "skip_corrupt", "settings"),
 )
 # Every other field of a configuration is a setting.
-_NOT_SETTINGS = frozenset((*_IDENTITY, "seed", "code", "weights_sha256"))
+_NOT_SETTINGS = frozenset((*_IDENTITY, "seed", "code", "head_code", "weights_sha256"))
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
 _SEED = re.compile(r"seed(\d+)")
 METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")

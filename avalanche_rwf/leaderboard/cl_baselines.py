@@ -94,6 +94,7 @@ _CASE = '''
 '''
 
 _MARK = "Made by `avalanche-rwf leaderboard --format cl-baselines`"
+_CODE = ("code", "data_code", "head_code")  # of files from outside
 _TARGETS = "tests/target_results.csv"
 
 
@@ -105,7 +106,7 @@ def _identifier(text: str) -> str:
 
 def _defaults(config: dict[str, Any], sha256: str) -> dict[str, Any]:
     """Return the fields of a run as a script's defaults; a path to weights is nobody else's."""
-    kept = {k: v for k, v in config.items() if k not in ("tuning", "code", "weights")}
+    kept = {k: v for k, v in config.items() if k not in ("tuning", *_CODE, "weights")}
     return {**kept, "weights": None, "weights_sha256": sha256, "cuda": 0}
 
 
@@ -140,6 +141,9 @@ def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str
         first = own[own["status"] == "done"].sort_values("seed").iloc[0]
         path = Path(first["folder"]) / first["run_dir"] / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        if any(config.get(name) for name in _CODE):
+            notes.append(f"{method} {row['config_hash']} left out: its code is a file of yours.")
+            continue
         stream = "" if row["stream"] in (None, "split") else f"_{row['stream']}"
         benchmark, strategy = _identifier(f"{row['benchmark']}{stream}"), _identifier(method)
         if f"experiments/{benchmark}/{strategy}.py" in files:

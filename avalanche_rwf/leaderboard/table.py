@@ -10,6 +10,7 @@ import functools
 import html
 import json
 import math
+import re
 import shutil
 import textwrap
 from collections import Counter
@@ -159,7 +160,8 @@ def _json(text: str) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     """Write an option's value as short as it can be."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return re.sub(rf"\b([0-9a-f]{{{_HASH}}})[0-9a-f]{{{64 - _HASH}}}\b", r"\1", text)
 
 
 def _pairs(text: Any) -> str | None:

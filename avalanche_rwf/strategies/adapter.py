@@ -38,13 +38,13 @@ from torch import Tensor, nn
 
 from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.extensions import import_code, origin_of
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
-from avalanche_rwf.strategies.extensions import import_code, origin_of
 from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import MethodSpec, option_types

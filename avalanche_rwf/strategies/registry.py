@@ -26,9 +26,9 @@ from torch import nn
 
 from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_finite, is_whole
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.extensions import check_name, load_extensions, origin_of
 from avalanche_rwf.models.blocks import as_default
 from avalanche_rwf.plain import MOST
-from avalanche_rwf.strategies.extensions import load_extensions, origin_of
 
 __all__ = [
     "MethodSpec",
@@ -98,8 +98,10 @@ def register_method(
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
         origin = origin_of(build)
-        if name in _METHODS and not _is_again(_METHODS[name], build, origin):
-            raise ValueError(f"The method name {name!r} is registered twice.")
+        if origin:
+            _load_own()  # whose names are taken
+        known = _METHODS.get(name)
+        check_name("method", name, known and known.build, build)
         if ":" in name:
             raise ValueError(f"A registered name has no colon, and {name!r} has one.")
         options: dict[str, Any] = {}
@@ -145,15 +147,6 @@ def _kind(default: Any) -> Any:
     return int | float if isinstance(default, (int, float)) else str
 
 
-def _is_again(spec: MethodSpec, build: Callable[..., Any], origin: Mapping[str, str]) -> bool:
-    """Whether it is the same function of one file, imported under a second name.
-
-    A script that is run and is also named by ``--import`` is.
-    """
-    same_file = bool(origin.get("file")) and spec.origin.get("file") == origin["file"]
-    return same_file and spec.build.__qualname__ == build.__qualname__
-
-
 def registered_by(module: ModuleType) -> dict[str, MethodSpec]:
     """The methods that a module registers, by their registered names."""
     _load()
@@ -172,7 +165,7 @@ def _load() -> None:
     Then what ``--import`` and installed packages add.
     """
     _load_own()
-    load_extensions()
+    load_extensions("methods")
 
 
 @functools.cache

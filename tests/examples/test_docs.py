@@ -31,11 +31,15 @@ WHOLE = {code: page for page in PAGES if page not in ELSEWHERE for code in block
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """What a block registers is gone afterwards."""
-    from avalanche_rwf.benchmarks import stream_registry
+    from avalanche_rwf.benchmarks import registry, stream_registry
+    from avalanche_rwf.models import heads
 
-    stream_registry.list_streams()
-    for name in ("_STREAMS", "OPTIONS"):
-        monkeypatch.setattr(stream_registry, name, dict(getattr(stream_registry, name)))
+    stream_registry.list_streams(), registry.list_benchmarks()
+    for module, names in (
+        (stream_registry, ("_STREAMS", "OPTIONS")), (registry, ("_REGISTRY",)), (heads, ("HEADS",)),
+    ):  # fmt: skip
+        for name in names:
+            monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 def run(code, capsys, where="<docs>") -> str:

@@ -16,7 +16,7 @@ from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, routing_state, run
 from avalanche_rwf.experiments.trained import load_routed
-from avalanche_rwf.strategies.extensions import VARIABLE
+from avalanche_rwf.extensions import VARIABLE
 
 ROUTED = ("rwf", "rwf-lda", "rwf-lda-held", "rwf-static")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from avalanche.training.templates import SupervisedTemplate
 
-from avalanche_rwf import cli
+from avalanche_rwf import cli, extensions
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import run as run_module
@@ -23,7 +23,7 @@ from avalanche_rwf.experiments.checkpoint import Checkpoints
 from avalanche_rwf.experiments.compare import method_options, select_methods
 from avalanche_rwf.experiments.config import run_directory, slug
 from avalanche_rwf.experiments.run import run, run_strategy
-from avalanche_rwf.strategies import extensions, registry
+from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.adapter import REFUSED, RUNNING, AdaptedViT
 from avalanche_rwf.strategies.registry import (
     create_strategy,
@@ -467,7 +467,7 @@ def test_an_installed_package_adds_methods(outside, monkeypatch):
         "[avalanche_rwf.methods]\nmine = plugin\nlost = no_such_plugin\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    extensions._LOADED.discard(extensions.ENTRY_POINTS)
+    extensions._LOADED.discard(f"{extensions.ENTRY_POINTS}methods")
     with pytest.warns(UserWarning, match="no_such_plugin.*left out"):
         assert "mine-registered" in list_methods()
 

@@ -35,6 +35,7 @@ from avalanche_rwf.experiments import stopping
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.status import Reporter
+from avalanche_rwf.extensions import check_name, load_extensions
 
 __all__ = [
     "KILLED",
@@ -182,9 +183,13 @@ _EXECUTORS: dict[str, type[Executor]] = {}
 
 
 def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
-    """Register an executor (decorator of its class)."""
+    """Register an executor (decorator of its class).
+
+    :raises ValueError: if the name is taken.
+    """
 
     def register(executor: type[Executor]) -> type[Executor]:
+        check_name("executor", name, _EXECUTORS.get(name), executor)
         executor.name = name
         _EXECUTORS[name] = executor
         return executor
@@ -197,9 +202,7 @@ def list_executors() -> list[str]:
     package = importlib.import_module("avalanche_rwf.experiments.executors")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    from avalanche_rwf.strategies.extensions import load_extensions
-
-    load_extensions()
+    load_extensions("executors")
     return sorted(_EXECUTORS)
 
 

@@ -19,11 +19,11 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.extensions import may_import
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
 from avalanche_rwf.plain import read_end
-from avalanche_rwf.strategies.extensions import may_import
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.version import __version__
 
@@ -457,8 +457,11 @@ def _command(content: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
     try:
         assert isinstance(values, dict)
         config = RunConfig.from_dict({k: v for k, v in values.items() if k in known})
-        file = (content.get("method_origin") or {}).get("file")
-        imports = [file] if file and ":" not in config.method else []
+        origins = {"method": content.get("method_origin"), **(content.get("origins") or {})}
+        if ":" in config.method:
+            del origins["method"]  # its name says where it is
+        files = [(origin or {}).get("file") for origin in origins.values()]
+        imports = list(dict.fromkeys(file for file in files if file))
         return command_line(
             config, seeds=seeds, defaults=_defaults(config.method), imports=imports
         )

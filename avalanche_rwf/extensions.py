@@ -1,12 +1,14 @@
-"""Methods from outside the package: modules and files by name, and installed entry points.
+"""Code from outside the package: modules and files by name, and installed entry points.
 
-``--import MODULE_OR_FILE`` puts a name into the environment variable ``AVALANCHE_RWF_IMPORT``
-(several are separated as in ``PATH``), so that worker processes and the tests import the same. An
-installed package names its modules in the entry point group ``avalanche_rwf.methods``.
+What is imported registers methods, benchmarks, streams or heads. ``--import MODULE_OR_FILE`` puts a
+name into the environment variable ``AVALANCHE_RWF_IMPORT`` (several are separated as in ``PATH``),
+so that worker processes and the tests import the same. An installed package names its modules in
+the entry point groups ``avalanche_rwf.methods``, ``.benchmarks``, ``.streams`` and ``.heads``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,7 +16,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -26,14 +28,18 @@ __all__ = [
     "ENTRY_POINTS",
     "VARIABLE",
     "add_imports",
+    "check_name",
     "import_code",
+    "import_now",
     "load_extensions",
     "may_import",
     "origin_of",
+    "told",
 ]
 
 VARIABLE = "AVALANCHE_RWF_IMPORT"
-ENTRY_POINTS = "avalanche_rwf.methods"
+ENTRY_POINTS = "avalanche_rwf."
+"""Before the kind: the groups of entry points."""
 _LOADED: set[str] = set()
 
 
@@ -42,7 +48,7 @@ def _is_file(name: str) -> bool:
 
 
 def add_imports(names: Iterable[str]) -> None:
-    """Let this process and those it starts import `names` before methods are looked up.
+    """Let this process and those it starts import `names` before anything is looked up.
 
     Files become absolute paths: a worker may stand in another folder.
     """
@@ -50,6 +56,22 @@ def add_imports(names: Iterable[str]) -> None:
     known += [str(Path(name).resolve()) if _is_file(name) else name for name in names]
     if known:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(known))
+
+
+def import_now(names: Iterable[str]) -> None:
+    """:func:`add_imports`, and import them.
+
+    :raises UsageError: if something cannot be imported; nothing is then added.
+    """
+    before = os.environ.get(VARIABLE)
+    add_imports(names)
+    try:
+        _load_named()
+    except UsageError:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
+        raise
 
 
 def may_import(method: str) -> bool:
@@ -122,25 +144,31 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def load_extensions() -> None:
-    """Import what the environment variable and installed packages name, each once per process.
-
-    :raises UsageError: if something of the environment variable cannot be imported. An installed
-        package's module that cannot be is left out with a warning.
-    """
+def _load_named() -> None:
     for name in os.environ.get(VARIABLE, "").split(os.pathsep):
         if name and name not in _LOADED:
             import_code(name, "--import")
             _LOADED.add(name)
-    if ENTRY_POINTS in _LOADED:
+
+
+def load_extensions(kind: str) -> None:
+    """Import what the environment variable and installed packages name, each once per process.
+
+    :param kind: of what is looked up, such as "methods": the group of entry points.
+    :raises UsageError: if something of the environment variable cannot be imported. An installed
+        package's module that cannot be is left out with a warning.
+    """
+    _load_named()
+    group = f"{ENTRY_POINTS}{kind}"
+    if group in _LOADED:
         return
-    _LOADED.add(ENTRY_POINTS)
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
+    _LOADED.add(group)
+    for entry in metadata.entry_points(group=group):
         try:
             entry.load()
         except (Exception, SystemExit) as error:
             warnings.warn(
-                f"The methods of {entry.value!r} (entry point {entry.name!r}) are left out: "
+                f"The {kind} of {entry.value!r} (entry point {entry.name!r}) are left out: "
                 f"{type(error).__name__}: {error}",
                 UserWarning,
                 stacklevel=2,
@@ -167,6 +195,47 @@ def origin_of(code: Any) -> dict[str, str]:
     if names:
         origin["version"] = f"{names[0]} {metadata.version(names[0])}"
     return origin
+
+
+def check_name(kind: str, name: str, known: Any, code: Any) -> None:
+    """Refuse a name that other code is registered by.
+
+    The same function or class of one file may come again: a script that is run and is also named
+    by ``--import``, a cell of a notebook.
+
+    :param known: what has the name; None is nothing.
+    :raises ValueError: if the name is taken.
+    """
+    if known is None or (_place(known) == _place(code) and known.__qualname__ == code.__qualname__):
+        return
+    raise ValueError(
+        f"The {kind} {name!r} is registered already by {known.__module__} and cannot be registered "
+        "twice."
+    )
+
+
+def _place(code: Any) -> str:
+    return origin_of(code).get("file", code.__module__)
+
+
+@contextlib.contextmanager
+def told(what: str, origin: Mapping[str, str]) -> Iterator[None]:
+    """Within it, an error of code from outside is one sentence.
+
+    :param what: failed, such as "the benchmark 'mine'".
+    :param origin: of :func:`origin_of`; errors of this package's own code are left as they are.
+    :raises UsageError: naming what failed, where, and why.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not origin:
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")[:200]
+        where = origin.get("file", origin["module"])
+        raise UsageError(f"{what} of {where!r} failed ({why}).") from error
 
 
 @functools.lru_cache(maxsize=1)
