@@ -105,7 +105,7 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "data_config": {"mean": (0.5, 0.5, 0.5), "crop_pct": 0.9},
         "test_share": 0.3, "split_seed": 5,
     }  # fmt: skip
-    found_again = {"weights_sha256", "tuning", "code"}
+    found_again = {"weights_sha256", "tuning", "code", "data_code", "head_code"}
     assert {f.name for f in dataclasses.fields(RunConfig)} == {*changed, *found_again}
     words = command_words(RunConfig(**changed), imports=["my.py"])
     assert words == [
