@@ -23,6 +23,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_rwf.errors import UsageError
+
 __all__ = [
     "ViT",
     "class_position",
@@ -237,7 +239,15 @@ _FORMS: Mapping[type[nn.Module], Form] = {
 
 
 def form_of(block: nn.Module) -> Form:
-    """How a block is taken apart, and its model with it."""
+    """How a block is taken apart, and its model with it.
+
+    :raises UsageError: for another kind of block, such as one put there after the model was built.
+    """
+    if type(block) not in _FORMS:
+        raise UsageError(
+            f"backbone must have blocks of timm's own types, not {type(block).__name__}: what it "
+            "does otherwise would be passed over."
+        )
     return _FORMS[type(block)]
 
 

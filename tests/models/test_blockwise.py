@@ -1,7 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import (
     PrefixPrompt,
     TokenPrompt,
@@ -179,3 +181,13 @@ def test_fine_tuning_reaches_every_weight(tools, images):
     vit = tools.vit().requires_grad_(True)
     forward_blocks(vit, images, frozen=False).tokens.square().sum().backward()
     assert all(p.grad is not None for p in vit.parameters())
+
+
+def test_a_block_put_in_later_is_refused_and_not_passed_over(vit, images):
+    class Doubled(Block):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    vit.blocks[1].__class__ = Doubled
+    with pytest.raises(UsageError, match="not Doubled"):
+        forward_blocks(vit, images)
