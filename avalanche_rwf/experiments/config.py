@@ -150,8 +150,13 @@ class RunConfig:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; a default that is marked as one is the text alone."""
+        values = asdict(self)
+        values["options"] = {
+            key: str(value) if isinstance(value, str) else value
+            for key, value in values["options"].items()
+        }
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
