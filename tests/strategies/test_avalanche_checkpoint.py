@@ -105,7 +105,7 @@ import json, sys
 import torch
 from avalanche.checkpointing import maybe_load_checkpoint
 from avalanche_rwf import RwFStrategy, avalanche_checkpoints
-from conftest import make_scenario, silent
+from own.conftest import make_scenario, silent
 
 scenario = make_scenario()
 with avalanche_checkpoints():
@@ -124,7 +124,9 @@ def test_another_process_goes_on_with_a_head_that_has_grown(tools, scenario, tmp
     train(whole, scenario, stop=1)
     save(whole, tmp_path / "it.pkl")
     train(whole, scenario, start=1)
-    paths = [Path(__file__).parents[1], Path.cwd(), *os.environ.get("PYTHONPATH", "").split(":")]
+    # Avalanche installs a package "tests" of its own, so ours goes by another name.
+    (tmp_path / "own").symlink_to(Path(__file__).parents[1])
+    paths = [tmp_path, Path.cwd(), *os.environ.get("PYTHONPATH", "").split(":")]
     environment = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     arguments = [json.dumps(SMALL), tmp_path / "it.pkl", tmp_path / "state.pt"]
     subprocess.run(
