@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fnmatch
 import io
+import itertools
 import json
 import os
 import sys
@@ -898,8 +899,7 @@ def _all_flags() -> argparse.ArgumentParser:
 
 def _imported(words: Sequence[str]) -> list[str]:
     """What --import names."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    found = [after for word, after in pairs if word == "--import"]
+    found = [after for word, after in itertools.pairwise(words) if word == "--import"]
     found += [word.partition("=")[2] for word in words if word.startswith("--import=")]
     return [name for name in found if name and not name.startswith("-")]
 

@@ -167,7 +167,7 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
         test_targets = targets
     with told(f"The stream {spec.name!r}", spec.origin):
         dealt = spec.deal(targets[positions], options.seed, experiences, **arguments)
-        dealt = _checked_deal(spec.name, dealt, len(positions), experiences, spec.whole)
+        dealt = _checked_deal(spec.name, dealt, targets[positions], experiences, spec.whole)
     train = [positions[part] for part in dealt]
 
     present = [np.bincount(targets[part], minlength=num_classes) for part in train]
@@ -235,13 +235,14 @@ def check_source(name: str, source: Any) -> None:
 
 
 def _checked_deal(
-    stream: str, dealt: Any, samples: int, experiences: int | None, whole: bool
+    stream: str, dealt: Any, targets: np.ndarray, experiences: int | None, whole: bool
 ) -> list[np.ndarray]:
     """What a stream deals, as whole numbers.
 
     :raises UsageError: if it deals no list, another number of experiences than asked for, what is
-        no sample, or, of a stream that is whole, not every sample once.
+        no sample, or, of a stream that is whole, not every sample of its classes once.
     """
+    samples = len(targets)
     parts = [np.asarray(part) for part in dealt]
     if experiences is not None and len(parts) != experiences:
         raise UsageError(
@@ -257,10 +258,12 @@ def _checked_deal(
             )
     parts = [part.astype(np.int64) for part in parts]
     times = np.bincount(np.concatenate([np.empty(0, np.int64), *parts]), minlength=samples)
-    if whole and (times != 1).any():
+    expected = np.isin(targets, targets[times > 0])  # a class may be left out with all it has
+    if whole and (times != expected).any():
         raise UsageError(
-            f"--stream {stream} is registered as whole, which deals every sample once, and it "
-            f"leaves out {(times == 0).sum()} of {samples} and deals {(times > 1).sum()} again."
+            f"--stream {stream} is registered as whole, which deals every sample of its classes "
+            f"once, and it leaves out {(times < expected).sum()} of {expected.sum()} and deals "
+            f"{(times > 1).sum()} again."
         )
     return parts
 

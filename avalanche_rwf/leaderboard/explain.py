@@ -42,8 +42,9 @@ def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # PIL and its plugins raise half a dozen kinds
+        reason = getattr(error, "strerror", None) or why_unreadable(path)
         raise UsageError(
-            f"explain takes image files, and {str(path)!r} is none ({why_unreadable(path)})."
+            f"explain takes image files, and {str(path)!r} is none ({reason})."
         ) from error
 
 

@@ -125,6 +125,8 @@ class Configuration(_Record):
     split_seed: Count = 0
     budget: Literal["default", "tuned"] = "default"
     code: Hash | Literal[""] = ""
+    data_code: Values = {}
+    head_code: Hash | Literal[""] = ""
     settings: Values = Field({}, description="further fields of RunConfig")
 
 
@@ -311,6 +313,7 @@ def schema() -> dict[str, Any]:
 
 
 # How pydantic names the branches of a union, which are no fields.
+_LONGEST = 60  # of what others wrote, in a message
 _BRANCH = ("bool", "int", "float", "str", "tuple")
 _BRANCHES = ("constrained", "literal", "function", "list[")
 
@@ -323,7 +326,7 @@ def _field(path: tuple[int | str, ...]) -> str:
             field += f"[{part}]"
         elif part in _BRANCH or part.startswith(_BRANCHES):
             continue
-        elif part.isidentifier():
+        elif part.isidentifier() and len(part) <= _LONGEST:
             field += f".{part}" if field else part
         else:
             field += f"[{_shown(part)}]"
@@ -352,7 +355,7 @@ def _shown(value: Any) -> str:
     text = ascii(value) if isinstance(value, (str, int, float, bool, type(None))) else (
         f"a {type(value).__name__} of {len(value)}" if isinstance(value, (list, dict)) else "it"
     )  # fmt: skip
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def read_entry(path: str | os.PathLike[str]) -> Entry:

@@ -79,7 +79,7 @@ def test_unknown_names(name, message):
 )
 def test_options_out_of_range(field, values):
     for value in values:
-        with pytest.raises(UsageError, match=f"^{field} (is|must be) ") as error:
+        with pytest.raises(UsageError, match=f"^{field} (\\(--\\S+\\) )?(is|must be) ") as error:
             create_benchmark("split-digits", **{**GOOD, field: value})
         assert "\n" not in str(error.value)
 

@@ -40,6 +40,8 @@ OTHER = {
     "holdout": 0.2,
     "skip_corrupt": True,
     "code": "14",
+    "data_code": {"stream": "15"},
+    "head_code": "16",
     "budget": "tuned",
     "stream_options": {"disjoint": 40},
     "boundary_free": True,

@@ -359,7 +359,9 @@ def test_a_failed_run_leaves_its_configuration_its_error_and_its_log(
 def test_a_method_whose_file_has_changed_since_fails_its_run(configure, tmp_path):
     summary = run(replace(configure("ncm"), code="0123456789ab"), tmp_path)
     assert summary["status"] == "failed"
-    assert summary["error"].startswith("The code of ncm has changed since the comparison began")
+    assert summary["error"].startswith(
+        "The code of the method has changed since the comparison began"
+    )
 
 
 def test_a_probe_of_frozen_features_says_the_mask_that_it_has(configure, tmp_path):

@@ -96,7 +96,7 @@ VALUES: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
     "--gradient-steps": (whole(1), ("0", "-1", "1.5", "10000000000", "9" * 30)),
     "--head": (nothing, ("Linear", "linear,cosine", "none")),
     "--mask": (one_of("none"), ("None ", "ace", "all")),
-    "--readout": (nothing, ("mean", "cls+", "layer")),
+    "--readout": (nothing, ("means", "cls+", "layer")),
     "--augment": (one_of("none"), ("Flip", "flip,autoaug")),
     "--budget": (nothing, ("tune", "5")),
     "--eval-every-samples": (whole(0, 10**12), ("-1", "1.5", "9" * 30)),
@@ -115,7 +115,7 @@ VALUES: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
     "--format": (nothing, ("TEXT", "cl-baselines", "json")),
     "--set": (nothing, (
         *("ncm", "ncm.", ".readout", "=", "ncm.=cls", ".=", "ncm.readout", "ncm.lr=1", "er.lr=1"),
-        *("ncm.readout=", "ncm.readout=mean", "*.nope=1", "n*.readout=1", "ncm.readout=\0"),
+        *("ncm.readout=", "ncm.readout=means", "*.nope=1", "n*.readout=1", "ncm.readout=\0"),
     )),
     "--backbone-arg": (nothing, ("depth", "=", "=3", "a b=3", "1x=3", "name=x", "weights=x",
                                  "image_size=8", "nope=3", "depth=", "num_classes=3")),
