@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import warnings
 
 import pytest
@@ -12,6 +14,13 @@ from torch.utils.data import TensorDataset
 from .families import FAMILIES
 
 torch.set_num_threads(1)
+
+# A shell starts what runs in the background deaf to SIGINT, nohup to SIGHUP; tests send both.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler),
+                          (getattr(signal, "SIGHUP", signal.SIGINT), signal.SIG_DFL)):  # fmt: skip
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(_number) is signal.SIG_IGN:
+            signal.signal(_number, _handler)
 
 
 def make_vit(seed: int = 0, kind: type = VisionTransformer, **kwargs):
