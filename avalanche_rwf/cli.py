@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from avalanche_rwf.checks import PREPARATION, checked_preparation
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import MOST, at_home
+from avalanche_rwf.utils.untrusted_io import MOST, at_home
+from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
 from avalanche_rwf.version import __version__
 
 __all__ = ["main"]
@@ -440,7 +440,7 @@ def _compare(args: argparse.Namespace) -> int:
         get_executor,
         start_server,
     )
-    from avalanche_rwf.experiments.stopping import listening
+    from avalanche_rwf.experiments.signals import listening
 
     out = Path(args.out)
     RunConfig(
@@ -921,7 +921,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         _check_words(words)
-        from avalanche_rwf.extensions import import_now
+        from avalanche_rwf.utils.user_code import import_now
 
         # It may bring streams with options of their own: the parser is made after it. And the fork
         # server, which starts later, has a copy of what is in the environment.
@@ -949,7 +949,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _stopped() -> int:
-    from avalanche_rwf.experiments.stopping import stopped_by
+    from avalanche_rwf.experiments.signals import stopped_by
 
     fresh = os.environ.get("AVALANCHE_RWF_FRESH")  # as --fresh sets it
     _say(f"\nStopped; the same command{' without --fresh' if fresh else ''} goes on from here.")

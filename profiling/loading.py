@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_rwf.benchmarks.datasets import folder as folders
 from avalanche_rwf.benchmarks.registry import create_benchmark
-from avalanche_rwf.experiments.loading import NormaliseOnDevice
+from avalanche_rwf.experiments.data_loading import NormaliseOnDevice
 from avalanche_rwf.strategies.registry import create_strategy
 
 CLASSES = 10

@@ -155,7 +155,7 @@ def soak(part: str, amount: int) -> dict[str, Any]:
     """Do one part; the figures."""
     import torch
 
-    from avalanche_rwf.models.remember import MEMORY
+    from avalanche_rwf.models.feature_cache import MEMORY
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

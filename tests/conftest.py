@@ -39,7 +39,7 @@ def make_vit(seed: int = 0, kind: type = VisionTransformer, **kwargs):
 @pytest.fixture(autouse=True)
 def forgetful():
     """No test finds features that another one left in the process's memory."""
-    from avalanche_rwf.models.remember import MEMORY
+    from avalanche_rwf.models.feature_cache import MEMORY
 
     MEMORY.clear()
 

@@ -41,7 +41,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import at_home
+from avalanche_rwf.utils.untrusted_io import at_home
 from avalanche_rwf.version import __version__
 
 __all__ = [

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avalanche_rwf.checks import INTERPOLATIONS
+from avalanche_rwf.utils.validation import INTERPOLATIONS
 
 __all__ = [
     "ArrayPixels",

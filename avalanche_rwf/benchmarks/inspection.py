@@ -11,7 +11,7 @@ import numpy as np
 
 from avalanche_rwf.benchmarks.splits import StreamPlan
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import drawable, printable
+from avalanche_rwf.utils.untrusted_io import drawable, printable
 
 __all__ = ["PLOT_SUFFIXES", "check_plot", "describe", "plot_stream", "stream_table"]
 

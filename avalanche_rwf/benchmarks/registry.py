@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from avalanche_rwf.checks import (
+from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.utils.user_code import check_name, load_extensions, origin_of, told
+from avalanche_rwf.utils.validation import (
     FAR,
     INTERPOLATIONS,
     LARGEST_IMAGE,
@@ -32,8 +34,6 @@ from avalanche_rwf.checks import (
     is_whole,
     shown,
 )
-from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.extensions import check_name, load_extensions, origin_of, told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +89,7 @@ class BenchmarkSpec:
     :param name: as typed; a trailing ":" means that an argument follows, as in `folder:PATH`.
     :param load: `load(options)`, or `load(options, argument)` for a name with an argument.
     :param summary: one line for listings.
-    :param origin: where the code is, if not in this package; see :func:`.extensions.origin_of`.
+    :param origin: where the code is, if not in this package; see :func:`.user_code.origin_of`.
     """
 
     name: str

@@ -33,7 +33,7 @@ from avalanche_rwf.benchmarks.download import (
 )
 from avalanche_rwf.benchmarks.registry import StreamOptions
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import read_file, read_object
+from avalanche_rwf.utils.untrusted_io import read_file, read_object
 
 if TYPE_CHECKING:
     import numpy as np

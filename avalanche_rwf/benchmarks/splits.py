@@ -17,7 +17,7 @@ import numpy as np
 from avalanche_rwf.benchmarks.stream_registry import get_stream, resolve_stream_options
 from avalanche_rwf.benchmarks.streams.split import class_order, experience_sizes
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.extensions import told
+from avalanche_rwf.utils.user_code import told
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.extensions import check_name, load_extensions, origin_of
-from avalanche_rwf.plain import MOST
+from avalanche_rwf.utils.untrusted_io import MOST
+from avalanche_rwf.utils.user_code import check_name, load_extensions, origin_of
+from avalanche_rwf.utils.validation import is_whole
 
 __all__ = [
     "OPTIONS",
@@ -74,7 +74,7 @@ class StreamSpec:
     :param counts_itself: whether `deal` finds the number of experiences where none is asked for
         (`experiences` is then None); otherwise it is the benchmark's default.
     :param defaults: benchmark's name -> options that this name stands for.
-    :param origin: where the code is, if not in this package; see :func:`.extensions.origin_of`.
+    :param origin: where the code is, if not in this package; see :func:`.user_code.origin_of`.
     """
 
     name: str

@@ -9,11 +9,11 @@ from typing import Any
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
-from avalanche_rwf.checks import check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.emitting import EmittedMetric
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
+from avalanche_rwf.utils.validation import check_whole
 
 __all__ = ["AnytimeAUC", "ExposedAccuracy", "anytime_metrics"]
 

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avalanche_rwf.checks import check_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import check_whole
 
 __all__ = [
     "EvaluationPoint",

@@ -18,7 +18,6 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_rwf.checks import check_mapping, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import EvaluationPoint, TestStream
 from avalanche_rwf.evaluation.stream_position import (
@@ -30,6 +29,7 @@ from avalanche_rwf.evaluation.stream_position import (
     whole_stream,
 )
 from avalanche_rwf.evaluation.subset import subset_experiences
+from avalanche_rwf.utils.validation import check_mapping, check_whole
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 

@@ -18,7 +18,7 @@ from avalanche.training import JointTraining
 from torch import Tensor
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.drawn import Drawn
+from avalanche_rwf.evaluation.loader_order import Drawn
 
 __all__ = [
     "StreamCounter",

@@ -35,13 +35,13 @@ from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, Supe
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
-from avalanche_rwf.checks import check_flag, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.stream_position import StreamCounter, stream_counter
 from avalanche_rwf.experiments.plugin_state import TEMPLATE, Attributes
-from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
-from avalanche_rwf.files import StateFileError, read_state, save_state
+from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, load_optimizer
+from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
+from avalanche_rwf.utils.validation import check_flag, check_whole
 
 __all__ = [
     "EVERY",

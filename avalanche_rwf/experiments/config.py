@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
-from avalanche_rwf.checks import checked_preparation, is_number, is_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import checked_preparation, is_number, is_whole
 from avalanche_rwf.version import __version__
 
 __all__ = ["BUSY", "LARGEST", "RunConfig", "run_directory", "slug"]

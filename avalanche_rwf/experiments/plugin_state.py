@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.drawn import stored
+from avalanche_rwf.evaluation.loader_order import stored
 
 __all__ = ["TEMPLATE", "Attributes"]
 

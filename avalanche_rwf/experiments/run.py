@@ -56,19 +56,19 @@ from avalanche_rwf.experiments.checkpoint import (
     remove,
 )
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
+from avalanche_rwf.experiments.data_loading import (
+    NormaliseOnDevice,
+    loader_workers,
+    normalises,
+    training_workers,
+)
 from avalanche_rwf.experiments.failures import (
     failure_reason,
     free_memory,
     largest_that_fits,
     out_of_memory,
 )
-from avalanche_rwf.experiments.loading import (
-    NormaliseOnDevice,
-    loader_workers,
-    normalises,
-    training_workers,
-)
-from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
+from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,
     locked,
@@ -78,14 +78,14 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
-from avalanche_rwf.extensions import origin_of
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS
-from avalanche_rwf.plain import read_file
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, NonFiniteLossError
 from avalanche_rwf.strategies.registry import create_strategy, get_method
+from avalanche_rwf.utils.untrusted_io import read_file
+from avalanche_rwf.utils.user_code import origin_of
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -162,7 +162,7 @@ def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
     """The configuration's stream at its seed, with the transforms that the backbone wants.
 
     :param normalised: False leaves images uint8 where they are held so, for
-        :class:`.loading.NormaliseOnDevice`.
+        :class:`.data_loading.NormaliseOnDevice`.
     """
     info = backbone_info(load_backbone(config))
     return create_benchmark(
@@ -408,7 +408,7 @@ def train_experience(
 
     :param boundary_free: hand it over in sub-experiences of one mini-batch that do not tell where
         the experience begins or ends and which classes it has.
-    :param workers: processes that load images; see :mod:`.loading`. Sub-experiences of one
+    :param workers: processes that load images; see :mod:`.data_loading`. Sub-experiences of one
         mini-batch are loaded in this process: Avalanche would start new ones for each.
     :param skip: samples at the beginning that have been trained on, in whole mini-batches; a whole
         experience's are passed over by :class:`.checkpoint.Checkpoints`.
@@ -599,7 +599,7 @@ def run_strategy(
     without that would end with other numbers.
 
     :param boundary_free: as :func:`train_experience` takes it.
-    :param workers: processes that load images; see :mod:`.loading`.
+    :param workers: processes that load images; see :mod:`.data_loading`.
     :param images: gives training images by number, for a replay buffer; see :class:`.RunState`.
     :returns: seconds of training, without evaluation.
     :raises StaleCheckpointError: if a checkpoint does not fit after all; the strategy is then half
@@ -834,7 +834,7 @@ def _ran_on(model: nn.Module) -> dict[str, Any]:
 def origins_of(config: RunConfig) -> dict[str, dict[str, str]]:
     """Where the code that a run uses comes from, of what is not this package's.
 
-    :returns: "method", "benchmark", "stream" or "head" -> :func:`.extensions.origin_of` it.
+    :returns: "method", "benchmark", "stream" or "head" -> :func:`.user_code.origin_of` it.
     """
     head = HEADS.get(str(config.options.get("head")))
     used = {

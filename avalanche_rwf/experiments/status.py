@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_rwf.experiments.config import RunConfig, run_directory, slug
-from avalanche_rwf.plain import read_object
+from avalanche_rwf.utils.untrusted_io import read_object
 
 __all__ = ["Reporter", "State", "Tally", "read_running", "read_state", "write_list"]
 

@@ -20,8 +20,8 @@ import torch
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.lease import locked
-from avalanche_rwf.files import write_whole
-from avalanche_rwf.plain import read_object
+from avalanche_rwf.utils.atomic_io import write_whole
+from avalanche_rwf.utils.untrusted_io import read_object
 from avalanche_rwf.version import __version__
 
 __all__ = [

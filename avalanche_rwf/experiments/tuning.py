@@ -32,7 +32,7 @@ from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.checkpoint import StopWhenAsked
 from avalanche_rwf.experiments.config import RunConfig, slug
-from avalanche_rwf.experiments.loading import (
+from avalanche_rwf.experiments.data_loading import (
     NormaliseOnDevice,
     loader_workers,
     normalises,
@@ -46,7 +46,7 @@ from avalanche_rwf.experiments.run import (
     train_experience,
     with_code,
 )
-from avalanche_rwf.experiments.stopping import RunStopped, stop_requested
+from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError

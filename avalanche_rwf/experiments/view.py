@@ -14,7 +14,7 @@ from typing import Any
 
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.status import State
-from avalanche_rwf.plain import printable
+from avalanche_rwf.utils.untrusted_io import printable
 
 __all__ = ["Speed", "View", "summary_line", "table"]
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from avalanche_rwf.checks import check_path
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.files import write_whole
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
-from avalanche_rwf.plain import MOST, printable, read_file, read_object
+from avalanche_rwf.utils.atomic_io import write_whole
+from avalanche_rwf.utils.untrusted_io import MOST, printable, read_file, read_object
+from avalanche_rwf.utils.validation import check_path
 
 __all__ = [
     "MOST_MEASURED",

@@ -16,11 +16,11 @@ from torch import Tensor
 from avalanche_rwf.benchmarks.images import Geometry, read_image, why_unreadable
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entropy_of
+from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.store import check_writable, write_text
-from avalanche_rwf.experiments.trained import load_routed
 from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
-from avalanche_rwf.plain import drawable
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.utils.untrusted_io import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

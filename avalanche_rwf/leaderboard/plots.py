@@ -42,7 +42,7 @@ from avalanche_rwf.leaderboard.aggregate import (
 )
 from avalanche_rwf.leaderboard.stats import interval
 from avalanche_rwf.leaderboard.table import hardware_of, protocol_header, row_labels
-from avalanche_rwf.plain import drawable, printable, read_file
+from avalanche_rwf.utils.untrusted_io import drawable, printable, read_file
 
 __all__ = [
     "PICTURES",

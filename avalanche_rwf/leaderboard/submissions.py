@@ -39,7 +39,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     summary_column,
     to_frame,
 )
-from avalanche_rwf.plain import read_file
+from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
 
 __all__ = [

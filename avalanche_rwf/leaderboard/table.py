@@ -22,7 +22,7 @@ import pandas as pd
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard.aggregate import csv_text, protocols, records
-from avalanche_rwf.plain import printable
+from avalanche_rwf.utils.untrusted_io import printable
 
 __all__ = [
     "FORMATS",

@@ -39,15 +39,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import (
-    LARGEST_IMAGE,
-    check_flag,
-    check_text,
-    check_whole,
-    is_finite,
-    is_number,
-    is_whole,
-)
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.families import ViT, form_of, forms_of, pooling, unsupported_because
 from avalanche_rwf.models.preprocessing import (
@@ -58,6 +49,15 @@ from avalanche_rwf.models.preprocessing import (
     metadata_config,
     plain_name,
     tag_config,
+)
+from avalanche_rwf.utils.validation import (
+    LARGEST_IMAGE,
+    check_flag,
+    check_text,
+    check_whole,
+    is_finite,
+    is_number,
+    is_whole,
 )
 
 __all__ = [

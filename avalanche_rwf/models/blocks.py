@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from avalanche_rwf.checks import is_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import is_whole
 
 __all__ = ["DefaultBlocks", "FitWarning", "as_default", "parse_blocks"]
 

@@ -29,21 +29,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import (
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import FitWarning, parse_blocks
+from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
+from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
+from avalanche_rwf.models.feature_cache import MEMORY, fingerprint, is_watched, settings
+from avalanche_rwf.models.heads import Head, create_head, held
+from avalanche_rwf.routing.priors import centre_prior
+from avalanche_rwf.utils.validation import (
     check_choice,
     check_flag,
     check_mapping,
     check_number,
     check_whole,
 )
-from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.backbone import check_architecture
-from avalanche_rwf.models.blocks import FitWarning, parse_blocks
-from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
-from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
-from avalanche_rwf.models.heads import Head, create_head, held
-from avalanche_rwf.models.remember import MEMORY, fingerprint, is_watched, settings
-from avalanche_rwf.routing.priors import centre_prior
 
 __all__ = ["READOUTS", "FrozenViT"]
 
@@ -269,7 +269,7 @@ class FrozenViT(nn.Module):
 
         It is the class token, or the backbone's own pooling where there is none.
 
-        A second forward pass in training; test batches are looked up (:mod:`.remember`).
+        A second forward pass in training; test batches are looked up (:mod:`.feature_cache`).
         """
         return self.remembered(images, self._frozen_query, "cls ()")
 

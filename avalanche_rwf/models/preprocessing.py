@@ -17,9 +17,9 @@ import timm.data
 import timm.models
 from torch import nn
 
-from avalanche_rwf.checks import PREPARATION as KEYS
-from avalanche_rwf.checks import checked_preparation
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import PREPARATION as KEYS
+from avalanche_rwf.utils.validation import checked_preparation
 
 __all__ = [
     "KEYS",

@@ -39,8 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_rwf.checks import is_finite
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import is_finite
 
 __all__ = ["association", "free_energy", "minimum_free_energy", "retrieve", "scores"]
 

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.models.blockwise import Forwarded, full_precision
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = ["HeldRoutedViT", "lda_loss"]
 

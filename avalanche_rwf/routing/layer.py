@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_choice, check_flags, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.families import form_of
 from avalanche_rwf.routing.functional import association, minimum_free_energy, retrieve
+from avalanche_rwf.utils.validation import check_choice, check_flags, check_number, check_whole
 
 __all__ = ["TRAINABLE", "RoutingDiagnostics", "RoutingLayer"]
 

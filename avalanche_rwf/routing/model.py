@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_choice, check_flag, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
@@ -22,6 +21,7 @@ from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
 from avalanche_rwf.routing.priors import centre_prior
 from avalanche_rwf.routing.queries import principal_queries
+from avalanche_rwf.utils.validation import check_choice, check_flag, check_number, check_whole
 
 __all__ = ["RoutedViT"]
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = ["centre_prior"]
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_rwf.checks import check_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import check_whole
 
 __all__ = ["principal_queries"]
 

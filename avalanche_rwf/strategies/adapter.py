@@ -36,9 +36,7 @@ from avalanche.training.templates import SupervisedTemplate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_number
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.extensions import import_code, origin_of
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
@@ -48,6 +46,8 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import MethodSpec, option_types
+from avalanche_rwf.utils.user_code import import_code, origin_of
+from avalanche_rwf.utils.validation import check_number
 
 __all__ = ["PREFIX", "REFUSED", "RUNNING", "AdaptedViT", "list_adapted", "resolve"]
 

@@ -32,7 +32,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
@@ -40,6 +39,7 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
+from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = [
     "LearningToPromptAsShipped",

@@ -29,16 +29,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.checks import (
-    check_choice,
-    check_flag,
-    check_mapping,
-    check_number,
-    check_path,
-    is_number,
-)
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.models.backbone import image_misfit, weights_sha256
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
@@ -46,6 +37,15 @@ from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 from avalanche_rwf.strategies.criteria import check_weights, loss_under
 from avalanche_rwf.strategies.hosted import Hosted, unnoticed
 from avalanche_rwf.strategies.loop_arguments import check_loop
+from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
+from avalanche_rwf.utils.validation import (
+    check_choice,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_path,
+    is_number,
+)
 
 if TYPE_CHECKING:
     from avalanche_rwf.strategies.replay import Replay

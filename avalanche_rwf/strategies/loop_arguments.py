@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from avalanche_rwf.checks import check_choice, check_whole, is_number, is_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import check_choice, check_whole, is_number, is_whole
 
 __all__ = ["PRECISIONS", "check_loop"]
 

@@ -8,7 +8,6 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from avalanche_rwf.checks import check_number, shown
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import held
 from avalanche_rwf.models.masks import training_mask
@@ -17,6 +16,7 @@ from avalanche_rwf.models.prompts.mvp import MVPViT, mvp_losses
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
 from avalanche_rwf.strategies.criteria import is_cross_entropy
 from avalanche_rwf.strategies.registry import register_method
+from avalanche_rwf.utils.validation import check_number, shown
 
 __all__ = ["MVPStrategy"]
 

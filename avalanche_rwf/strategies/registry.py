@@ -24,11 +24,17 @@ from typing import Any
 
 from torch import nn
 
-from avalanche_rwf.checks import check_mapping, check_text, check_whole, is_finite, is_whole
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.extensions import check_name, load_extensions, origin_of
 from avalanche_rwf.models.blocks import as_default
-from avalanche_rwf.plain import MOST
+from avalanche_rwf.utils.untrusted_io import MOST
+from avalanche_rwf.utils.user_code import check_name, load_extensions, origin_of
+from avalanche_rwf.utils.validation import (
+    check_mapping,
+    check_text,
+    check_whole,
+    is_finite,
+    is_whole,
+)
 
 __all__ = [
     "MethodSpec",

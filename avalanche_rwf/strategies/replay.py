@@ -36,12 +36,12 @@ from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamp
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from avalanche_rwf.checks import check_choice, check_number, check_whole
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import batch_classes
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
+from avalanche_rwf.utils.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
     from avalanche.training.storage_policy import ExemplarsBuffer

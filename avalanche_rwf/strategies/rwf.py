@@ -19,7 +19,6 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.checks import check_flag, check_mapping, check_number, check_whole
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.models.blocks import DefaultBlocks
@@ -28,6 +27,7 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay, check_replay
+from avalanche_rwf.utils.validation import check_flag, check_mapping, check_number, check_whole
 
 __all__ = ["RwFStrategy"]
 

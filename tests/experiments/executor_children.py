@@ -1,4 +1,4 @@
-"""What the tests of executors and of stopping have done in processes of the fork server."""
+"""What the tests of executors and of signals have done in processes of the fork server."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 
 
 def follower(orders: Connection, said: Connection) -> None:
     """A worker that says when it was asked to stop, and does not."""
-    stopping.follow(orders)
+    signals.follow(orders)
     said.send("follows")
-    while not stopping.stop_requested():
+    while not signals.stop_requested():
         time.sleep(0.01)
     said.send("asked")
     time.sleep(600)
@@ -115,7 +115,7 @@ def waits_once(
         if steps == 3 and (config.method, config.seed) == victim and not (out / "waits").exists():
             (out / "waits.part").write_text(str(os.getpid()))
             (out / "waits.part").rename(out / "waits")
-            while not stopping.stop_requested():
+            while not signals.stop_requested():
                 time.sleep(0.02)
 
     return run(config, out, device, progress=wait_here, wait=False)

@@ -11,7 +11,7 @@ from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.checkpoint import Schedule, checkpoint_every, difference
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.files import read_state, save_state
+from avalanche_rwf.utils.atomic_io import read_state, save_state
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import executor_children as children  # by the path that conftest adds
 import pytest
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.executors import Options, execute, get_executor
 from avalanche_rwf.experiments.run import run
@@ -244,9 +244,9 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
 
     def stop() -> None:
         until(waits.exists)
-        stopping.request_stop()
+        signals.request_stop()
 
-    with stopping.listening(lambda line: None), pytest.raises(stopping.RunStopped):
+    with signals.listening(lambda line: None), pytest.raises(signals.RunStopped):
         threading.Thread(target=stop, daemon=True).start()
         do([config], tmp_path, "slurm", Options(), work)
     (batch,) = (tmp_path / "slurm").glob("*/batch.json")

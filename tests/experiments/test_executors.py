@@ -12,7 +12,7 @@ import time
 import executor_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import executors, stopping
+from avalanche_rwf.experiments import executors, signals
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.executors import (
     Options,
@@ -24,7 +24,7 @@ from avalanche_rwf.experiments.executors import (
 from avalanche_rwf.experiments.executors.base import TICK, Context, settings
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked, write_json
-from avalanche_rwf.models.remember import MEMORY
+from avalanche_rwf.models.feature_cache import MEMORY
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -198,19 +198,19 @@ def test_asked_twice_workers_in_a_long_step_are_killed(between, configure, tmp_p
         while len(list(tmp_path.glob("*.pid"))) < 2:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
-        while not stopping.stop_requested():
+        while not signals.stop_requested():
             time.sleep(0.001)
         time.sleep(between)
         os.kill(os.getpid(), signal.SIGINT)
 
     asking = threading.Thread(target=ask_twice, daemon=True)
-    with stopping.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
+    with signals.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
         asking.start()
         list(
             execute(configs, tmp_path, "cpu", 2, lambda c: 1, quiet=True, work=children.endless)
         )
     asking.join()
-    assert not isinstance(caught.value, stopping.RunStopped)
+    assert not isinstance(caught.value, signals.RunStopped)
     for path in tmp_path.glob("*.pid"):
         with contextlib.suppress(ProcessLookupError):
             for _ in range(1000):

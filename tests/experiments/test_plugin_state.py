@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler
 from avalanche_rwf import AnytimeEvaluation, CheckpointPlugin, DataFrameLogger, PredictionRecorder
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation import summarise
-from avalanche_rwf.files import read_state
+from avalanche_rwf.utils.atomic_io import read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -242,7 +242,7 @@ def test_a_plugin_that_comes_late_is_refused(benchmark, tmp_path):
 
 def test_a_class_that_is_not_avalanches_is_not_made_from_a_file(benchmark, tmp_path):
     loop("replay", benchmark, tmp_path)
-    from avalanche_rwf.files import save_state
+    from avalanche_rwf.utils.atomic_io import save_state
 
     path = tmp_path / "checkpoint.pt"
     state = read_state(path)

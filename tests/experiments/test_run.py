@@ -16,8 +16,8 @@ from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
-from avalanche_rwf.files import read_state
 from avalanche_rwf.strategies.registry import list_methods
+from avalanche_rwf.utils.atomic_io import read_state
 
 from ..runs import Killed, assert_equal
 

@@ -140,7 +140,7 @@ def test_an_executor_of_ones_own_joins_by_import(tmp_path, monkeypatch):
         "            yield config, self.context.do(config)\n"
     )
     from avalanche_rwf.experiments.executors import base
-    from avalanche_rwf.extensions import VARIABLE
+    from avalanche_rwf.utils.user_code import VARIABLE
 
     monkeypatch.setattr(base, "_EXECUTORS", dict(base._EXECUTORS))
     monkeypatch.setenv(VARIABLE, str(path))

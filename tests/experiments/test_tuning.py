@@ -12,7 +12,7 @@ import torch
 
 from avalanche_rwf.benchmarks import splits
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import stopping, tuning
+from avalanche_rwf.experiments import signals, tuning
 from avalanche_rwf.experiments.run import build_benchmark, build_strategy
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import HOLDOUT, SETTINGS, settings, tune
@@ -328,12 +328,12 @@ def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
 
     def second(*args):
         if done:
-            stopping.request_stop()
+            signals.request_stop()
         done.append(args)
         return held(*args)
 
     monkeypatch.setattr(tuning, "held_out_accuracy", second)
-    with stopping.listening(lambda line: None), pytest.raises(stopping.RunStopped):
+    with signals.listening(lambda line: None), pytest.raises(signals.RunStopped):
         tune([config], {"linear-probe": {"mask"}}, tmp_path, jobs=1, quiet=True)
     assert len(done) == 2
     (file,) = (tmp_path / "tuning").iterdir()
@@ -343,9 +343,9 @@ def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
 def test_asked_to_stop_when_all_is_tried_nothing_more_is_begun(scores, choose):
     scores(lambda rate: rate / 10)
     choose()
-    with stopping.listening(lambda line: None):
-        stopping.request_stop()
-        with pytest.raises(stopping.RunStopped):
+    with signals.listening(lambda line: None):
+        signals.request_stop()
+        with pytest.raises(signals.RunStopped):
             choose()
 
 

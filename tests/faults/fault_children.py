@@ -49,8 +49,8 @@ def _call(
 
 def killed_at(config: RunConfig, out: Path, at: int) -> None:
     """A run that kills itself at an event: a step, or a call while writing."""
-    from avalanche_rwf import files
     from avalanche_rwf.experiments.run import run
+    from avalanche_rwf.utils import atomic_io
 
     events = 0
 
@@ -69,8 +69,8 @@ def killed_at(config: RunConfig, out: Path, at: int) -> None:
 
         setattr(owner, name, with_event)
 
-    before(files.os, "fsync")
-    before(files._Digesting, "write")
+    before(atomic_io.os, "fsync")
+    before(atomic_io._Digesting, "write")
     before(Path, "replace")
     assert run(config, out, progress=event)["status"] == "done"
 

@@ -21,14 +21,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avalanche_rwf import cli, files
+from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.files import StateFileError, read_state, save_state
 from avalanche_rwf.leaderboard.aggregate import read_runs
 from avalanche_rwf.leaderboard.submissions import build_entry, read_entry
+from avalanche_rwf.utils import atomic_io
+from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 
 from .nonsense import DAMAGE, World, damaged, examples, mutated, places, refused
 
@@ -116,7 +117,7 @@ class Payload:
 
 def with_checksum(body: bytes) -> bytes:
     """What our writer would have made of a zip archive's bytes: damage that a checksum hides."""
-    comment = files._COMMENT + hashlib.sha256(body[:-2]).hexdigest().encode()
+    comment = atomic_io._COMMENT + hashlib.sha256(body[:-2]).hexdigest().encode()
     return body[:-2] + struct.pack("<H", len(comment)) + comment
 
 

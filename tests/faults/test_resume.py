@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from avalanche_rwf import files
 from avalanche_rwf.benchmarks.stream_registry import list_streams
 from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.strategies.registry import get_method, list_methods
+from avalanche_rwf.utils import atomic_io
 
 from .conftest import Outcome, draw
 
@@ -132,7 +132,7 @@ def test_at_every_write_boundary_a_run_is_absent_resumable_or_complete(
         patch.setattr(owner, name, with_snapshots)
 
     with monkeypatch.context() as patch:
-        traced(files.os, "fsync")
+        traced(atomic_io.os, "fsync")
         for name in ("replace", "unlink", "chmod"):
             traced(Path, name)
         do(config, out)

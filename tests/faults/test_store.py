@@ -16,15 +16,15 @@ from pathlib import Path
 import fault_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf import files
-from avalanche_rwf.experiments import checkpoint, stopping
+from avalanche_rwf.experiments import checkpoint, signals
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.executors import execute
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked
-from avalanche_rwf.files import read_state
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
+from avalanche_rwf.utils import atomic_io
+from avalanche_rwf.utils.atomic_io import read_state
 
 from .conftest import Outcome
 
@@ -112,7 +112,7 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
         fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(atomic_io.os, "fsync", full)
         results = list(execute([bad, last], tmp_path, "cpu", 1, lambda c: 30, quiet=True))
     (_, failed), (_, done) = results
     assert done["status"] == "done"
@@ -169,10 +169,10 @@ def test_asked_once_a_run_stops_after_its_step_with_a_checkpoint(
     whole = run(config, tmp_path / "whole")
     said: list[str] = []
     handler = signal.getsignal(number)
-    with stopping.listening(said.append), pytest.raises(stopping.RunStopped):
+    with signals.listening(said.append), pytest.raises(signals.RunStopped):
         run(config, tmp_path, progress=interrupting(3, number))
     assert signal.getsignal(number) is handler
-    assert stopping.stopped_by() == number
+    assert signals.stopped_by() == number
     assert len(said) == 1 and "once more stops now" in said[0]
     folder = run_directory(tmp_path, config)
     position = read_state(folder / checkpoint.NAME)["position"]
@@ -191,11 +191,11 @@ def test_asked_in_an_evaluation_it_is_done_again(configure, tmp_path, monkeypatc
     def before_eval(self, strategy, **kwargs):
         ask(self, strategy, **kwargs)
         if self._announced == (1,):
-            stopping.request_stop()
+            signals.request_stop()
 
-    with monkeypatch.context() as patch, stopping.listening(lambda line: None):
+    with monkeypatch.context() as patch, signals.listening(lambda line: None):
         patch.setattr(module.PredictionRecorder, "before_eval", before_eval)
-        with pytest.raises(stopping.RunStopped):
+        with pytest.raises(signals.RunStopped):
             run(config, tmp_path)
     position = read_state(run_directory(tmp_path, config) / checkpoint.NAME)["position"]
     assert position == {"experience": 1, "samples": 15, "trained": True}
@@ -211,13 +211,13 @@ def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
     def progress(samples: int) -> None:
         stop_at(samples)
         stop_at(samples)
-        if stopping.stop_requested():
+        if signals.stop_requested():
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("the second one is to stop at once")
 
-    with stopping.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
+    with signals.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
         run(config, tmp_path, progress=progress)
-    assert not isinstance(caught.value, stopping.RunStopped)
+    assert not isinstance(caught.value, signals.RunStopped)
     assert not (run_directory(tmp_path, config) / checkpoint.NAME).exists()
 
 
@@ -235,9 +235,9 @@ def test_an_error_while_stopping_is_no_failure(stop, configure, tmp_path, monkey
                 os.kill(os.getpid(), signal.SIGTERM)
             raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    with stopping.listening(lambda line: None):
+    with signals.listening(lambda line: None):
         if stop:
-            with pytest.raises(stopping.RunStopped):
+            with pytest.raises(signals.RunStopped):
                 run(config, tmp_path, progress=progress)
         else:
             assert run(config, tmp_path, progress=progress)["status"] == "failed"
@@ -246,11 +246,11 @@ def test_an_error_while_stopping_is_no_failure(stop, configure, tmp_path, monkey
 
 
 def test_nothing_is_begun_after_being_asked(configure, tmp_path):
-    with stopping.listening(lambda line: None):
-        stopping.request_stop()
-        with pytest.raises(stopping.RunStopped):
+    with signals.listening(lambda line: None):
+        signals.request_stop()
+        with pytest.raises(signals.RunStopped):
             run(configure("ncm"), tmp_path)
-        with pytest.raises(stopping.RunStopped):
+        with pytest.raises(signals.RunStopped):
             list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda c: 1, quiet=True))
     assert list(tmp_path.iterdir()) == []
 

@@ -16,8 +16,8 @@ from PIL import Image
 from avalanche_rwf.cli import main
 from avalanche_rwf.evaluation.routing import read_routes
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.experiments.trained import load_routed
 from avalanche_rwf.leaderboard.explain import draw_routes, read_pixels
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.registry import resolve_options

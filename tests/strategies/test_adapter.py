@@ -15,7 +15,7 @@ import pytest
 import torch
 from avalanche.training.templates import SupervisedTemplate
 
-from avalanche_rwf import cli, extensions
+from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import run as run_module
@@ -31,6 +31,7 @@ from avalanche_rwf.strategies.registry import (
     list_methods,
     resolve_options,
 )
+from avalanche_rwf.utils import user_code
 
 RUN = sorted(f"avalanche:{name}" for name in RUNNING)
 MINE = '''
@@ -101,9 +102,9 @@ def mine_registered(*, backbone, num_classes, loop, lr=1e-3, size=1, name=None):
 def outside(monkeypatch, tmp_path):
     """A folder of its own to stand in; nothing that is registered or imported there stays."""
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    monkeypatch.setattr(extensions, "_LOADED", set(extensions._LOADED))
+    monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
-    monkeypatch.setenv(extensions.VARIABLE, "")
+    monkeypatch.setenv(user_code.VARIABLE, "")
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -357,7 +358,7 @@ def test_a_registered_name_from_a_module(mine, tools):
 
 def test_one_file_under_two_names_is_registered_once(mine):
     get_method("mine:mine-registered")
-    extensions.add_imports(["mine.py"])
+    user_code.add_imports(["mine.py"])
     assert "mine-registered" in list_methods()
     (mine.parent / "other.py").write_text(MINE)
     with pytest.raises(UsageError, match="registered twice"):
@@ -467,7 +468,7 @@ def test_an_installed_package_adds_methods(outside, monkeypatch):
         "[avalanche_rwf.methods]\nmine = plugin\nlost = no_such_plugin\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    extensions._LOADED.discard(f"{extensions.ENTRY_POINTS}methods")
+    user_code._LOADED.discard(f"{user_code.ENTRY_POINTS}methods")
     with pytest.warns(UserWarning, match="no_such_plugin.*left out"):
         assert "mine-registered" in list_methods()
 

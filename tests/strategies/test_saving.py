@@ -16,7 +16,7 @@ from avalanche_rwf import (
     create_strategy,
 )
 from avalanche_rwf.experiments import checkpoint
-from avalanche_rwf.files import read_state, save_state
+from avalanche_rwf.utils.atomic_io import read_state, save_state
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 

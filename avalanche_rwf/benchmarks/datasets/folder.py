@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.plain import at_home
+from avalanche_rwf.utils.untrusted_io import at_home
 
 if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels

@@ -14,7 +14,7 @@ import numpy as np
 
 from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream
 from avalanche_rwf.benchmarks.streams.split import arrange, mixed, positions_by_class
-from avalanche_rwf.checks import is_finite
+from avalanche_rwf.utils.validation import is_finite
 
 __all__ = ["repetition"]
 

@@ -92,7 +92,7 @@ def execute(
     :param work: what to do with each configuration; None is :func:`.run.run`.
     :param noun: what the view calls them.
     :param executor: by name; see :func:`list_executors`.
-    :raises RunStopped: if the process is asked to stop (:mod:`.stopping`); what was being done has
+    :raises RunStopped: if the process is asked to stop (:mod:`.signals`); what was being done has
         a checkpoint then.
     """
     if executor == "process" and jobs == 1:

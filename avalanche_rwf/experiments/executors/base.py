@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.status import Reporter
-from avalanche_rwf.extensions import check_name, load_extensions
+from avalanche_rwf.utils.user_code import check_name, load_extensions
 
 __all__ = [
     "KILLED",
@@ -101,7 +101,7 @@ class Context:
         """Let this process, which was started for it, do runs of the list."""
         import torch
 
-        from avalanche_rwf.models.remember import MEMORY
+        from avalanche_rwf.models.feature_cache import MEMORY
 
         # The process may have been started before the command line was read, or be another one's.
         for key in settings().keys() - self.settings.keys():
@@ -173,7 +173,7 @@ class Executor(abc.ABC):
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """Do the configurations and yield each with its summary as it ends.
 
-        Asked to stop (:mod:`.stopping`), what is being done ends with a checkpoint.
+        Asked to stop (:mod:`.signals`), what is being done ends with a checkpoint.
 
         :raises RunStopped: when it was asked to.
         """
@@ -254,8 +254,8 @@ def is_free(out: Path, config: RunConfig) -> bool:
 
 def pause() -> None:
     """Wait a tick, if not asked to stop."""
-    if stopping.stop_requested():
-        raise stopping.RunStopped
+    if signals.stop_requested():
+        raise signals.RunStopped
     time.sleep(TICK)
 
 

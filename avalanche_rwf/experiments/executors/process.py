@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.executors.base import (
     TICK,
@@ -50,7 +50,7 @@ def start_server() -> None:
         from multiprocessing import forkserver
 
         # It ends with this process; a signal to all must not end it, and its workers with it.
-        with stopping.ignored():
+        with signals.ignored():
             forkserver.ensure_running()
 
 
@@ -101,8 +101,8 @@ class ProcessExecutor(Executor):
         working: dict[Connection, _Worker] = {}
         try:
             while todo or waiting or lost or working:
-                if stopping.stop_requested():
-                    raise stopping.RunStopped
+                if signals.stop_requested():
+                    raise signals.RunStopped
                 while todo and free:
                     self._start(working, todo.pop(0), free.pop(0))
                 if lost and not working:
@@ -126,7 +126,7 @@ class ProcessExecutor(Executor):
                     else:
                         yield worker.config, killed() if summary is None else summary
         except KeyboardInterrupt as asked:
-            if not isinstance(asked, stopping.RunStopped):  # twice, before the first was looked at
+            if not isinstance(asked, signals.RunStopped):  # twice, before the first was looked at
                 _kill(working)
             raise
         finally:
@@ -163,9 +163,9 @@ def _work(
     """In a worker: one configuration. That the other end is closed tells it to stop."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    stopping.follow(answers)
+    signals.follow(answers)
     context.enter()
-    with contextlib.suppress(stopping.RunStopped, BrokenPipeError), stopping.working():
+    with contextlib.suppress(signals.RunStopped, BrokenPipeError), signals.working():
         answers.send(context.do(config, again))
 
 

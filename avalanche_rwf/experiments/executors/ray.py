@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.executors.base import (
     TICK,
@@ -44,7 +44,7 @@ def _task(context: Context, config: RunConfig, again: bool) -> dict[str, Any]:
     """On a node: one configuration. That Ray cancels it is a request to stop."""
     context = replace(context, features=node_folder(context.out))
     context.enter()
-    with stopping.listening(lambda line: None):
+    with signals.listening(lambda line: None):
         return context.do(config, again)
 
 
@@ -103,8 +103,8 @@ class RayExecutor(Executor):
         exhausted = False
         try:
             while True:
-                if stopping.stop_requested():
-                    raise stopping.RunStopped
+                if signals.stop_requested():
+                    raise signals.RunStopped
                 room = self._room(ray, resources)
                 while len(pending) < room and not exhausted:
                     config = next(todo, None)
@@ -129,7 +129,7 @@ class RayExecutor(Executor):
                     else:
                         yield config, summary
         except KeyboardInterrupt as asked:
-            gently = isinstance(asked, stopping.RunStopped)
+            gently = isinstance(asked, signals.RunStopped)
             for ref in pending:
                 ray.cancel(ref, force=not gently)
             if gently:

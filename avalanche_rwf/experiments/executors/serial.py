@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.executors.base import (
     Executor,
@@ -30,8 +30,8 @@ class SerialExecutor(Executor):
         while todo:
             waiting = []
             for config in todo:
-                if stopping.stop_requested():
-                    raise stopping.RunStopped
+                if signals.stop_requested():
+                    raise signals.RunStopped
                 summary = self.context.do(config, again)
                 if is_busy(summary):
                     waiting.append(config)

@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.executors.base import (
     Context,
@@ -44,8 +44,8 @@ from avalanche_rwf.experiments.executors.base import (
     node_folder,
     register_executor,
 )
-from avalanche_rwf.files import write_whole
-from avalanche_rwf.plain import read_object
+from avalanche_rwf.utils.atomic_io import write_whole
+from avalanche_rwf.utils.untrusted_io import read_object
 
 __all__ = ["SlurmExecutor"]
 
@@ -73,14 +73,14 @@ class _Task:
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal limit
             limit = limit or number == signal.SIGUSR2
-            stopping.request_stop()
+            signals.request_stop()
 
         # In the place of submitit's handlers, which stop in the middle of a step.
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         try:
             summary = context.do(self.config)
-        except stopping.RunStopped:
+        except signals.RunStopped:
             if limit:
                 print("The time limit is near: back into the queue.", flush=True)
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
@@ -206,8 +206,8 @@ class SlurmExecutor(Executor):
         """Yield what ends: by the answers that jobs leave, or as it is not queued any more."""
         gone: dict[str, int] = {}
         while answers:
-            if stopping.stop_requested():
-                raise stopping.RunStopped
+            if signals.stop_requested():
+                raise signals.RunStopped
             queued = _queue()
             for name, (job, answer) in list(answers.items()):
                 config = configs[name]
@@ -302,8 +302,8 @@ def _queue() -> set[str]:
 def _pause(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if stopping.stop_requested():
-            raise stopping.RunStopped
+        if signals.stop_requested():
+            raise signals.RunStopped
         time.sleep(0.1)
 
 

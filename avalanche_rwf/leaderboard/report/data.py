@@ -19,12 +19,12 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
-from avalanche_rwf.extensions import may_import
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
 from avalanche_rwf.leaderboard.stats import mean_std
-from avalanche_rwf.plain import read_end
 from avalanche_rwf.strategies.registry import get_method
+from avalanche_rwf.utils.untrusted_io import read_end
+from avalanche_rwf.utils.user_code import may_import
 from avalanche_rwf.version import __version__
 
 __all__ = [

@@ -20,8 +20,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from avalanche_rwf.checks import check_choice
-from avalanche_rwf.extensions import check_name, load_extensions
 from avalanche_rwf.models.heads.base import Head, held
 from avalanche_rwf.models.heads.closed_form import (
     ClosedFormHead,
@@ -32,6 +30,8 @@ from avalanche_rwf.models.heads.closed_form import (
     StreamingMoments,
 )
 from avalanche_rwf.models.heads.trained import CosineHead, LinearHead, WhiteHead
+from avalanche_rwf.utils.user_code import check_name, load_extensions
+from avalanche_rwf.utils.validation import check_choice
 
 __all__ = [
     "HEADS",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_whole
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import check_whole
 
 __all__ = ["Head", "held", "with_rows"]
 

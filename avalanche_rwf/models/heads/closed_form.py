@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_number, check_whole
 from avalanche_rwf.models.heads.base import Head, with_rows
+from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = [
     "ClosedFormHead",

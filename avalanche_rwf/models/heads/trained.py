@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_number
 from avalanche_rwf.models.heads.base import Head, with_rows
+from avalanche_rwf.utils.validation import check_number
 
 __all__ = ["CosineHead", "LinearHead", "WhiteHead"]
 

@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_choice, check_number
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.prompts.common import TaskViT, check_insert, check_sizes
+from avalanche_rwf.utils.validation import check_choice, check_number
 
 __all__ = ["CodaPromptViT"]
 

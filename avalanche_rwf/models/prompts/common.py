@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_choice, check_whole
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt, full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import class_position
+from avalanche_rwf.utils.validation import check_choice, check_whole
 
 __all__ = [
     "QueriedViT",
@@ -87,8 +87,8 @@ class QueriedViT(FrozenViT, ABC):
     """A frozen ViT whose prompts are chosen by a query from the same backbone without prompts.
 
     Two forward passes per training image. Test images' queries are looked up
-    (:mod:`avalanche_rwf.models.remember`). A subclass says in :meth:`select` what it does with the
-    query.
+    (:mod:`avalanche_rwf.models.feature_cache`). A subclass says in :meth:`select` what it does
+    with the query.
     """
 
     def query(self, images: Tensor) -> Tensor:

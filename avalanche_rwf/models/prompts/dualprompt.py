@@ -31,7 +31,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from avalanche_rwf.checks import check_choice, check_number
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Prompt
@@ -45,6 +44,7 @@ from avalanche_rwf.models.prompts.common import (
     cosine_distance,
     starting,
 )
+from avalanche_rwf.utils.validation import check_choice, check_number
 
 __all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
 

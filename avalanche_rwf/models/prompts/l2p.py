@@ -43,7 +43,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_rwf.checks import check_flag, check_number
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.families import ViT, final_norm
@@ -54,6 +53,7 @@ from avalanche_rwf.models.prompts.common import (
     cosine_distance,
     starting,
 )
+from avalanche_rwf.utils.validation import check_flag, check_number
 
 __all__ = ["L2PViT"]
 

@@ -10,7 +10,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_rwf.benchmarks.datasets import folder as folders
 from avalanche_rwf.benchmarks.images import FileImages, Geometry, Normalisation, Pixels
 from avalanche_rwf.experiments import run, tuning
-from avalanche_rwf.experiments.loading import (
+from avalanche_rwf.experiments.data_loading import (
     WORKERS,
     NormaliseOnDevice,
     loader_workers,

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from avalanche_rwf import cli, extensions
+from avalanche_rwf import cli
 from avalanche_rwf.benchmarks import registry, stream_registry
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.run import origins_of, with_code
-from avalanche_rwf.extensions import VARIABLE, add_imports, may_import
 from avalanche_rwf.models import heads
 from avalanche_rwf.strategies import registry as methods
+from avalanche_rwf.utils import user_code
+from avalanche_rwf.utils.user_code import VARIABLE, add_imports, may_import
 
 HEADER = """
 import numpy as np
@@ -89,7 +90,7 @@ def outside(monkeypatch, tmp_path):
         *(stream_registry.OPTIONS, heads.HEADS),
     ]
     copies = [dict(table) for table in tables]
-    monkeypatch.setattr(extensions, "_LOADED", set(extensions._LOADED))
+    monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.chdir(tmp_path)
@@ -233,7 +234,7 @@ def test_only_what_is_used_counts_in_the_configuration(mine, capsys):
     assert with_code(plain) == plain
     assert plain.config_hash() == RunConfig("split-digits", "linear-probe", {"head": "linear"},
                                             data_code={}, head_code="").config_hash()  # fmt: skip
-    extensions.import_now(["my.py"])
+    user_code.import_now(["my.py"])
     assert with_code(plain) == plain and origins_of(plain) == {}
     used = RunConfig("mine", "linear-probe", {"head": "mine"}, stream="mine")
     assert set(origins_of(used)) == {"benchmark", "stream", "head"}
@@ -288,7 +289,7 @@ def test_an_installed_package_adds_it(kind, outside, monkeypatch, capsys):
     lines = f"[avalanche_rwf.{kind}]\nmine = plugin\nlost = no_such_plugin\n"
     (info / "entry_points.txt").write_text(lines)
     monkeypatch.syspath_prepend(str(package.parent))
-    extensions._LOADED.discard(f"{extensions.ENTRY_POINTS}{kind}")
+    user_code._LOADED.discard(f"{user_code.ENTRY_POINTS}{kind}")
     with pytest.warns(UserWarning, match=f"The {kind} of 'no_such_plugin'.*left out"):
         assert cli.main(["list", kind, "mine"]) == 0
     assert capsys.readouterr().out.startswith("mine")

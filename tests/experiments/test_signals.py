@@ -11,7 +11,7 @@ import sys
 import executor_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import stopping
+from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.executors.process import process_context
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -73,47 +73,47 @@ def test_one_sigterm_after_the_end_of_the_orders_is_the_first(worker):
 def test_one_request_may_come_twice(name, monkeypatch):
     """`timeout` and batch systems send a signal to the process and to its group."""
     number, now = getattr(signal, name), [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     said: list[str] = []
-    with stopping.listening(said.append):
+    with signals.listening(said.append):
         os.kill(os.getpid(), number)
         now[0] += 0.5
         os.kill(os.getpid(), number)
-        assert stopping.stop_requested()
+        assert signals.stop_requested()
         now[0] += 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 1)  # the handler has run by then
     assert len(said) == 1
-    assert stopping.stopped_by() == number
+    assert signals.stopped_by() == number
 
 
 def test_a_copy_of_the_process_leaves_signals_to_it():
     said: list[str] = []
-    with stopping.listening(said.append):
+    with signals.listening(said.append):
         handler = signal.getsignal(signal.SIGINT)
         child = os.fork()
         if not child:  # only looks at what the handler does: nothing of PyTorch's is used
             with contextlib.suppress(BaseException):
                 handler(signal.SIGINT, None)
-                os._exit(int(stopping.stop_requested()) + len(said))
+                os._exit(int(signals.stop_requested()) + len(said))
             os._exit(9)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_what_is_started_meanwhile_ignores_signals():
-    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
     code = "import signal; print([signal.getsignal(s) for s in (1, 2, 15)].count(signal.SIG_IGN))"
-    with stopping.ignored():
+    with signals.ignored():
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert found.stdout.split() == [b"3"]
-    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 def test_nothing_is_begun_in_a_worker_that_was_asked():
-    with stopping.listening(lambda line: None):
-        stopping.request_stop()
-        with pytest.raises(stopping.RunStopped), stopping.working():
+    with signals.listening(lambda line: None):
+        signals.request_stop()
+        with pytest.raises(signals.RunStopped), signals.working():
             pytest.fail("it was begun")
-    with stopping.working():
-        assert not stopping.stop_requested()  # the next block is not asked
+    with signals.working():
+        assert not signals.stop_requested()  # the next block is not asked

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from avalanche_rwf.plain import read_end, read_file, read_object
+from avalanche_rwf.utils.untrusted_io import read_end, read_file, read_object
 
 
 def test_an_object_is_read_as_it_is(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from avalanche_rwf.checks import (
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import (
     check_choice,
     check_flag,
     check_flags,
@@ -14,9 +15,7 @@ from avalanche_rwf.checks import (
     check_text,
     check_whole,
 )
-from avalanche_rwf.errors import UsageError
-
-from .wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE
+from tests.wrong_values import NO_COUNT, NO_FLAG, NO_NAME, NO_RATE
 
 
 def test_what_is_right_passes():

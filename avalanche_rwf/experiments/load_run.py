@@ -13,9 +13,9 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, load_backbone, routing_state
 from avalanche_rwf.experiments.store import read_json
-from avalanche_rwf.extensions import may_import
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.utils.user_code import may_import
 
 __all__ = ["load_routed"]
 

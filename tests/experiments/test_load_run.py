@@ -14,9 +14,9 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import ROUTING_METRICS
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, routing_state, run
-from avalanche_rwf.experiments.trained import load_routed
-from avalanche_rwf.extensions import VARIABLE
+from avalanche_rwf.utils.user_code import VARIABLE
 
 ROUTED = ("rwf", "rwf-lda", "rwf-lda-held", "rwf-static")
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.remember import MEMORY, FeatureMemory
+from avalanche_rwf.models.feature_cache import MEMORY, FeatureMemory
 
 
 def counted(value):
