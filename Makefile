@@ -22,7 +22,7 @@ test: $(BIN)/.installed  ## set everything up and pass the tests
 
 coverage: $(BIN)/.installed  ## which lines of COVERED no test runs; fails below 95 % of any of the three
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= \
-		$(addprefix tests/,$(COVERED)) tests/faults tests/strategies/test_saving.py tests/test_cli.py \
+		$(addprefix tests/,$(COVERED)) tests/faults tests/strategies/test_saving.py tests/cli \
 		--ignore tests/faults/test_sigkill.py  # what is killed is not measured
 	@status=0; for part in $(COVERED); do \
 		$(BIN)/python -m coverage report --include="avalanche_rwf/$$part/*" --fail-under=95 || status=1; \

@@ -245,9 +245,10 @@ def _cell(text: str) -> str:
 # ------------------------------------------------------------------------------- command line
 def command_line() -> str:
     """Each verb with its options, from the parser."""
-    from avalanche_rwf.cli import _parser
 
-    parser = _parser()
+    from avalanche_rwf.cli import build_parser
+
+    parser = build_parser()
     (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     summaries = {a.dest: a.help for a in verbs._choices_actions}
     parts = ["# Command line", parser.description or ""]

@@ -94,11 +94,12 @@ def command_lines(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)])
 def test_commands_name_options_that_there_are(page):
-    from avalanche_rwf.cli import _parser
+    from avalanche_rwf.cli import build_parser
+
 
     for words in command_lines(page):
         words = [word for word in words if word not in (">", "...", "&") and ".tex" not in word]
-        assert _parser().parse_args(words).verb == words[0], words
+        assert build_parser().parse_args(words).verb == words[0], words
 
 
 def test_commands_are_found():

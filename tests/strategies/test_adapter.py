@@ -16,6 +16,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_rwf import cli
+from avalanche_rwf.cli.values import read_settings
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import run as run_module
@@ -224,7 +225,7 @@ def test_options_and_their_types():
         "decay_factor": None, "keep_importance_data": False,
     }  # fmt: skip
     assert spec.uses_boundaries and not get_method("avalanche:Naive").uses_boundaries
-    settings = cli._settings(["avalanche:EWC.ewc_lambda=10", "avalanche:*.lr=0.1"])
+    settings = read_settings(["avalanche:EWC.ewc_lambda=10", "avalanche:*.lr=0.1"])
     options, _ = method_options(["avalanche:EWC", "avalanche:StreamingLDA"], {}, settings)
     assert options["avalanche:EWC"]["ewc_lambda"] == 10.0
     assert options["avalanche:EWC"]["lr"] == 0.1
@@ -319,7 +320,7 @@ def test_a_class_from_a_module_or_file_here(where, mine, tools, scenario):
         "head": "linear", "readout": "cls", "lr": 5e-3, "factor": 2, "name": None, "steps": 1,
     }  # fmt: skip
     assert spec.origin["file"] == str(mine) and len(spec.origin["sha256"]) == 64
-    settings = cli._settings([f"{where}:Mine.factor=0.5", f"{where}:Mine.name=x"])
+    settings = read_settings([f"{where}:Mine.factor=0.5", f"{where}:Mine.name=x"])
     options, _ = method_options([name], {"head": "cosine"}, settings)
     assert (options[name]["factor"], options[name]["name"]) == (0.5, "x")
     s = build(tools, name, **options[name])
@@ -484,7 +485,7 @@ def test_the_command_line_with_workers(mine, tmp_path):
     ]  # fmt: skip
     for pair in ("depth=2", "embed_dim=16", "num_heads=2", "patch_size=8", "pretrained=False"):
         line += ["--backbone-arg", pair]
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     done = subprocess.run(
         line, cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},

@@ -116,7 +116,7 @@ def call(capsys, *words):
 
 
 def python(*words, cwd=None, **variables):
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True,
@@ -269,7 +269,7 @@ def test_a_comparison_with_workers_is_recorded_and_resumed(mine, capsys):
 
 
 def test_the_tests_of_all_kinds_run_on_it(mine):
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     done = python(
         "pytest", "-q", "-p", "no:cacheprovider", "tests/benchmarks/test_stream_registry.py",
         "tests/models/test_heads.py", "-k", "mine", cwd=root, AVALANCHE_RWF_IMPORT=str(mine),

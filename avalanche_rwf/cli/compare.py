@@ -1,0 +1,346 @@
+"""``avalanche-rwf compare``: run methods on a stream and print the leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from avalanche_rwf.cli.common import (
+    FORMATS,
+    add_data_root,
+    add_import,
+    add_share,
+    add_stream,
+    say,
+    say_failed,
+    set_data_root,
+    stream_options,
+)
+from avalanche_rwf.cli.values import (
+    backbone_args,
+    read_seeds,
+    read_settings,
+    read_slurm,
+    read_value,
+)
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
+
+SUMMARY = "run methods on a stream and print the leaderboard"
+DESCRIPTION = (
+    "Run what is missing, resume what was cut, print the leaderboard. With no argument: the "
+    "default methods on the embedded stream with the packaged backbone."
+)
+# Each is a process: more than any machine's cores are a slip.
+_MOST_WORKERS = 1024
+
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    add("--benchmark", default="split-digits",
+        help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
+    add("--methods",
+        help="comma-separated names or patterns, or all (default: the default ones); "
+        "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
+    add("--exclude", metavar="NAME|PATTERN[,..]", help="methods to leave out of --methods")
+    add_import(parser)
+    add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
+    add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    add_stream(parser)
+    add("--boundary-free", action="store_true",
+        help="give strategies mini-batches as sub-experiences that tell no boundaries")
+    add("--backbone", metavar="NAME", help="timm ViT by exact tag (default: the packaged one)")
+    add("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="passed to timm")
+    add("--weights", metavar="FILE", help="local .safetensors, .pth or .npz")
+    add("--image-size", type=int, metavar="N", help="side in pixels (default: the backbone's)")
+    add("--data-config", metavar="TAG",
+        help="prepare images as for this timm tag (default: the backbone's)")
+    add("--mean", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
+    add("--std", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
+    add("--interpolation", metavar="NAME",
+        help="of resized images, such as bicubic or bicubic-squash (default: the backbone's)")
+    add("--crop-pct", type=float, metavar="SHARE",
+        help="of the resized image that is taken, from its middle (default: the backbone's)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
+    add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
+    add("--head",
+        help="one head for all methods: a name of `list heads`, such as linear or slda")
+    add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
+    add("--readout", help="one read-out for all: cls, mean or cls+mean")
+    add("--augment", default="none",
+        help="training augmentation: none, flip, flip-crop or autoaug")
+    add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
+    add("--budget", default="default", choices=("default", "tuned"),
+        help="each method's own options, or the best of up to 6 settings on held-out training "
+        "images of the first experiences")
+    add("--eval-every-samples", type=int, metavar="N",
+        help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)")
+    add("--eval-subset", type=int, default=0, metavar="N",
+        help="of these evaluations, on N test images only, a fixed part with all classes; "
+        "experience ends always take all (default: all)")
+    add("--holdout", type=float, default=0.0, metavar="SHARE",
+        help="evaluate on this share of the training images instead of the test set (tuning)")
+    add_share(parser)
+    add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
+    add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
+    add("--executor", default="process",
+        help="where runs are done: process (this machine), ray, slurm or one that --import names")
+    add("--runs-per-device", type=int, default=1, metavar="N",
+        help="small runs at a time on each GPU")
+    add("--ray-address", metavar="ADDRESS",
+        help="of a Ray that is there: auto or HOST:PORT (default: one that ends with the command)")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE,...",
+        help="options of sbatch, such as partition=gpu,gres=gpu:1,time=04:00:00; "
+        "array_parallelism=N jobs at a time")
+    add("--detach", action="store_true",
+        help="with --executor slurm: submit and leave; `status DIR` shows how far it is")
+    add("--workers", type=int, metavar="N",
+        help="processes that load images, per run (default: none for images in memory, else as "
+        "many as a run has threads)")
+    add("--checkpoint-every", metavar="N",
+        help="training steps between checkpoints, besides those at experience ends; 0: at these "
+        "alone (default: auto, so that writing costs at most 3 per cent of the time)")
+    add("--fresh", action="store_true",
+        help="begin runs that were cut from their start instead of their last checkpoint")
+    add_data_root(parser)
+    add("--out", default="results", metavar="DIR", help="where run directories go")
+    add("--format", default="text", choices=FORMATS, help="of the leaderboard")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _preparation(args: argparse.Namespace) -> dict[str, Any]:
+    """What --mean, --std, --interpolation and --crop-pct say."""
+    given: dict[str, Any] = {}
+    for name in PREPARATION:
+        flag, value = "--" + name.replace("_", "-"), getattr(args, name)
+        if value is None:
+            continue
+        if name in ("mean", "std"):
+            text, value = value, read_value(value)
+            if not isinstance(value, tuple) or len(value) != 3:
+                raise UsageError(f"{flag} takes three numbers such as 0.5,0.5,0.5, not {text!r}.")
+        given |= checked_preparation({name: value}, flag)
+    return given
+
+
+def _set_loading(args: argparse.Namespace) -> None:
+    """Put what changes no number into the environment: this process's and its workers'."""
+    from avalanche_rwf.experiments.checkpoint import EVERY, FRESH, read_every
+
+    if args.workers is not None:
+        if not 0 <= args.workers <= _MOST_WORKERS:
+            raise UsageError(
+                f"--workers takes a whole number from 0 to {_MOST_WORKERS}, not {args.workers}."
+            )
+        os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
+    if args.checkpoint_every is not None:
+        read_every(args.checkpoint_every, "--checkpoint-every")
+        os.environ[EVERY] = args.checkpoint_every
+    os.environ.pop(FRESH, None)
+    if args.fresh:
+        os.environ[FRESH] = "1"
+    set_data_root(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns the exit status."""
+    seeds, settings = read_seeds(args.seeds), read_settings(args.set)
+    given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
+    prepared = _preparation(args)
+    if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
+        raise UsageError(
+            f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
+        )
+    if not 1 <= args.runs_per_device <= _MOST_WORKERS:
+        raise UsageError(
+            f"--runs-per-device takes a whole number from 1 to {_MOST_WORKERS}, not "
+            f"{args.runs_per_device}."
+        )
+    if args.precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
+
+    from avalanche_rwf.benchmarks.registry import check_benchmark
+    from avalanche_rwf.experiments.config import RunConfig
+    from avalanche_rwf.experiments.executors import (
+        Options,
+        default_jobs,
+        default_threads,
+        execute,
+        get_executor,
+        start_server,
+    )
+    from avalanche_rwf.experiments.signals import listening
+
+    out = Path(args.out)
+    RunConfig(
+        benchmark=args.benchmark,
+        method="",
+        experiences=args.experiences,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        gradient_steps=args.gradient_steps,
+        eval_every_samples=args.eval_every_samples or 0,
+        eval_subset=args.eval_subset,
+        holdout=args.holdout,
+        budget=args.budget,
+        test_share=args.test_share,
+        split_seed=args.split_seed,
+    ).validate()
+    check_benchmark(args.benchmark, args.test_share)
+    _set_loading(args)
+    executor = get_executor(args.executor)
+    how = Options(
+        args.jobs,
+        args.runs_per_device,
+        args.ray_address,
+        read_slurm(args.slurm),
+        args.detach,
+    )
+    for flag, value, name in (
+        ("--ray-address", args.ray_address, "ray"),
+        ("--slurm", args.slurm, "slurm"),
+    ):
+        if value and args.executor != name:
+            raise UsageError(f"{flag} goes with --executor {name}, not with {args.executor}.")
+    executor.check(how)
+    from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
+
+    check_writable(out)
+    if args.executor == "process" and args.jobs != 1:
+        start_server()
+    if not args.quiet and sys.stderr.isatty():
+        say("Loading PyTorch, timm and Avalanche ...")
+
+    from avalanche_rwf.experiments.compare import (
+        exclude_methods,
+        given_options,
+        method_options,
+        named_methods,
+        plan,
+        plan_tuned,
+        resolve_device,
+        select_methods,
+        write_left_out,
+    )
+    from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.experiments.status import write_list
+    from avalanche_rwf.experiments.tuning import tune
+    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+    from avalanche_rwf.leaderboard.table import render
+    from avalanche_rwf.models.backbone import PACKAGED
+    from avalanche_rwf.models.preprocessing import plain_name, tag_config
+
+    if args.data_config is not None:  # as values: a tag's may be others in another timm
+        prepared = {**tag_config(args.data_config), **prepared}
+    device = resolve_device(args.device)
+    chosen = select_methods(args.methods)
+    methods = exclude_methods(chosen, args.exclude)
+    left_out = {name: "--exclude names it." for name in chosen if name not in methods}
+    common = {"head": args.head, "mask": args.mask, "readout": args.readout}
+    options, notes = method_options(methods, common, settings)
+    base = RunConfig(
+        benchmark=args.benchmark,
+        method="",
+        stream=args.stream,
+        stream_options=of_stream,
+        boundary_free=args.boundary_free,
+        experiences=args.experiences,
+        backbone=plain_name(args.backbone or PACKAGED),
+        backbone_args=given,
+        weights=args.weights,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        gradient_steps=args.gradient_steps,
+        precision=("bf16" if device.startswith("cuda") else "fp32")
+        if args.precision == "auto"
+        else args.precision,
+        augment=args.augment,
+        eval_every_samples=args.eval_every_samples or 0,
+        eval_subset=args.eval_subset,
+        holdout=args.holdout,
+        skip_corrupt=args.skip_corrupt,
+        budget=args.budget,
+        data_config=prepared,
+        test_share=args.test_share,
+        split_seed=args.split_seed,
+    )
+    planned = plan(
+        base, methods, seeds, options, out, notes, args.eval_every_samples is None,
+        named_methods(args.methods),
+    )  # fmt: skip
+    methods = planned.methods
+    left_out.update(planned.left_out)
+    for note in planned.notes:
+        say(note)
+    if args.budget == "tuned":
+        fixed = {name: given_options(name, common, settings) for name in methods}
+        first = planned.configs[: len(methods)]
+        with listening(say):
+            choices = tune(
+                *(first, fixed, out, device, args.jobs, args.quiet),
+                *(args.executor, replace(how, detach=False)),
+            )
+        for choice in choices.values():
+            say(choice.sentence())
+        planned = plan_tuned(planned, choices, out)
+    here = args.executor in ("process", "serial")
+    jobs = args.jobs or default_jobs(device, len(planned.todo), args.runs_per_device)
+    where = f"{jobs} at a time on {device}" if here else f"on {args.executor}, device {device}"
+    say(
+        f"{len(planned.configs)} runs ({len(methods)} methods, {len(seeds)} seeds), "
+        f"{len(planned.configs) - len(planned.todo)} done already, {where}."
+    )
+    failed = []
+    threads = default_threads(device, len(planned.configs), args.runs_per_device)
+    write_list(out, planned.configs, planned.samples)
+    with listening(say):
+        for config, summary in execute(
+            *(planned.todo, out, device, jobs if here else args.jobs),
+            *(lambda config: planned.samples, args.quiet, threads),
+            executor=args.executor,
+            options=replace(how, jobs=jobs) if here else how,
+        ):
+            if summary["status"] != "done":
+                failed.append(config)
+                folder = run_directory(out, config)
+                say_failed(config.method, config.seed, summary["error"], folder)
+    if args.detach:
+        say(
+            f"The jobs go on without this command: `avalanche-rwf status {out}` shows how far they "
+            "are, and the same command without --detach prints the leaderboard."
+        )
+        return 0
+    if not out.is_dir():
+        say(f"avalanche-rwf: The folder {str(out)!r} was removed or renamed meanwhile.")
+        return 1
+    runs, broken = read_runs(out)
+    written = True
+    try:
+        write_leaderboard(out, aggregate(runs))
+    except (UsageError, OSError) as error:  # a full disk: what was done is printed all the same
+        written = False
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        why = getattr(cause, "strerror", None) or cause
+        say(f"avalanche-rwf: leaderboard.csv in {str(out)!r} was not written ({why}).")
+    for directory in broken:
+        say(f"left out: {directory}")
+    hashes = {config.config_hash() for config in planned.configs}
+    if len(runs):
+        board = aggregate(runs[runs["config_hash"].isin(hashes)])
+        print(render(board, args.format), end="")
+    for method, why in left_out.items():
+        say(f"not compared: {method}: {why}")
+    if written:
+        with contextlib.suppress(OSError):  # a full disk: it was printed
+            write_left_out(out, args.benchmark, base.backbone, left_out)
+        say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
+    return 1 if failed or not written else 0

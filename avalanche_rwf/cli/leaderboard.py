@@ -1,0 +1,89 @@
+"""``avalanche-rwf leaderboard``: rank the runs in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from avalanche_rwf.cli.common import FORMATS, result_folders, say, say_failed
+from avalanche_rwf.errors import UsageError
+
+SUMMARY = DESCRIPTION = "rank the runs in a folder"
+
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    add("dirs", metavar="DIR", nargs="+",
+        help="the --out of earlier comparisons; several, as from other machines, are put together")
+    add("--format", default="text", choices=(*FORMATS, "cl-baselines"))
+    add("--wide", action="store_true", help="every column, however wide")
+    add("--reference", metavar="METHOD",
+        help="compare every row with this method, paired by seed: difference, interval, p, pairs")
+    add("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
+        help="entries of others, made by `submit`: rows of their own, marked as submitted")
+    add("--plots", metavar="FOLDER", help="write every picture as SVG, PDF and PNG")
+    add("--out", metavar="FOLDER",
+        help="where --format cl-baselines writes its files (default: they are printed)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns the exit status."""
+    folders = result_folders(args.dirs, "leaderboard")
+    if args.out and args.format != "cl-baselines":
+        raise UsageError(f"--out goes with --format cl-baselines, not with {args.format}.")
+
+    import pandas as pd
+
+    from avalanche_rwf.leaderboard.aggregate import (
+        add_reference,
+        aggregate,
+        read_runs,
+        write_leaderboard,
+    )
+    from avalanche_rwf.leaderboard.table import render
+
+    runs, broken = read_runs(*folders)
+    if args.add:
+        from avalanche_rwf.leaderboard.submissions import read_entries
+
+        runs = pd.concat([frame for frame in (runs, read_entries(args.add)) if len(frame)])
+    for directory in broken:
+        say(f"left out: {directory}")
+    if not len(runs):
+        raise UsageError(
+            f"{', '.join(map(repr, args.dirs))} holds no finished run (runs are in "
+            "DIR/runs/<benchmark>/<method>/...)."
+        )
+    for run in runs[runs["status"] == "failed"].to_dict("records"):
+        folder = Path(str(run["folder"])) / str(run["run_dir"])
+        say_failed(run["method"], run["seed"], run["error"], folder)
+    board = aggregate(runs)
+    # The file is of the folder's own runs.
+    if len(folders) == 1 and not args.add and os.access(folders[0], os.W_OK):
+        write_leaderboard(folders[0], board)
+    if args.reference:
+        board = add_reference(board, runs, args.reference)
+    if args.plots:
+        from avalanche_rwf.leaderboard.plots import write_plots
+
+        written = write_plots(runs, args.plots)
+        for note in written.notes:
+            say(note)
+        say(f"{len(written.paths)} pictures are in {args.plots}{os.sep}")
+    if args.format == "cl-baselines":
+        from avalanche_rwf.leaderboard.cl_baselines import contribution, write_contribution
+
+        files, notes = contribution(board, runs)
+        for note in notes:
+            say(note)
+        if args.out:
+            for path in write_contribution(files, args.out):
+                print(path)
+        else:
+            print("\n".join(f"# ---- {name}\n{text}" for name, text in files.items()))
+        return 0
+    print(render(board, args.format, wide=args.wide), end="")
+    return 0

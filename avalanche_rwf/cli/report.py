@@ -1,0 +1,35 @@
+"""``avalanche-rwf report``: the leaderboard as a page for a browser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from avalanche_rwf.cli.common import say
+
+SUMMARY = DESCRIPTION = "write the leaderboard as a page for a browser"
+
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    add("dirs", metavar="DIR", nargs="+",
+        help="the --out of earlier comparisons; several, as from other machines, are put together")
+    add("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
+        help="entries of others, made by `submit`: rows of their own, marked as submitted")
+    add("--out", metavar="FOLDER",
+        help="where to write it (default: report in the first DIR)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns the exit status."""
+    from avalanche_rwf.leaderboard.report import write_report
+
+    folder, *more = map(Path, args.dirs)
+    entries = [Path(name) for name in args.add]
+    out = Path(args.out) if args.out else None
+    page = write_report(folder, out, more=more, entries=entries)
+    say("Open it in a browser; the folder can be moved or published as it is.")
+    print(page)
+    return 0
