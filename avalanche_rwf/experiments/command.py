@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avalanche_rwf.benchmarks.stream_registry import OPTIONS, resolve_stream_options
-from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.config import RunConfig, run_settings
 from avalanche_rwf.models.backbone import PACKAGED
 
 __all__ = ["command_line", "command_words"]
 
-# Fields with a rule of their own below, or that the command computes again: the weights' hash, the
-# hash of files from outside and the record of the tuning.
-_OWN = (
-    *("benchmark", "method", "options", "seed", "backbone", "backbone_args", "skip_corrupt"),
-    *("eval_every_samples", "precision", "weights_sha256", "tuning", "data_config"),
-    *("code", "data_code", "head_code", "stream_options", "boundary_free"),
-)
+# Settings with a rule of their own below.
+_OWN = ("benchmark", "seed", "backbone")
 
 
 def command_words(
@@ -46,19 +40,15 @@ def command_words(
         words += ["--backbone", config.backbone]
     for key, value in config.backbone_args.items():
         words += ["--backbone-arg", f"{key}={_literal(value)}"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in _OWN and value != field.default and value is not None:
-            words += ["--" + field.name.replace("_", "-"), _text(value)]
+    for name, setting in run_settings().items():
+        value = getattr(config, name)
+        said = setting.computed or (value != setting.default and value is not None)
+        if setting.flag and said and name not in _OWN:
+            words += [setting.flag] if setting.kind == "flag" else [setting.flag, _text(value)]
     for key, value in config.data_config.items():
         text = ",".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
         words += ["--" + key.replace("_", "-"), text]
     words += _stream_words(config)
-    for name in ("boundary_free", "skip_corrupt"):
-        if getattr(config, name):
-            words.append("--" + name.replace("_", "-"))
-    words += ["--eval-every-samples", str(config.eval_every_samples)]
-    words += ["--precision", config.precision]
     found_again = config.tuning.get("chosen", {}) if config.budget == "tuned" else {}
     for key, value in config.options.items():
         same = defaults is not None and key in defaults and _same(defaults[key], value)

@@ -112,11 +112,11 @@ def test_every_field_that_decides_a_number_is_in_the_command():
         "compare", "--benchmark", "folder:x y", "--methods", "m", "--import", "my.py",
         "--seeds", "4", "--backbone", "b", "--backbone-arg", "depth=2",
         "--backbone-arg", "act='True'", "--stream", "k-shot", "--experiences", "3",
-        "--weights", "a'b.pth", "--image-size", "48", "--batch-size", "2", "--gradient-steps", "3",
-        "--augment", "flip", "--holdout", "0.5", "--budget", "tuned", "--eval-subset", "7",
+        "--batch-size", "2", "--gradient-steps", "3", "--precision", "bf16", "--image-size", "48",
+        "--augment", "flip", "--eval-every-samples", "9", "--holdout", "0.5", "--skip-corrupt",
+        "--weights", "a'b.pth", "--budget", "tuned", "--boundary-free", "--eval-subset", "7",
         "--test-share", "0.3", "--split-seed", "5", "--mean", "0.5,0.5,0.5", "--crop-pct", "0.9",
-        "--shots", "2", "--classes-per-experience", "3,1", "--boundary-free", "--skip-corrupt",
-        "--eval-every-samples", "9", "--precision", "bf16", "--set", "m.k=2",
+        "--shots", "2", "--classes-per-experience", "3,1", "--set", "m.k=2",
     ]  # fmt: skip
 
 
