@@ -29,6 +29,7 @@ from torch import Tensor
 
 from avalanche_rwf.models.blockwise import Forwarded, full_precision
 from avalanche_rwf.models.heads import SLDAHead
+from avalanche_rwf.models.heads.base import fit_buffers
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.utils.validation import check_number, check_whole
 
@@ -118,11 +119,7 @@ class HeldRoutedViT(RoutedViT):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        for name in ("kept_tokens", "kept_features", "kept_targets"):  # as long as the stream was
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor):
-                device = getattr(self, name).device
-                setattr(self, name, torch.empty_like(value, device=device))
+        fit_buffers(self, state_dict, prefix, "kept_tokens", "kept_features", "kept_targets")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._held = bool(self.held)
 

@@ -221,7 +221,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
     Keyword-only, in Avalanche's order.
     """
 
-    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left")
+    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left", "_asked")
 
     def __init__(
         self,
@@ -302,6 +302,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self.precision = precision
         self._features: Tensor | None = None
         self._raw: Tensor | None = None
+        self._asked: dict[bool, Tensor] = {}  # the step's logits for the loss, by held_fixed
         self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
         self._observed = False
         self._checked = False  # whether the model's observe has been looked at
@@ -377,7 +378,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                         )
                 self._observed = True
             self._features = features
-            self._raw = full_precision(self.model.head.in_training(features[:n]))
+            self._raw = self._ask_head(features, n)
         else:
             self._raw = full_precision(self.model.logits(features))
             if more := self._missing_classes(self.mb_y):
@@ -387,6 +388,26 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                 self._raw = nn.functional.pad(self._raw, (0, more), value=later)
                 return nn.functional.pad(logits, (0, more), value=float("-inf"))
         return mask_logits(self._raw, self.model.seen)
+
+    def _ask_head(self, features: Tensor, n: int) -> Tensor:
+        """Logits [n, C] of the mini-batch; they, or their two parts, serve the loss as well."""
+        model, self._asked = self.model, {}
+        same = not model.head.closed_form and type(model).logits is FrozenViT.logits
+        if not same or n < len(features):
+            return full_precision(model.head.in_training(features[:n]))
+        self._asked[False] = logits = self._loss_logits(features)
+        if self.mask != "decoupled" or not features.requires_grad:
+            return logits
+        self._asked[True] = of_prompts = self._loss_logits(features, held_fixed=True)
+        return of_prompts + (logits - logits.detach())  # its gradient reaches both
+
+    def _loss_logits(self, features: Tensor, held_fixed: bool = False) -> Tensor:
+        """Logits [B, C] that a loss is taken of; those of the step are computed once."""
+        if features is self._features and held_fixed in self._asked:
+            return self._asked[held_fixed]
+        if self.mask == "decoupled" and not held_fixed:
+            features = features.detach()
+        return full_precision(self.model.training_logits(features, held_fixed))
 
     def _features_of(self, images: Tensor) -> Tensor:
         """Features [B, F] of images, in float32 or, of a model in float64, float64.
@@ -439,7 +460,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         """
         if self.mask != "decoupled":
             return self.masked_loss(features, targets, self.mask if mask is None else mask)
-        loss = self.masked_loss(features.detach(), targets, "seen" if mask is None else mask)
+        loss = self.masked_loss(features, targets, "seen" if mask is None else mask)
         if features.requires_grad:
             loss = loss + self.masked_loss(features, targets, "batch", held_fixed=True)
         return loss
@@ -450,10 +471,10 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         """The loss over the classes that a mask allows.
 
         :param mask: "none", "seen", "batch", or the allowed classes themselves, bool [C].
-        :param held_fixed: whether the head gets no gradient.
+        :param held_fixed: whether the head gets no gradient. With "decoupled" the features get none
+            otherwise.
         """
-        logits = full_precision(self.model.training_logits(features, held_fixed))
-        return self.loss_of_logits(logits, targets, mask)
+        return self.loss_of_logits(self._loss_logits(features, held_fixed), targets, mask)
 
     def loss_of_logits(self, logits: Tensor, targets: Tensor, mask: str | Tensor) -> Tensor:
         """The criterion of logits [B, C] over the allowed classes, see :meth:`masked_loss`."""
@@ -577,13 +598,13 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._features = self._raw = None
-        self._left = {}
+        self._left, self._asked = {}, {}
         self.model.forget()
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self._features = self._raw = None
-        self._left = {}
+        self._left, self._asked = {}, {}
         self.model.forget()
 
     # -- saving -----------------------------------------------------------------------------

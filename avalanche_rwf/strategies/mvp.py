@@ -65,7 +65,8 @@ class MVPStrategy(FrozenBackboneStrategy):
         head = self.model.training_head or self.model.head
         gate = self.model.gate
         if self.mask == "decoupled" and not held_fixed:
-            gate = gate.detach()  # the instances' masks are the prompts' part
+            # The instances' masks are the prompts' part.
+            features, gate = features.detach(), gate.detach()
         if isinstance(mask, str):
             mask = training_mask(mask, targets, self.model.seen)
         with held(head) if held_fixed else nullcontext():

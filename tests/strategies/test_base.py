@@ -18,7 +18,7 @@ from torch import nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.heads import HEADS, LinearHead
+from avalanche_rwf.models.heads import HEADS, LinearHead, held
 from avalanche_rwf.models.prompts.mvp import MVPViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import (
@@ -122,6 +122,17 @@ def test_training_loss_is_the_masked_cross_entropy(tools, scenario, mask):
     torch.testing.assert_close(s.criterion(), expected)
 
 
+@pytest.mark.parametrize(("mask", "runs"), [("seen", 1), ("batch", 1), ("decoupled", 2)])
+def test_a_step_runs_the_head_once_for_log_and_loss_or_once_for_each_part(
+    tools, scenario, mask, runs
+):
+    s = strategy(tools, routed(tools, head="white"), mask=mask)
+    calls = []
+    s.model.head.register_forward_hook(lambda *a: calls.append(1))
+    train(s, scenario)
+    assert len(calls) == runs * s.clock.train_iterations
+
+
 def test_decoupled_gives_each_part_its_own_loss(tools):
     """Prompts: batch mask through the fixed head; head: seen mask on fixed features."""
     torch.manual_seed(0)
@@ -139,7 +150,8 @@ def test_decoupled_gives_each_part_its_own_loss(tools):
         return nn.functional.cross_entropy(logits[:, columns], y)
 
     loss([0, 1, 2, 3], model.head(model.features(x).detach())).backward()
-    loss([0, 1], model.head.held_fixed(model.features(x))).backward()
+    with held(model.head):
+        loss([0, 1], model.head(model.features(x))).backward()
     for name, p in model.named_parameters():
         if p.requires_grad:
             torch.testing.assert_close(p.grad, got[name], rtol=1e-4, atol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import check_whole
 
-__all__ = ["Head", "held", "with_rows"]
+__all__ = ["Head", "fit_buffers", "held", "with_rows"]
 
 
 @contextmanager
@@ -33,6 +33,14 @@ def held(module: nn.Module) -> Iterator[None]:
 def with_rows(old: Tensor, fresh: Tensor) -> Tensor:
     """The rows of `old`, and behind them those of `fresh` that `old` does not have."""
     return torch.cat([old, fresh[len(old) :].to(old)])
+
+
+def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *names: str) -> None:
+    """Before loading, give the buffers whose length depends on the stream that of a state."""
+    for name in names:
+        value = state.get(prefix + name)
+        if isinstance(value, Tensor):
+            setattr(module, name, torch.empty_like(value, device=getattr(module, name).device))
 
 
 def _place(cls: type, name: str) -> int:
@@ -89,11 +97,6 @@ class Head(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F] -> logits [B, C]."""
         return F.linear(*self.linear_form(features))
-
-    def held_fixed(self, features: Tensor) -> Tensor:
-        """Logits [B, C] whose gradient reaches the features and not the head."""
-        with held(self):
-            return self(features)
 
     def in_training(self, features: Tensor) -> Tensor:
         """Logits [B, C] for what is logged during training; closed forms may answer late."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.heads.base import Head, with_rows
+from avalanche_rwf.models.heads.base import Head, fit_buffers, with_rows
 from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = [
@@ -59,11 +59,7 @@ class StreamingMoments(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        for name in ("gram", "rows", "row_targets"):  # their lengths depend on the stream
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor):
-                buffer = getattr(self, name)
-                setattr(self, name, torch.empty_like(value, device=buffer.device))
+        fit_buffers(self, state_dict, prefix, "gram", "rows", "row_targets")
         self._parts = []
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.samples = int(self.counts.sum())
