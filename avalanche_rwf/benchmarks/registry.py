@@ -7,17 +7,13 @@ is found here without another edit. Nothing heavy is imported until a benchmark 
 
 from __future__ import annotations
 
-import fnmatch
-import functools
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.utils.user_code import check_name, load_extensions, origin_of, told
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.utils.registry import Registry, check_call
+from avalanche_rwf.utils.user_code import origin_of, told
 from avalanche_rwf.utils.validation import (
     FAR,
     INTERPOLATIONS,
@@ -27,7 +23,6 @@ from avalanche_rwf.utils.validation import (
     check_flags,
     check_mapping,
     check_number,
-    check_text,
     check_whole,
     is_finite,
     is_number,
@@ -42,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUGMENTATIONS",
+    "BENCHMARKS",
     "INTERPOLATIONS",
     "BenchmarkSpec",
     "StreamOptions",
@@ -98,7 +94,12 @@ class BenchmarkSpec:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
-_REGISTRY: dict[str, BenchmarkSpec] = {}
+BENCHMARKS: Registry[BenchmarkSpec] = Registry(
+    "benchmark",
+    "avalanche_rwf.benchmarks.datasets",
+    unknown="unknown {kind} {name!r}",
+    arguments=True,
+)
 
 
 def register_benchmark(
@@ -113,23 +114,10 @@ def register_benchmark(
     """
 
     def decorate(load: Callable[..., ImageSource]) -> Callable[..., ImageSource]:
-        origin = origin_of(load)
-        if origin:
-            _discover_own()  # whose names are taken
-        known = _REGISTRY.get(name)
-        check_name("benchmark", name, known and known.load, load)
-        if ":" in name[:-1]:
-            raise ValueError(f"The name of a benchmark has a colon at its end only, not {name!r}.")
         takes = ("options", "argument") if name.endswith(":") else ("options",)
-        try:
-            inspect.signature(load).bind(*takes)
-        except TypeError:
-            raise ValueError(
-                f"The benchmark {name!r} is called with ({', '.join(takes)}), and further "
-                "arguments need a default."
-            ) from None
+        check_call("benchmark", name, load, takes)
         line = summary or (load.__doc__ or "").strip().split("\n")[0]
-        _REGISTRY[name] = BenchmarkSpec(name, load, line, origin)
+        BENCHMARKS.add(name, BenchmarkSpec(name, load, line, origin_of(load)), load)
         return load
 
     return decorate
@@ -138,9 +126,7 @@ def register_benchmark(
 def list_benchmarks(pattern: str = "*") -> list[str]:
     """Registered names that match the wildcard `pattern`, sorted; "folder:" takes a path after
     it."""
-    check_text("pattern", pattern)
-    _discover()
-    return [name for name in sorted(_REGISTRY) if fnmatch.fnmatch(name, pattern)]
+    return BENCHMARKS.names(pattern)
 
 
 def get_benchmark(name: str) -> BenchmarkSpec:
@@ -148,12 +134,7 @@ def get_benchmark(name: str) -> BenchmarkSpec:
 
     :raises UsageError: no such benchmark; the nearest names are given.
     """
-    check_text("The benchmark's name", name)
-    _discover()
-    key = name.split(":", 1)[0] + ":" if ":" in name else name
-    if key not in _REGISTRY:
-        raise UsageError(f"unknown benchmark {name!r}; {nearest(name, sorted(_REGISTRY))}.")
-    return _REGISTRY[key]
+    return BENCHMARKS.lookup(name)
 
 
 def check_benchmark(name: str, test_share: float = 0.0) -> None:
@@ -337,19 +318,6 @@ def _load(name: str, options: StreamOptions) -> ImageSource:
 
     splits.check_source(name, source)
     return source
-
-
-def _discover() -> None:
-    _discover_own()
-    load_extensions("benchmarks")
-
-
-@functools.cache
-def _discover_own() -> None:
-    from avalanche_rwf.benchmarks import datasets
-
-    for module in pkgutil.iter_modules(datasets.__path__):
-        importlib.import_module(f"{datasets.__name__}.{module.name}")
 
 
 def _check_options(options: StreamOptions) -> StreamOptions:

@@ -8,10 +8,7 @@ experience. Images and Avalanche are the business of `splits`.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.utils.registry import Registry
 from avalanche_rwf.utils.untrusted_io import MOST
-from avalanche_rwf.utils.user_code import check_name, load_extensions, origin_of
+from avalanche_rwf.utils.user_code import origin_of
 from avalanche_rwf.utils.validation import is_whole
 
 __all__ = [
     "OPTIONS",
+    "STREAMS",
     "StreamOption",
     "StreamSpec",
     "add_option",
@@ -91,7 +90,13 @@ class StreamSpec:
 OPTIONS: dict[str, StreamOption] = {}
 """All options by name."""
 
-_STREAMS: dict[str, StreamSpec] = {}
+STREAMS: Registry[StreamSpec] = Registry(
+    "stream",
+    "avalanche_rwf.benchmarks.streams",
+    unknown="--{kind} {name!r} is unknown",
+    text="{kind}",
+    order=lambda name: (name != "split", name),
+)
 
 
 def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
@@ -141,11 +146,6 @@ def register_stream(
     """
 
     def register(deal: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
-        origin = origin_of(deal)
-        if origin:
-            _discover_own()  # whose names are taken
-        known = _STREAMS.get(name)
-        check_name("stream", name, known and known.deal, deal)
         parameters = list(inspect.signature(deal).parameters.values())[3:]
         for parameter in parameters:
             if parameter.default is inspect.Parameter.empty or parameter.name not in OPTIONS:
@@ -154,9 +154,11 @@ def register_stream(
                     "add_option."
                 )
         options = {parameter.name: parameter.default for parameter in parameters}
-        _STREAMS[name] = StreamSpec(
-            *(name, deal, summary, options, whole, new_classes, counts_itself, defaults, origin)
+        spec = StreamSpec(
+            *(name, deal, summary, options, whole, new_classes, counts_itself, defaults),
+            origin=origin_of(deal),
         )
+        STREAMS.add(name, spec, deal)
         return deal
 
     return register
@@ -164,8 +166,7 @@ def register_stream(
 
 def list_streams() -> list[str]:
     """Registered names: `split` first, the others sorted."""
-    _discover()
-    return sorted(_STREAMS, key=lambda name: (name != "split", name))
+    return STREAMS.names()
 
 
 def get_stream(name: str) -> StreamSpec:
@@ -173,17 +174,12 @@ def get_stream(name: str) -> StreamSpec:
 
     :raises UsageError: no such kind; the nearest names are given.
     """
-    names = list_streams()
-    if not isinstance(name, str):
-        raise UsageError(f"stream must be one of {', '.join(names)}, not {name!r}.")
-    if name not in _STREAMS:
-        raise UsageError(f"--stream {name!r} is unknown; {nearest(name, names)}.")
-    return _STREAMS[name]
+    return STREAMS.lookup(name)
 
 
 def having(option: str) -> list[str]:
     """The kinds of streams that have an option."""
-    return [name for name in list_streams() if option in _STREAMS[name].options]
+    return [name for name, spec in STREAMS.items() if option in spec.options]
 
 
 def resolve_stream_options(
@@ -215,16 +211,3 @@ def resolve_stream_options(
             raise UsageError(f"{option.flag} takes {option.takes}, not {value!r}.") from None
     values.update({k: v for k, v in spec.defaults(benchmark).items() if k not in named})
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _discover() -> None:
-    _discover_own()
-    load_extensions("streams")
-
-
-@functools.cache
-def _discover_own() -> None:
-    from avalanche_rwf.benchmarks import streams
-
-    for module in pkgutil.iter_modules(streams.__path__):
-        importlib.import_module(f"{streams.__name__}.{module.name}")

@@ -41,11 +41,11 @@ from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.models.masks import mask_logits
-from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
-from avalanche_rwf.strategies.registry import MethodSpec, option_types
+from avalanche_rwf.strategies.registry import METHODS, MethodSpec
+from avalanche_rwf.utils.registry import option_types
 from avalanche_rwf.utils.user_code import import_code, origin_of
 from avalanche_rwf.utils.validation import check_number
 
@@ -283,7 +283,7 @@ def resolve(name: str) -> MethodSpec:
     if name.startswith(PREFIX):
         return _spec(name, _avalanche_class(class_name))
     module = import_code(module_name, f"The method {name!r}")
-    registered = registry.registered_by(module)
+    registered = METHODS.registered_by(module)
     if class_name in registered:
         return replace(registered[class_name], name=name)
     found = getattr(module, class_name, None)
@@ -305,6 +305,9 @@ def resolve(name: str) -> MethodSpec:
             f"and {name!r} is a {what} that is neither."
         )
     return _spec(name, found)
+
+
+METHODS.elsewhere = (list_adapted, resolve)
 
 
 def _avalanche_class(class_name: str) -> type:

@@ -28,7 +28,6 @@ __all__ = [
     "ENTRY_POINTS",
     "VARIABLE",
     "add_imports",
-    "check_name",
     "import_code",
     "import_now",
     "load_extensions",
@@ -195,27 +194,6 @@ def origin_of(code: Any) -> dict[str, str]:
     if names:
         origin["version"] = f"{names[0]} {metadata.version(names[0])}"
     return origin
-
-
-def check_name(kind: str, name: str, known: Any, code: Any) -> None:
-    """Refuse a name that other code is registered by.
-
-    The same function or class of one file may come again: a script that is run and is also named
-    by ``--import``, a cell of a notebook.
-
-    :param known: what has the name; None is nothing.
-    :raises ValueError: if the name is taken.
-    """
-    if known is None or (_place(known) == _place(code) and known.__qualname__ == code.__qualname__):
-        return
-    raise ValueError(
-        f"The {kind} {name!r} is registered already by {known.__module__} and cannot be registered "
-        "twice."
-    )
-
-
-def _place(code: Any) -> str:
-    return origin_of(code).get("file", code.__module__)
 
 
 @contextlib.contextmanager

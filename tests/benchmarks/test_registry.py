@@ -85,7 +85,7 @@ def test_options_out_of_range(field, values):
 
 
 def test_a_new_source_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.BENCHMARKS, "entries", dict(registry.BENCHMARKS.entries))
 
     @registry.register_benchmark("unit-test")
     def load(options):

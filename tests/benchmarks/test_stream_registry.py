@@ -185,7 +185,7 @@ def test_every_option_has_an_owner():
 
 
 def test_a_new_kind_is_one_function(monkeypatch):
-    monkeypatch.setattr(module, "_STREAMS", dict(module._STREAMS))
+    monkeypatch.setattr(module.STREAMS, "entries", dict(module.STREAMS.entries))
 
     @module.register_stream("unit-test", summary="one experience")
     def deal(labels, seed, experiences, shots=2):

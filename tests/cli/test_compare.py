@@ -148,7 +148,7 @@ def test_numbers_do_not_depend_on_the_jobs(compared, command, capsys, tmp_path):
 def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, monkeypatch):
     from avalanche_rwf.strategies import registry
 
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
     monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "0")
     probe = registry.get_method("linear-probe")
 

@@ -35,11 +35,9 @@ def registry(monkeypatch):
     from avalanche_rwf.models import heads
 
     stream_registry.list_streams(), registry.list_benchmarks()
-    for module, names in (
-        (stream_registry, ("_STREAMS", "OPTIONS")), (registry, ("_REGISTRY",)), (heads, ("HEADS",)),
-    ):  # fmt: skip
-        for name in names:
-            monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    monkeypatch.setattr(stream_registry, "OPTIONS", dict(stream_registry.OPTIONS))
+    for table in (stream_registry.STREAMS, registry.BENCHMARKS, heads.HEADS):
+        monkeypatch.setattr(table, "entries", dict(table.entries))
 
 
 def run(code, capsys, where="<docs>") -> str:

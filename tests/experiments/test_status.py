@@ -142,6 +142,6 @@ def test_an_executor_of_ones_own_joins_by_import(tmp_path, monkeypatch):
     from avalanche_rwf.experiments.executors import base
     from avalanche_rwf.utils.user_code import VARIABLE
 
-    monkeypatch.setattr(base, "_EXECUTORS", dict(base._EXECUTORS))
+    monkeypatch.setattr(base.EXECUTORS, "entries", dict(base.EXECUTORS.entries))
     monkeypatch.setenv(VARIABLE, str(path))
     assert get_executor("mine").name == "mine"

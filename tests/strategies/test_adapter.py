@@ -102,7 +102,7 @@ def mine_registered(*, backbone, num_classes, loop, lr=1e-3, size=1, name=None):
 @pytest.fixture
 def outside(monkeypatch, tmp_path):
     """A folder of its own to stand in; nothing that is registered or imported there stays."""
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
     monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
     monkeypatch.setenv(user_code.VARIABLE, "")

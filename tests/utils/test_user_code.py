@@ -86,8 +86,8 @@ def outside(monkeypatch, tmp_path):
     """A folder to stand in; nothing that is registered or imported there stays."""
     methods.list_methods(), registry.list_benchmarks(), stream_registry.list_streams()
     tables: list[dict[str, Any]] = [
-        *(methods._METHODS, registry._REGISTRY, stream_registry._STREAMS),
-        *(stream_registry.OPTIONS, heads.HEADS),
+        *(methods.METHODS.entries, registry.BENCHMARKS.entries, stream_registry.STREAMS.entries),
+        *(stream_registry.OPTIONS, heads.HEADS.entries),
     ]
     copies = [dict(table) for table in tables]
     monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))

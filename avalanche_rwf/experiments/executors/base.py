@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import importlib
 import importlib.util
 import os
-import pkgutil
 import stat
 import tempfile
 import time
@@ -30,14 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.status import Reporter
-from avalanche_rwf.utils.user_code import check_name, load_extensions
+from avalanche_rwf.utils.registry import Registry
 
 __all__ = [
+    "EXECUTORS",
     "KILLED",
     "TICK",
     "Context",
@@ -179,7 +178,7 @@ class Executor(abc.ABC):
         """
 
 
-_EXECUTORS: dict[str, type[Executor]] = {}
+EXECUTORS: Registry[type[Executor]] = Registry("executor", "avalanche_rwf.experiments.executors")
 
 
 def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
@@ -189,9 +188,8 @@ def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
     """
 
     def register(executor: type[Executor]) -> type[Executor]:
-        check_name("executor", name, _EXECUTORS.get(name), executor)
+        EXECUTORS.add(name, executor, executor)
         executor.name = name
-        _EXECUTORS[name] = executor
         return executor
 
     return register
@@ -199,11 +197,7 @@ def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
 
 def list_executors() -> list[str]:
     """Names, of this package's and of what ``--import`` names."""
-    package = importlib.import_module("avalanche_rwf.experiments.executors")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    load_extensions("executors")
-    return sorted(_EXECUTORS)
+    return EXECUTORS.names()
 
 
 def get_executor(name: str) -> type[Executor]:
@@ -211,10 +205,7 @@ def get_executor(name: str) -> type[Executor]:
 
     :raises UsageError: if there is none.
     """
-    names = list_executors()
-    if name not in _EXECUTORS:
-        raise UsageError(f"There is no executor {name!r}; {nearest(name, names)}.")
-    return _EXECUTORS[name]
+    return EXECUTORS.lookup(name)
 
 
 def needs(package: str, what: str, extra: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,9 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import check_whole
+from avalanche_rwf.utils.registry import Registry, check_call
+from avalanche_rwf.utils.validation import check_choice, check_whole
 
-__all__ = ["Head", "fit_buffers", "held", "with_rows"]
+__all__ = [
+    "HEADS",
+    "Head",
+    "create_head",
+    "fit_buffers",
+    "held",
+    "list_heads",
+    "register_head",
+    "with_rows",
+]
 
 
 @contextmanager
@@ -108,3 +118,43 @@ class Head(nn.Module, ABC):
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes in all; fewer than now is ignored."""
         self.num_classes = max(self.num_classes, num_classes)
+
+
+HEADS: Registry[type[Head]] = Registry(
+    "head",
+    "avalanche_rwf.models.heads",
+    order=lambda name: HEADS.entries[name].closed_form,
+)
+
+
+def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
+    """Register a class made from :class:`Head` under `name` (decorator).
+
+    It is made as ``kind(in_features, num_classes)``: further arguments are options, each with a
+    default. Its docstring's first line is in the listing.
+
+    :raises ValueError: if the name is taken, it is no such class, or an option has no default.
+    """
+
+    def register(kind: type[Head]) -> type[Head]:
+        if not (isinstance(kind, type) and issubclass(kind, Head)):
+            raise ValueError(f"The head {name!r} must be a class made from Head, not {kind!r}.")
+        check_call("head", name, kind, ("in_features", "num_classes"))
+        HEADS.add(name, kind, kind)
+        return kind
+
+    return register
+
+
+def list_heads() -> list[str]:
+    """Names of the heads, those trained by gradient first."""
+    return HEADS.names()
+
+
+def create_head(name: str, in_features: int, num_classes: int, **options: float) -> Head:
+    """A head by name, one of :func:`list_heads`.
+
+    :raises UsageError: for an unknown name.
+    """
+    check_choice("head", name, list_heads())
+    return HEADS[name](in_features, num_classes, **options)

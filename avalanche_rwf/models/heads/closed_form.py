@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.heads.base import Head, fit_buffers, with_rows
+from avalanche_rwf.models.heads.base import Head, fit_buffers, register_head, with_rows
 from avalanche_rwf.utils.validation import check_number, check_whole
 
 __all__ = [
@@ -242,6 +242,7 @@ class ClosedFormHead(Head):
         return {**self.__dict__, "_solved": None, "_late": None}
 
 
+@register_head("ncm")
 class NCMHead(ClosedFormHead):
     """Nearest class mean by cosine: logits cos(f, mu_c)."""
 
@@ -254,6 +255,7 @@ class NCMHead(ClosedFormHead):
         return F.normalize(features.double(), dim=-1)
 
 
+@register_head("slda")
 class SLDAHead(ClosedFormHead):
     r"""Streaming linear discriminant analysis, exact.
 
@@ -285,6 +287,7 @@ class SLDAHead(ClosedFormHead):
         return weight, bias
 
 
+@register_head("ridge")
 class RidgeHead(ClosedFormHead):
     r"""Ridge regression to one-hot targets, W = (G + lambda I)^{-1} Q, exact in one pass.
 
@@ -324,6 +327,7 @@ class RidgeHead(ClosedFormHead):
         return weight, torch.zeros_like(self.moments.counts)
 
 
+@register_head("rp-ridge")
 class RandomRidgeHead(RidgeHead):
     r"""Ridge regression on random projections: RanPAC (arXiv 2307.02251) without its first phase.
 

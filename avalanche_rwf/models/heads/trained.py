@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.heads.base import Head, with_rows
+from avalanche_rwf.models.heads.base import Head, register_head, with_rows
 from avalanche_rwf.utils.validation import check_number
 
 __all__ = ["CosineHead", "LinearHead", "WhiteHead"]
@@ -57,6 +57,7 @@ def _drawn(rows: Tensor, name: str | None = None) -> Tensor:
     return nn.init.trunc_normal_(rows, std=0.02, generator=generator)
 
 
+@register_head("linear")
 class LinearHead(_TrainedRows):
     """Logits W f + b; W from a truncated normal of 0.02 as timm's heads, b = 0."""
 
@@ -76,6 +77,7 @@ class LinearHead(_TrainedRows):
         super().grow(num_classes)
 
 
+@register_head("cosine")
 class CosineHead(_TrainedRows):
     """Logits <w / |w|, f / |f|> / tau, no bias.
 
@@ -101,6 +103,7 @@ class CosineHead(_TrainedRows):
         return inputs, rows / self.tau, None
 
 
+@register_head("white")
 class WhiteHead(CosineHead):
     r"""Cosine head after streaming whitening, with imprinted rows for new classes.
 
