@@ -32,6 +32,7 @@ from typing import Any, ClassVar, cast
 import avalanche.training.supervised as supervised
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import SynapticIntelligencePlugin
 from avalanche.training.templates import SupervisedTemplate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -182,6 +183,27 @@ class _MarkSeen(SupervisedPlugin):
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Mark the mini-batch's classes."""
         strategy.seen_classes()[strategy.mb_y] = True
+
+
+class _OwnCopies(SupervisedPlugin):
+    """Makes Synaptic Intelligence's noted weights copies, as they are on a GPU.
+
+    On the CPU Avalanche notes the weights themselves, ``param.detach().cpu()``: no step seems to
+    move them, and nothing is held.
+
+    :param plugin: Avalanche's, which comes before this one.
+    """
+
+    def __init__(self, plugin: SynapticIntelligencePlugin) -> None:
+        super().__init__()
+        self.plugin = plugin
+
+    def _copy(self, strategy: Any, **kwargs: Any) -> None:
+        for noted in (self.plugin.syn_data["old_theta"], self.plugin.ewc_data[0]):
+            for one in noted.values():
+                one.data = one.data.clone()
+
+    before_training_exp = before_training_iteration = after_training_exp = _copy
 
 
 class _OnFrozenViT(Hosted):
@@ -513,6 +535,8 @@ def _build(
         why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UsageError(f"{name} cannot be built with these arguments ({why}).") from error
     strategy.resumable = False
+    for plugin in [p for p in strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]:
+        strategy.plugins.insert(strategy.plugins.index(plugin) + 1, _OwnCopies(plugin))
     if not ours:
         strategy._seen = torch.zeros(num_classes, dtype=torch.bool, device=strategy.device)
         strategy.trains = "optimizer" in taken

@@ -36,8 +36,8 @@ class Steps(SupervisedPlugin):
 
 @pytest.fixture(scope="module")
 def scenario():
-    """6 classes in 2 experiences of 24 images."""
-    data, test = make_data(6, 8), make_data(6, 2, seed=5)
+    """6 classes in 2 experiences of 12 images."""
+    data, test = make_data(6, 4), make_data(6, 2, seed=5)
     return nc_benchmark(
         data, test, 2, task_labels=False, seed=3, class_ids_from_zero_from_first_exp=True
     )
