@@ -32,7 +32,7 @@ __all__ = [
     "declare",
     "header_parts",
     "run_directory",
-        "run_settings",
+    "run_settings",
     "short",
     "slug",
 ]
@@ -160,7 +160,9 @@ def _plural(n: Any, noun: str) -> str:
 
 def _pairs(values: Any) -> str:
     """Options as "depth=9, patch=14"."""
-    return ", ".join(f"{key}={short(value)}" for key, value in (values or {}).items())
+    if not isinstance(values, Mapping):
+        return str(values or "")
+    return ", ".join(f"{key}={short(value)}" for key, value in values.items())
 
 
 def _stream(row: Values) -> str:
@@ -321,9 +323,7 @@ class RunConfig:
         help="of these evaluations, on N test images only, a fixed part with all classes; "
         "experience ends always take all (default: all)",
     )  # fmt: skip
-    data_config: Mapping[str, Any] = declare(
-        {}, "mapping", young=True, column="settings", place=3
-    )
+    data_config: Mapping[str, Any] = declare({}, "mapping", young=True, column="settings", place=3)
     test_share: float = declare(
         0.0, "number", flag="--test-share", metavar="SHARE", least=0, below=1, young=True,
         column="settings", place=3,

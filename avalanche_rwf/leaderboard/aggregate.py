@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.experiments.config import run_settings
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
 from avalanche_rwf.utils.atomic_io import write_whole
 from avalanche_rwf.utils.untrusted_io import MOST, printable, read_file, read_object
@@ -45,42 +46,50 @@ __all__ = [
     "write_leaderboard",
 ]
 
+SETUP = ("head", "mask", "readout", "budget")
+"""What tells methods apart besides their names: columns of a table where they differ."""
+
+# Columns of a run's settings, by their names.
+_COLUMNS = {n: s for n, s in run_settings().items() if s.column == n}
+# What else is said of a row, behind these columns.
+_BEHIND = {
+    "backbone": ("backbone_sha256", "backbone_source", "method", "config_hash", *SETUP[:3]),
+    "skip_corrupt": ("settings",),
+    "weights": ("options",),
+    "tuning": ("uses_boundaries",),
+}
 # Columns of a configuration, in their order in the leaderboard.
 _IDENTITY = (
-    *("benchmark", "stream", "experiences", "backbone", "backbone_sha256", "backbone_source"),
-    *("method", "config_hash", "head", "mask", "readout", "batch_size", "gradient_steps"),
-    *("precision", "image_size", "augment", "eval_every_samples", "holdout", "backbone_args"),
-    *("skip_corrupt", "settings", "weights", "options", "budget", "tuning", "uses_boundaries"),
-    *("stream_options", "boundary_free", "eval_subset"),
+    *(
+        column
+        for name in _COLUMNS
+        if name not in ("method", "options")
+        for column in (name, *_BEHIND.get(name, ()))
+    ),
     *("version", "source", "submitted"),
 )
-_INTEGERS = (
-    *("experiences", "batch_size", "gradient_steps", "image_size", "eval_every_samples"),
-    "eval_subset",
-)
+_INTEGERS = tuple(name for name, s in _COLUMNS.items() if s.kind == "whole")
 # Said of a row, separating nothing: all that its runs have, "2.8.0; 2.9.1".
 _NOTED = ("git", "torch", "hardware")
 _RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED, "images")
 _TAKEN = frozenset((*_IDENTITY, *_RUN))
+# Rows that differ in any of these are in different tables and are never ranked against each other.
+PROTOCOL = tuple(dict.fromkeys(s.column for s in run_settings().values() if s.role == "protocol"))
 # What two runs must share to be seeds of one row. The hash says it all, if it is sound: should two
 # configurations bear one hash, as when a file was changed by hand, their rows are two all the same.
+# The number of experiences is not known of a run that failed early.
+_CODE_OF = ("version", "source")
 _GROUP = (
-    *("benchmark", "stream", "backbone", "backbone_sha256", "method", "config_hash"),
-    *("version", "source", "submitted"),
-    *("options", "batch_size", "gradient_steps", "precision", "image_size", "augment"),
-    *("eval_every_samples", "eval_subset", "holdout", "backbone_args", "skip_corrupt"),
-    *("settings", "budget", "stream_options", "boundary_free"),
+    *_CODE_OF,
+    *("config_hash", "submitted"),
+    *(name for name in PROTOCOL if name != "experiences"),
+    *(name for name, s in _COLUMNS.items() if s.role == "method"),
 )
-_CODE = slice(6, 8)  # of _GROUP: version and source
-# Rows that differ in any of these are in different tables and are never ranked against each other.
-PROTOCOL = (
-    *("benchmark", "stream", "stream_options", "boundary_free", "experiences"),
-    *("backbone", "backbone_sha256", "backbone_args"),
-    *("image_size", "batch_size", "gradient_steps", "precision", "augment"),
-    *("eval_every_samples", "eval_subset", "holdout", "skip_corrupt", "settings"),
+_CODE = slice(0, len(_CODE_OF))  # of _GROUP
+# What else a configuration holds is a setting that this version does not know.
+_NOT_SETTINGS = frozenset(
+    (*_IDENTITY, *(name for name, s in run_settings().items() if s.column != "settings"))
 )
-# Every other field of a configuration is a setting.
-_NOT_SETTINGS = frozenset((*_IDENTITY, "seed", "code", "head_code", "weights_sha256"))
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
 _SEED = re.compile(r"seed(\d+)")
 METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
@@ -340,14 +349,13 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     return row
 
 
-# Fields of a configuration by what they hold, if anything; others are shown as they are.
-_KINDS: tuple[tuple[tuple[type, ...], str, tuple[str, ...]], ...] = (
-    ((dict,), "an object", ("options", "stream_options", "backbone_args", "tuning")),
-    ((str,), "a text", ("benchmark", "method", "stream", "precision", "augment", "budget",
-                        "weights")),
-    ((int,), "a whole number", (*_INTEGERS, "seed")),
-    ((int, float), "a number", ("holdout",)),
-)  # fmt: skip
+# What a field of a configuration holds, if anything, and how that is said.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "mapping": ((dict,), "an object"),
+    "text": ((str,), "a text"),
+    "whole": ((int,), "a whole number"),
+    "number": ((int, float), "a number"),
+}
 
 
 def _check_types(config: dict[str, Any]) -> None:
@@ -356,20 +364,21 @@ def _check_types(config: dict[str, Any]) -> None:
     Raises:
         _UnusableError: naming the field.
     """
-    for types, said, names in _KINDS:
-        for name in names:
-            value = config.get(name)
-            if value is None or (value == [] and dict in types):
-                continue
-            if not isinstance(value, types) or isinstance(value, bool):  # a bool is an int
-                raise _UnusableError(
-                    f"config.json has {name} of type {type(value).__name__}, not {said}"
-                )
-    for name in (*_INTEGERS, "seed"):
-        if not 0 <= (config.get(name) or 0) < MOST:
-            raise _UnusableError(f"config.json has {name} of {config[name]:.3g}")
-    if not 0 <= (config.get("holdout") or 0) < 1:
-        raise _UnusableError(f"config.json has holdout {config['holdout']:.3g}, which is no share")
+    for name, setting in run_settings().items():
+        value = config.get(name)
+        if value is None or setting.column == "settings" or setting.kind not in _KINDS:
+            continue
+        types, said = _KINDS[setting.kind]
+        if value == [] and dict in types:
+            continue
+        if not isinstance(value, types) or isinstance(value, bool):  # a bool is an int
+            raise _UnusableError(
+                f"config.json has {name} of type {type(value).__name__}, not {said}"
+            )
+        if setting.kind == "whole" and not 0 <= config[name] < MOST:
+            raise _UnusableError(f"config.json has {name} of {value:.3g}")
+        if setting.kind == "number" and not 0 <= config[name] < 1:
+            raise _UnusableError(f"config.json has {name} {value:.3g}, which is no share")
     tuning = config.get("tuning")
     if tuning and not (isinstance(tuning.get("chosen"), dict) and "settings" in tuning):
         raise _UnusableError("config.json has tuning that does not say chosen and settings")
@@ -385,6 +394,14 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
         for part in (content.get(name) for name in ("ran", "versions", "hardware"))
     )
     row: dict[str, Any] = {name: config.get(name) for name in _IDENTITY}
+    for name, setting in _COLUMNS.items():
+        if setting.kind == "mapping" or setting.kind == "text":
+            row[name] = _text(row[name])
+        if setting.kind == "flag":
+            row[name] = bool(row[name])
+        # Runs of an earlier version have none of these.
+        if setting.young and setting.kind == "whole":
+            row[name] = row[name] or 0
     git = _text(content.get("git"))
     row.update(
         seed=int(config["seed"]),
@@ -392,19 +409,9 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
         backbone_sha256=str(backbone["sha256"]),
         backbone_source=_text(backbone.get("source")),
         config_hash=str(content["config_hash"]),
-        stream=_text(config.get("stream")),
-        # Runs of an earlier version have none of the three.
-        stream_options=_text(config.get("stream_options")),
-        boundary_free=bool(config.get("boundary_free")),
-        eval_subset=config.get("eval_subset") or 0,
         experiences=_experiences(config, content),
-        skip_corrupt=bool(config.get("skip_corrupt")),
         settings=_text(_settings(config)),
-        backbone_args=_text(config.get("backbone_args")),
-        weights=_text(config.get("weights")),
-        options=_text(options),
         budget=config.get("budget") or "default",
-        tuning=_text(config.get("tuning")),
         uses_boundaries=bool(content.get("uses_boundaries")),
         version=_text(versions.get("avalanche-rwf")),
         # A change of a page of the documentation is no change of the code.
@@ -414,9 +421,7 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
         torch=_text(versions.get("torch")),
         hardware=_text(hardware.get("gpu") or hardware.get("cpu")),
         images=_images(content.get("data")),
-        **{
-            name: _text(ran.get(name) or options.get(name)) for name in ("head", "mask", "readout")
-        },
+        **{name: _text(ran.get(name) or options.get(name)) for name in SETUP[:3]},
     )
     return row
 

@@ -26,12 +26,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     model_validator,
 )
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import forgetting_experience
-from avalanche_rwf.experiments.config import LARGEST, RunConfig
+from avalanche_rwf.experiments.config import RunConfig, Setting, run_settings
 from avalanche_rwf.leaderboard.aggregate import (
     MOST_MEASURED,
     configuration_row,
@@ -78,7 +79,6 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Forgetting = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
-Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Number = Annotated[float, Field(ge=-MOST_MEASURED, le=MOST_MEASURED, allow_inf_nan=False)]
 Integer = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Value = bool | Integer | Number | Name | None
@@ -98,35 +98,33 @@ class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class Configuration(_Record):
+def _typed(setting: Setting) -> tuple[Any, Any]:
+    """Return type and default of a setting, for pydantic."""
+    bounds: dict[str, Any] = {"ge": setting.least, "lt": setting.below}
+    if setting.below is None:
+        bounds["le"] = setting.most
+    types: dict[str, Any] = {
+        "whole": Annotated[int, Field(**bounds)],
+        "number": Annotated[float, Field(allow_inf_nan=False, **bounds)],
+        "flag": bool,
+        "text": Literal[setting.choices] if setting.choices else Name,
+        "hash": Hash | Literal[""],
+        "mapping": StreamValues if setting.name == "stream_options" else Values,
+    }
+    kind = types[setting.kind]
+    required = setting.name in ("benchmark", "method", "backbone")
+    return (kind | None if setting.optional else kind), ... if required else setting.default
+
+
+# What an entry keeps to itself: its runs have the seeds, a path stays at home.
+_LEFT_OUT = ("seed", "weights", "tuning")
+_FIELDS: Any = {name: _typed(s) for name, s in run_settings().items() if name not in _LEFT_OUT}
+_Settings: Any = create_model("_Settings", __base__=_Record, **_FIELDS)
+
+
+class Configuration(_Settings):
     """What a run's numbers depend on, but for the seed: the fields of `RunConfig`."""
 
-    benchmark: Name
-    method: Name
-    options: Values = {}
-    stream: Name = "split"
-    stream_options: StreamValues = {}
-    boundary_free: bool = False
-    experiences: Size | None = None
-    backbone: Name
-    backbone_args: Values = {}
-    weights_sha256: Hash | Literal[""] = ""
-    image_size: Size | None = None
-    batch_size: Size = 16
-    gradient_steps: Size = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    augment: Name = "none"
-    eval_every_samples: Count = 0
-    eval_subset: Count = 0
-    holdout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    skip_corrupt: bool = False
-    data_config: Values = {}
-    test_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    split_seed: Count = 0
-    budget: Literal["default", "tuned"] = "default"
-    code: Hash | Literal[""] = ""
-    data_code: Values = {}
-    head_code: Hash | Literal[""] = ""
     settings: Values = Field({}, description="further fields of RunConfig")
 
 
@@ -532,7 +530,7 @@ def build_entry(runs: pd.DataFrame, method: str, config_hash: str = "") -> Entry
 
 def _configuration(content: dict[str, Any]) -> dict[str, Any]:
     """Return an entry's fields but for its runs; a path to the weights stays at home."""
-    config = {k: v for k, v in content["config"].items() if k not in ("seed", "weights", "tuning")}
+    config = {k: v for k, v in content["config"].items() if k not in _LEFT_OUT}
     further = {name: config.pop(name) for name in set(config) - set(Configuration.model_fields)}
     backbone = content["backbone"]
     ran, versions = (_object(content.get(name)) for name in ("ran", "versions"))

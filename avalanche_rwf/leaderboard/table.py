@@ -10,7 +10,6 @@ import functools
 import html
 import json
 import math
-import re
 import shutil
 import textwrap
 from collections import Counter
@@ -21,7 +20,8 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.leaderboard.aggregate import csv_text, protocols, records
+from avalanche_rwf.experiments.config import header_parts, run_settings, short
+from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, csv_text, protocols, records
 from avalanche_rwf.utils.untrusted_io import printable
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 Row = dict[str, Any]  # of the board, by column
 Rows = list[Row]
 
-_SETUP = ("head", "mask", "readout", "budget")
+_SETUP = SETUP
 _HASH = 8
 _NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
 _MISSING = "-"
@@ -137,10 +137,6 @@ def _get(row: Row, name: str) -> Any:
     return None if _missing(value) or value == "" else value
 
 
-def _plural(n: Any, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def _options(row: Row) -> dict[str, Any]:
     """Return the options of a row, which the board holds as JSON text."""
     return _parsed(row, "options")
@@ -158,60 +154,28 @@ def _json(text: str) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _short(value: Any) -> str:
-    """Write an option's value as short as it can be."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return re.sub(rf"\b([0-9a-f]{{{_HASH}}})[0-9a-f]{{{64 - _HASH}}}\b", r"\1", text)
-
-
-def _pairs(text: Any) -> str | None:
-    """Write a JSON object as "depth=9, patch=14"; None where there is nothing in it."""
-    if not isinstance(text, str):
-        return text
-    try:
-        given = json.loads(text)
-    except json.JSONDecodeError:
-        return text or None
-    return ", ".join(f"{k}={_short(v)}" for k, v in given.items()) if given else None
-
-
 def protocol_header(row: Row) -> str:
     """Return the line above a table: what all of its rows share."""
-    sha = _get(row, "backbone_sha256")
-    name = str(_get(row, "backbone") or "unknown backbone")
-    args = _pairs(_get(row, "backbone_args"))
-    inside = [part for part in (args, sha and str(sha)[:_HASH]) if part]
-    parts = [str(_get(row, "benchmark") or "unknown benchmark")]
-    if _get(row, "stream") is not None:
-        chosen = _pairs(_get(row, "stream_options"))
-        parts.append(f"stream {_get(row, 'stream')}" + (f" ({chosen})" if chosen else ""))
-    if _get(row, "boundary_free") in (True, "True"):
-        parts.append("no boundaries")
-    settings = _parsed(row, "settings")
-    parts += [f"{name}={_short(value)}" for name, value in settings.items()]
-    if _get(row, "experiences") is not None:
-        parts.append(_plural(int(_get(row, "experiences")), "experience"))
-    parts.append(f"{name} ({', '.join(map(str, inside))})" if inside else name)
-    if _get(row, "image_size") is not None:
-        parts.append(f"{int(_get(row, 'image_size'))} px")
-    if _get(row, "batch_size") is not None:
-        parts.append(f"batch {int(_get(row, 'batch_size'))}")
-    if _get(row, "gradient_steps") is not None:
-        parts.append(_plural(int(_get(row, "gradient_steps")), "gradient step"))
-    if _get(row, "precision") is not None:
-        parts.append(str(_get(row, "precision")))
-    if _get(row, "augment") not in (None, "none", False):
-        parts.append(f"augment {_get(row, 'augment')}")
-    if _get(row, "eval_every_samples") not in (None, 0):
-        every = f"A_auc every {_plural(int(_get(row, 'eval_every_samples')), 'sample')}"
-        part = int(_get(row, "eval_subset") or 0)
-        parts.append(f"{every} on {_plural(part, 'test image')}" if part else every)
-    if _get(row, "skip_corrupt") in (True, "True"):
-        parts.append("corrupt images left out")
-    if _get(row, "holdout") not in (None, 0):
-        share = 100 * float(_get(row, "holdout"))
-        parts.append(f"tested on {share:g} % held out of the training images")
-    return ", ".join(parts)
+    values = {"benchmark": "unknown benchmark", "backbone": "unknown backbone"}
+    values.update(_parsed(row, "settings"))
+    for name in PROTOCOL:
+        value = _get(row, name)
+        if name != "settings" and value is not None:
+            values[name] = _read_back(name, value)
+    return ", ".join(header_parts(values))
+
+
+def _read_back(name: str, value: Any) -> Any:
+    """Return a setting's value from a frame, or from a CSV file, where all are texts."""
+    kind = run_settings()[name].kind if name in run_settings() else "text"
+    if kind == "flag":
+        return value in (True, "True")
+    if kind == "mapping" and isinstance(value, str):
+        try:
+            return _json(value)
+        except json.JSONDecodeError:
+            return value
+    return value
 
 
 def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
@@ -240,7 +204,7 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
         label = str(row["method"])
         if label in differing:
             keys = differing[label]
-            said = [f"{key}={_short(mine[key])}" for key in keys if mine.get(key) is not None]
+            said = [f"{key}={short(mine[key])}" for key in keys if mine.get(key) is not None]
             label = " ".join([label, *said])
         labels.append(label)
     # Rows that still read the same differ in something the board does not hold: name the hash.
@@ -305,7 +269,7 @@ def _tuned(row: Row, label: str) -> str | None:
     if not isinstance(text, str):
         return None
     record = json.loads(text)
-    chosen = [f"{key}={_short(value)}" for key, value in record["chosen"].items()]
+    chosen = [f"{key}={short(value)}" for key, value in record["chosen"].items()]
     # What sets a row apart stands in its label already.
     more = [text for text in chosen if text not in label] if chosen else ["unchanged"]
     return f"{' '.join([label, *more])} (of {record['settings']})"
