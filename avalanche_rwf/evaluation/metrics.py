@@ -19,8 +19,9 @@ exist (nothing tested, or no class of it met yet) is NaN and never counts as zer
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,9 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import check_whole
 
 __all__ = [
+    "METRICS",
     "EvaluationPoint",
+    "Metric",
     "TestStream",
     "a_auc",
     "a_avg",
@@ -42,11 +45,73 @@ __all__ = [
     "experience_ends",
     "forgetting_class",
     "forgetting_experience",
+    "metric",
     "summarise",
 ]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a run's `summary.json`, declared once for summary, CSV, leaderboard and entries.
+
+    Attributes:
+        name: its key.
+        title: its heading in tables.
+        kind: "share" (0 to 1), "change" (of a share, -1 to 1), "seconds", "rate", "count" or
+            "bytes".
+        help: one line about it.
+        best: "max" or "min", whichever is better; None is a fact and no score.
+        keep: importance of its column where the width is short, 100 for one that is always there;
+            None shows it in wide tables only.
+        of_machine: whether the machine decides it as much as the method.
+        function: of the evaluations; None is measured while the run goes on.
+    """
+
+    name: str
+    title: str
+    kind: str
+    help: str
+    best: str | None = None
+    keep: int | None = None
+    of_machine: bool = False
+    function: Callable[..., float] | None = None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What the function takes of what `summarise` has."""
+        known = ("points", "n_experiences", "every", "matrix", "class_matrix")
+        given = () if self.function is None else inspect.signature(self.function).parameters
+        return tuple(name for name in given if name in known)
+
+
+METRICS: dict[str, Metric] = {}
+"""All that `summary.json` has numbers of, by name, in the order of the file."""
+
+
+def metric(
+    title: str, kind: str, help: str, **how: Any
+) -> Callable[[Callable[..., float]], Callable[..., float]]:
+    """Declare a function to be a number of every run (decorator).
+
+    Its arguments are taken by name from what `summarise` has: `points`, `n_experiences`, `every`,
+    `matrix` (`accuracy_matrix`) and `class_matrix` (`class_accuracy_matrix`).
+
+    Args:
+        title: its heading in tables.
+        kind: as `Metric` has it.
+        help: one line about it.
+        how: `best`, `keep`, as `Metric` has them.
+    """
+
+    def declare(function: Callable[..., float]) -> Callable[..., float]:
+        name = function.__name__
+        METRICS[name] = Metric(name, title, kind, help, function=function, **how)
+        return function
+
+    return declare
 
 
 @dataclass(frozen=True)
@@ -259,6 +324,7 @@ def accuracy_exposed(point: EvaluationPoint) -> float:
     return float("nan") if point.missing() else _accuracy(point, point.counts)
 
 
+@metric("A_last", "share", "Accuracy over all classes after the stream", best="max", keep=100)
 def a_last(points: Sequence[EvaluationPoint]) -> float:
     """Accuracy over all exposed classes after the stream: `accuracy_exposed` of the last point.
 
@@ -274,6 +340,11 @@ def a_last(points: Sequence[EvaluationPoint]) -> float:
     return accuracy_exposed(last) if fits else float("nan")
 
 
+@metric(
+    *("A_avg", "share", "Mean over experience ends of the accuracy on the classes so far"),
+    best="max",
+    keep=4,
+)
 def a_avg(points: Sequence[EvaluationPoint]) -> float:
     """Mean of `accuracy_exposed` over experience ends.
 
@@ -299,6 +370,12 @@ def _ended(points: Sequence[EvaluationPoint]) -> list[int]:
     )
 
 
+@metric(
+    *("A_auc", "share"),
+    "Mean over evaluations at even steps of the accuracy on the classes so far",
+    best="max",
+    keep=7,
+)
 def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     """Anytime accuracy: mean of `accuracy_exposed` over the places where the stream was evaluated.
 
@@ -400,6 +477,10 @@ def class_accuracy_matrix(
     return matrix
 
 
+@metric(
+    *("F_exp", "change", "What an experience has lost since its best, mean over experiences"),
+    best="min",
+)
 def forgetting_experience(matrix: FloatArray) -> float:
     """Forgetting per experience, from the accuracy matrix [T, T].
 
@@ -425,6 +506,11 @@ def forgetting_experience(matrix: FloatArray) -> float:
     return _nanmean(losses)
 
 
+@metric(
+    *("F_cls", "change", "What a class has lost since its best, mean over classes"),
+    best="min",
+    keep=3,
+)
 def forgetting_class(class_matrix: FloatArray, only_learned: bool = False) -> float:
     """Forgetting per class, from the class accuracy matrix [T, C]: F_last of the online papers.
 
@@ -474,7 +560,7 @@ def _best(values: FloatArray) -> float:
 def summarise(
     points: Sequence[EvaluationPoint], n_experiences: int, every: int | None = None
 ) -> dict[str, float | None]:
-    """Return the five numbers of a run, as they stand in `summary.json`.
+    """Return the numbers of a run that are computed from its evaluations, for `summary.json`.
 
     Args:
         points: evaluations of one run.
@@ -490,18 +576,22 @@ def summarise(
         ValueError: as the single functions do.
     """
     check_whole("n_experiences", n_experiences)
-    values = {"a_last": a_last(points), "a_avg": a_avg(points), "a_auc": a_auc(points, every)}
-    values.update(dict.fromkeys(("forgetting_experience", "forgetting_class"), float("nan")))
     notes, no_matrix = _notes(points, n_experiences)
+    known: dict[str, Any] = {"points": points, "n_experiences": n_experiences, "every": every}
     if not notes:
-        values["forgetting_class"] = forgetting_class(class_accuracy_matrix(points, n_experiences))
+        known["class_matrix"] = class_accuracy_matrix(points, n_experiences)
         if not no_matrix:
-            values["forgetting_experience"] = forgetting_experience(
-                accuracy_matrix(points, n_experiences)
-            )
+            known["matrix"] = accuracy_matrix(points, n_experiences)
     for note in (*notes, *no_matrix):
         warnings.warn(note, stacklevel=2)
-    return {name: None if np.isnan(value) else value for name, value in values.items()}
+    values: dict[str, float | None] = {}
+    for name, one in METRICS.items():
+        if one.function is None:
+            continue
+        given = {key: known[key] for key in one.arguments if key in known}
+        value = one.function(**given) if len(given) == len(one.arguments) else float("nan")
+        values[name] = None if np.isnan(value) else value
+    return values
 
 
 def _notes(points: Sequence[EvaluationPoint], n_experiences: int) -> tuple[list[str], list[str]]:
@@ -541,3 +631,27 @@ def _few(numbers: Sequence[int]) -> str:
     """Some numbers, and how many there are if they are many."""
     text = ", ".join(map(str, numbers[:8]))
     return text if len(numbers) <= 8 else f"{text}, ... ({len(numbers)} in all)"
+
+
+def _declare(name: str, title: str, kind: str, help: str, **how: Any) -> None:
+    METRICS[name] = Metric(name, title, kind, help, **how)
+
+
+# What a run measures while it goes on.
+_declare("train_seconds", "train s", "seconds", "Seconds of training", of_machine=True)
+_declare("eval_seconds", "eval s", "seconds", "Seconds of evaluation", of_machine=True)
+_declare(
+    *("train_samples_per_second", "train img/s", "rate", "Training images per second"),
+    best="max",
+    keep=2,
+    of_machine=True,
+)
+_declare(
+    *("forward_passes_per_image", "fwd/img", "rate"),
+    *("Images through the backbone per training image",),
+    keep=1,
+)
+_declare("trainable_parameters", "params", "count", "Trained parameters", keep=0)
+_declare("peak_memory_bytes", "memory", "bytes", "Most memory at a time", of_machine=True)
+_declare("gradient_steps", "steps", "count", "Updates of the parameters in the whole run")
+_declare("samples_seen", "images", "count", "Training images seen")

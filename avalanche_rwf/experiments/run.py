@@ -34,6 +34,7 @@ from avalanche_rwf.benchmarks.images import Normalisation
 from avalanche_rwf.benchmarks.registry import get_benchmark
 from avalanche_rwf.benchmarks.stream_registry import get_stream
 from avalanche_rwf.evaluation.metrics import (
+    METRICS,
     accuracy_exposed,
     accuracy_matrix,
     class_accuracy_matrix,
@@ -554,7 +555,7 @@ def _metrics_csv(
         first = routing.experience
         rows += [f"{seen},{first},{name},{value!r}" for seen, name, value in routing.rows]
     last = points[-1].samples_seen if points else 0
-    for name in ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class"):
+    for name in (name for name, metric in METRICS.items() if metric.function is not None):
         if summary[name] is not None:
             rows.append(f"{last},,{name},{float(summary[name])!r}")
     return "\n".join(rows) + "\n"

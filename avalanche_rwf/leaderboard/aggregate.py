@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.config import run_settings
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
 from avalanche_rwf.utils.atomic_io import write_whole
@@ -92,7 +93,8 @@ _NOT_SETTINGS = frozenset(
 )
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
 _SEED = re.compile(r"seed(\d+)")
-METRICS = ("a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class")
+# Those that are computed from predictions, which get an interval.
+_SCORES = tuple(name for name, metric in METRICS.items() if metric.kind in ("share", "change"))
 _REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_pairs")
 _FILES = ("config.json", "summary.json", "metrics.csv")
 # A cell of the CSV that begins with one of these is computed by the program that opens it.
@@ -100,18 +102,8 @@ _FORMULA = ("=", "+", "-", "@")
 MOST_MEASURED = 1e30
 """What a run may have measured; sums of larger numbers overflow."""
 
-_RANGES = {
-    **dict.fromkeys(("a_last", "a_avg", "a_auc"), (0.0, 1.0, "share of 1")),
-    **dict.fromkeys(METRICS[3:], (-1.0, 1.0, "difference of shares")),
-    **dict.fromkeys(
-        (
-            *("train_seconds", "eval_seconds", "train_samples_per_second", "samples_seen"),
-            *("forward_passes_per_image", "trainable_parameters", "peak_memory_bytes"),
-            "gradient_steps",
-        ),
-        (0.0, MOST_MEASURED, "time, size or count"),
-    ),
-}
+_RANGES = {"share": (0.0, 1.0, "share of 1"), "change": (-1.0, 1.0, "difference of shares")}
+_AMOUNT = (0.0, MOST_MEASURED, "time, size or count")
 # How deep foreign folders are looked into.
 _DEPTH = 8
 
@@ -265,8 +257,8 @@ def _content(path: Path) -> bytes | None:
 def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Make the frame of `read_runs` from its rows."""
     fields = sorted({name for row in rows for name in row} - set(_IDENTITY) - set(_RUN))
-    ordered = [name for name in METRICS if name in fields]
-    ordered += [name for name in fields if name not in METRICS]
+    ordered = [name for name in _SCORES if name in fields]
+    ordered += [name for name in fields if name not in _SCORES]
     frame = pd.DataFrame(rows, columns=[*_RUN[:2], *_IDENTITY, *_RUN[2:], *ordered])
     for name in ordered:
         frame[name] = frame[name].astype("float64")
@@ -506,7 +498,9 @@ def _check_measured(row: dict[str, Any]) -> None:
     for column, value in row.items():
         if isinstance(value, float) and not math.isnan(value):
             field = _summary_field(column)
-            low, high, what = _RANGES.get(field, (-MOST_MEASURED, MOST_MEASURED, "measurement"))
+            low, high, what = -MOST_MEASURED, MOST_MEASURED, "measurement"
+            if field in METRICS:
+                low, high, what = _RANGES.get(METRICS[field].kind, _AMOUNT)
             if not low <= value <= high:
                 raise _UnusableError(f"summary.json has {field} {value:g}, which is no {what}")
 
@@ -569,13 +563,13 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         for field in fields:
             name, numbers = _summary_field(field), values[field][done]
             row[f"{name}_mean"], row[f"{name}_std"] = mean_std(numbers)
-            if name in METRICS:
+            if name in _SCORES:
                 row[f"{name}_ci_low"], row[f"{name}_ci_high"] = interval(numbers)
         rows.append(row)
     columns = [
         f"{_summary_field(field)}_{statistic}"
         for field in fields
-        for statistic in ("mean", "std", *(("ci_low", "ci_high") if field in METRICS else ()))
+        for statistic in ("mean", "std", *(("ci_low", "ci_high") if field in _SCORES else ()))
     ]
     first = [*_IDENTITY, "n", "seeds", "failed", *_NOTED, *noted]
     board = pd.DataFrame(rows, columns=[*first, *columns])

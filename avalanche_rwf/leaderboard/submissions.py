@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.metrics import forgetting_experience
+from avalanche_rwf.evaluation.metrics import METRICS, forgetting_experience
 from avalanche_rwf.experiments.config import RunConfig, Setting, run_settings
 from avalanche_rwf.leaderboard.aggregate import (
     MOST_MEASURED,
@@ -152,22 +152,16 @@ class Environment(_Record):
     git: Name | None = None
 
 
-class Summary(_Record):
+_KINDS: dict[str, Any] = {"share": Share, "change": Forgetting, "seconds": Amount, "rate": Amount,
+                          "count": Count, "bytes": Count}  # fmt: skip
+_MEASURED: Any = {name: (_KINDS[metric.kind] | None, None) for name, metric in METRICS.items()}
+_Metrics: Any = create_model("_Metrics", __base__=_Record, **_MEASURED)
+
+
+class Summary(_Metrics):
     """A run's `summary.json`: shares of 1, seconds, bytes, counts."""
 
     a_last: Share
-    a_avg: Share | None = None
-    a_auc: Share | None = None
-    forgetting_experience: Forgetting | None = None
-    forgetting_class: Forgetting | None = None
-    train_seconds: Amount | None = None
-    eval_seconds: Amount | None = None
-    train_samples_per_second: Amount | None = None
-    forward_passes_per_image: Amount | None = None
-    trainable_parameters: Count | None = None
-    peak_memory_bytes: Count | None = None
-    gradient_steps: Count | None = None
-    samples_seen: Count | None = None
 
 
 class Seed(_Record):

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.config import header_parts, run_settings, short
 from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, csv_text, protocols, records
 from avalanche_rwf.utils.untrusted_io import printable
@@ -68,6 +69,20 @@ class _Column:
     keep: int | None = None
 
 
+# How a metric's cells are written, by its kind.
+_WRITTEN = {"share": "share", "change": "share", "seconds": "rate", "rate": "rate",
+            "count": "count", "bytes": "count"}  # fmt: skip
+
+
+def _of_metrics(wide: bool) -> list[_Column]:
+    """Return the columns of the metrics: those of every table, or those of wide ones."""
+    return [
+        _Column(m.title, m.name, _WRITTEN[m.kind], m.best, None if m.keep == 100 else m.keep)
+        for m in METRICS.values()
+        if (m.keep is None) == wide
+    ]
+
+
 _COLUMNS = (
     _Column("#", "rank", "number", keep=10),
     _Column("method", "label", "text"),
@@ -75,13 +90,7 @@ _COLUMNS = (
     _Column("mask", "mask", "text", keep=6),
     _Column("readout", "readout", "text", keep=5),
     _Column("budget", "budget", "text", keep=8),
-    _Column("A_last", "a_last", "share", "max"),
-    _Column("A_avg", "a_avg", "share", "max", keep=4),
-    _Column("A_auc", "a_auc", "share", "max", keep=7),
-    _Column("F_cls", "forgetting_class", "share", "min", keep=3),
-    _Column("train img/s", "train_samples_per_second", "rate", "max", keep=2),
-    _Column("fwd/img", "forward_passes_per_image", "rate", keep=1),
-    _Column("params", "trainable_parameters", "count", keep=0),
+    *_of_metrics(wide=False),
     _Column("n", "n", "number", keep=11),
 )
 # Where rows were compared with a reference.
@@ -94,20 +103,13 @@ _COMPARED = (
 # What the wide form adds.
 _WIDE = (
     _Column("95 % of A_last", "a_last", "interval"),
-    _Column("F_exp", "forgetting_experience", "share", "min"),
-    _Column("train s", "train_seconds", "rate"),
-    _Column("eval s", "eval_seconds", "rate"),
-    _Column("memory", "peak_memory_bytes", "count"),
-    _Column("steps", "gradient_steps", "count"),
-    _Column("images", "samples_seen", "count"),
+    *_of_metrics(wide=True),
     _Column("seeds", "seeds", "text"),
     _Column("failed", "failed", "number"),
     _Column("configuration", "config_hash", "text"),
     _Column("version", "version", "text"),
     _Column("code", "source", "text"),
 )
-# What the machine decides as much as the method.
-_BY_HARDWARE = ("train_samples_per_second", "train_seconds", "eval_seconds", "peak_memory_bytes")
 _BOUNDARIES = "†"
 _SUBMITTED = "‡"
 
@@ -377,7 +379,7 @@ def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
     # The fastest of several machines is no fastest method.
-    if column.kind == "rate" and column.field in _BY_HARDWARE and len(hardware_of(rows)) > 1:
+    if column.kind == "rate" and METRICS[column.field].of_machine and len(hardware_of(rows)) > 1:
         return [False] * len(rows)
     shown = [cell.split("±")[0].strip() for cell in cells]
     values = [float(text) if text != _MISSING else None for text in shown]

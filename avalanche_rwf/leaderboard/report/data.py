@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
@@ -284,13 +285,7 @@ def _sort_value(column: tables._Column, row: Row) -> Any:
 
 _HELP = {
     "rank": "Place by A_last within the protocol",
-    "a_last": "Accuracy over all classes after the stream",
-    "a_avg": "Mean over experience ends of the accuracy on the classes so far",
-    "a_auc": "Mean over evaluations at even steps of the accuracy on the classes so far",
-    "forgetting_class": "What a class has lost since its best, mean over classes",
-    "train_samples_per_second": "Training images per second",
-    "forward_passes_per_image": "Images through the backbone per training image",
-    "trainable_parameters": "Trained parameters",
+    **{name: metric.help for name, metric in METRICS.items()},
     "n": "Seeds",
 }
 
