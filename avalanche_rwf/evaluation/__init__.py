@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from avalanche_rwf.evaluation.dataframe_logger import DataFrameLogger
     from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
     from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images, routing_metrics
+    from avalanche_rwf.evaluation.wandb_logger import WandBLogger
 
 __all__ = [
     "AnytimeAUC",
@@ -43,6 +44,7 @@ __all__ = [
     "PredictionRecorder",
     "RoutingProbe",
     "TestStream",
+    "WandBLogger",
     "a_auc",
     "a_avg",
     "a_last",
@@ -68,6 +70,7 @@ _LAZY = {
     "RoutingProbe": "avalanche_rwf.evaluation.routing",
     "probe_images": "avalanche_rwf.evaluation.routing",
     "routing_metrics": "avalanche_rwf.evaluation.routing",
+    "WandBLogger": "avalanche_rwf.evaluation.wandb_logger",
 }
 
 

@@ -69,6 +69,7 @@ from avalanche_rwf.experiments.failures import (
     largest_that_fits,
     out_of_memory,
 )
+from avalanche_rwf.experiments.loggers import RunLogger
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,
@@ -723,7 +724,9 @@ def _run_alone(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            summary = _run(config, folder, device, progress, log)
+            with RunLogger(folder, config, log) as logger:
+                summary = _run(config, folder, device, progress, log, logger)
+                logger.write(summary, summary["samples_seen"])
         for text in sorted({f"{w.category.__name__}: {w.message}" for w in caught}):
             log(f"warning: {text}")
         write_json(folder / "summary.json", summary, make_folder=False)
@@ -881,6 +884,7 @@ def _run(
     device: str,
     progress: Progress | None,
     log: Callable[[str], None],
+    logger: RunLogger,
 ) -> dict[str, Any]:
     info = backbone_info(load_backbone(config))
     if config.weights_sha256 not in ("", info.sha256):
@@ -903,7 +907,7 @@ def _run(
     recorder = PredictionRecorder()
     meter = _Meter(progress)
     plugins: list[SupervisedPlugin] = [
-        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, _NoNaN()),
+        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, logger, _NoNaN()),
     ]
     if isinstance(progress, Listener):
         plugins.append(Listening(recorder, progress))
@@ -972,7 +976,7 @@ def _run(
     except StaleCheckpointError as error:
         # Half loaded, the strategy is of no use: everything is built again.
         log(f"a checkpoint does not fit and was removed ({error})")
-        return _run(config, folder, device, progress, log)
+        return _run(config, folder, device, progress, log, logger)
     share = checkpoints.seconds / max(time.perf_counter() - start, 1e-9)
     log(f"{checkpoints.written} checkpoints, {100 * share:.2f} % of the time")
     n = len(benchmark.classes_per_experience)
