@@ -114,6 +114,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_data_root(parser)
     add("--out", default="results", metavar="DIR", help="where run directories go")
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
+    add("--log", action="append", default=[], metavar="NAME[,..]",
+        help="each run also logs to csv, tensorboard or wandb; changes no number")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -134,6 +136,10 @@ def _preparation(args: argparse.Namespace) -> dict[str, Any]:
 
 def _set_loading(args: argparse.Namespace) -> None:
     """Put what changes no number into the environment: this process's and its workers'."""
+    from avalanche_rwf.experiments.loggers import LOG, check_loggers  # imports nothing heavy
+
+    os.environ[LOG] = ",".join(check_loggers(args.log))
+
     from avalanche_rwf.experiments.checkpoint import EVERY, FRESH, read_every
 
     if args.workers is not None:

@@ -69,7 +69,7 @@ from avalanche_rwf.experiments.failures import (
     largest_that_fits,
     out_of_memory,
 )
-from avalanche_rwf.experiments.loggers import RunLogger
+from avalanche_rwf.experiments.run_logger import RunLogger
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import loggers
+from avalanche_rwf.experiments import run_logger
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.loggers import LOG, LOGGERS, check_loggers
 from avalanche_rwf.experiments.run import run
@@ -47,7 +47,7 @@ READERS = {"csv": from_csv, "tensorboard": from_tensorboard, "wandb": from_wandb
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
-    monkeypatch.setattr(loggers, "LOSS_EVERY", 3)
+    monkeypatch.setattr(run_logger, "LOSS_EVERY", 3)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(configure, tmp_path
         logger.log_single_metric = fail
         return logger, close
 
-    monkeypatch.setattr(loggers, "LOGGERS", {**LOGGERS, "broken": broken})
+    monkeypatch.setitem(LOGGERS, "broken", broken)
     monkeypatch.setenv(LOG, "broken,csv")
     assert run(configure(), tmp_path)["status"] == "done"
     folder = run_directory(tmp_path, configure())
@@ -126,6 +126,19 @@ def test_an_earlier_attempt_leaves_no_lines(configure, tmp_path, monkeypatch):
     run(configure(), tmp_path)
     again = from_csv(folder)
     assert [row[:2] for row in again] == [row[:2] for row in once]
+
+
+def test_compare_gives_the_names_to_its_workers(folder, tmp_path, monkeypatch, capsys):
+    from avalanche_rwf.cli import main
+
+    monkeypatch.setenv(LOG, "")
+    words = ["compare", "--methods", "ncm", "--seeds", "0", "--quiet", "--jobs", "1",
+             "--benchmark", f"folder:{folder}", "--out", str(tmp_path)]  # fmt: skip
+    assert main([*words, "--log", "tensorbord"]) == 2
+    assert "--log has no logger 'tensorbord'" in capsys.readouterr().err
+    assert main([*words, "--log", "csv", "--log", "csv"]) == 0
+    (found,) = tmp_path.glob("runs/*/ncm/*/seed0")
+    assert from_csv(found)
 
 
 def test_names_are_checked_before_any_work(monkeypatch):
