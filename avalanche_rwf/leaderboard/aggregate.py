@@ -39,6 +39,7 @@ __all__ = [
     "add_reference",
     "aggregate",
     "csv_text",
+    "is_reference",
     "protocols",
     "read_runs",
     "records",
@@ -664,7 +665,7 @@ def add_reference(
         named = {
             index: row
             for index, row in rows.items()
-            if row["n"] and (row["method"] == reference or _is_hash(reference, row["config_hash"]))
+            if row["n"] and is_reference(row, reference)
         }
         found = found or bool(named)
         for index, row in rows.items():
@@ -696,9 +697,11 @@ def runs_by_row(runs: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     return {row_key(said[i[0]]): runs.iloc[i] for i in _groups(said)}
 
 
-def _is_hash(text: str, config_hash: Any) -> bool:
-    """Return whether a text is the beginning, of six digits or more, of a configuration's hash."""
-    return len(text) >= 6 and str(config_hash).startswith(text)
+def is_reference(row: dict[str, Any], reference: str) -> bool:
+    """Return whether a row is named: by its method, or by the beginning, of six digits or more, of
+    its configuration's hash."""
+    by_hash = len(reference) >= 6 and str(row["config_hash"]).startswith(reference)
+    return bool(row["method"] == reference or by_hash)
 
 
 def _counterpart(

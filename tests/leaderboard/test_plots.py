@@ -5,31 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
 
 from avalanche_rwf.cli import main
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import plots, read_runs
 
+from .test_curves import metrics
+
 NASTY = "_$x<b>&amp;"
-
-
-def metrics(shift: float = 0.0) -> str:
-    return f"""samples_seen,experience,metric,value
-5,,accuracy_exposed,{0.9 - shift}
-10,,accuracy_exposed,{1.0 - shift}
-10,0,accuracy,{1.0 - shift}
-10,,accuracy_class_0,{1.0 - shift}
-20,,accuracy_exposed,{0.7 - shift}
-20,0,accuracy,{0.6 - shift}
-20,1,accuracy,{0.8 - shift}
-20,,accuracy_class_0,{0.6 - shift}
-20,,accuracy_class_1,{0.8 - shift}
-"""
 
 
 @pytest.fixture
@@ -42,33 +28,6 @@ def runs(make_run, tmp_path):
     frame = read_runs(tmp_path).frame
     frame["method"] = frame["method"].replace("ncm", NASTY)
     return frame
-
-
-def test_numbers_by_hand(runs):
-    read = plots.read_metrics(runs[runs["method"] == "rwf"])
-    x, lines = plots._curves(read)
-    assert x.tolist() == [5, 10, 20]
-    np.testing.assert_allclose(lines, [[0.9, 1.0, 0.7], [0.8, 0.9, 0.6]])
-    assert plots._boundaries(read).tolist() == [10, 20]
-    np.testing.assert_allclose(plots._matrix(read), [[0.95, math.nan], [0.55, 0.75]])
-    np.testing.assert_allclose(plots._class_forgetting(read), [0.4, math.nan])
-
-
-def test_seeds_evaluated_elsewhere_are_read_between_their_points(runs):
-    read = plots.read_metrics(runs[runs["method"] == "rwf"])
-    read = read[~((read["seed"] == 1) & (read["samples_seen"] == 5))]
-    x, lines = plots._curves(read)
-    assert x.tolist() == [10, 20]  # where both seeds have begun
-    np.testing.assert_allclose(lines, [[1.0, 0.7], [0.9, 0.6]])
-
-
-@pytest.mark.parametrize(
-    ("less", "front"), [(True, [True, True, False, False]), (False, [False, True, True, False])]
-)
-def test_pareto_front_by_hand(less, front):
-    cost, score = [1, 2, 3, math.nan], [0.5, 0.9, 0.7, 1.0]
-    assert plots.pareto_front(cost, score, less).tolist() == front
-    assert plots.pareto_front([1, 1], [0.5, 0.5]).all()  # equals do not beat each other
 
 
 def test_every_picture_is_written_in_every_format(runs, tmp_path):
@@ -112,22 +71,6 @@ def test_a_folder_that_takes_no_picture_is_named(runs, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_beyond_nine_methods_each_has_a_frame_with_the_others_behind(make_run, tmp_path):
-    for index in range(11):
-        path = make_run(f"m{index}", experiences=2, summary={"a_last": 0.9 - 0.01 * index})
-        (path / "metrics.csv").write_text(metrics(0.01 * index))
-    figure = plots.anytime_accuracy(read_runs(tmp_path).frame)
-    frames = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_title() for axis in frames] == [f"m{index}" for index in range(11)]
-    assert len(figure.axes) == 15  # rows of five; the last four are empty
-    for index, axis in enumerate(frames):
-        grey, *_ = [c for c in axis.collections if isinstance(c, LineCollection)]
-        assert len(grey.get_segments()) == 11
-        y = axis.lines[-1].get_ydata()
-        np.testing.assert_allclose(y, [90 - index, 100 - index, 70 - index])
-    assert "grey: the other methods" in figure.get_supxlabel()
-
-
 def test_what_was_gained_is_hatched_and_said(make_run, tmp_path):
     path = make_run("rwf", experiences=2)
     gained = metrics().replace("20,,accuracy_class_0,0.6", "20,,accuracy_class_0,1.0").replace(
@@ -138,59 +81,6 @@ def test_what_was_gained_is_hatched_and_said(make_run, tmp_path):
     assert patch.get_hatch() and patch.get_xy() == (-0.5, -0.5)
     assert "hatched: gained" in axis.get_xlabel()
     assert axis.texts[0].get_text() == "-75"
-
-
-DAMAGED = {
-    "a text as a value": metrics().replace("0.7", "abc"),
-    "a truth as a value": re.sub(r"[0-9.]+\n", "True\n", metrics()),
-    "no place": metrics().replace("\n20,", "\n,"),
-    "an endless place": metrics().replace("\n20,", "\ninf,"),
-    "no experience": metrics().replace("20,1,", "20,,"),
-    "an experience with a name": metrics().replace("20,1,", "20,b,"),
-    "an experience of 13 digits": metrics().replace("20,1,", "20,1000000000000,"),
-    "a class of 12 digits": metrics().replace("class_1", "class_100000000000"),
-    "a class with a name": metrics().replace("class_1", "class_b"),
-    "no metric": metrics().replace("accuracy_exposed", ""),
-    "an endless value": metrics().replace("0.7", "inf"),
-    "per cent": metrics().replace("0.7", "70"),
-    "a value whose sums overflow": metrics() + "20,0,prompt_drift,1e308\n",
-    "cut in a row": metrics()[:-40],
-    "cut in a number": metrics()[:-2],
-    "other columns": metrics().replace("metric", "name"),
-    "nothing": "",
-    "no text": b"\xff\xfe\x00" * 9,
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_file_is_drawn_in_no_part_and_hides_no_other(case, make_run, tmp_path):
-    for seed in (0, 1):
-        path = make_run("rwf", seed, experiences=2)
-        (path / "metrics.csv").write_text(metrics())
-    content = DAMAGED[case]
-    (path / "metrics.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    runs = read_runs(tmp_path).frame
-    read = plots.read_metrics(runs)
-    assert set(read["seed"]) == {0}
-    assert len(read) == 9
-    np.testing.assert_allclose(plots._matrix(read), [[1.0, math.nan], [0.6, 0.8]])
-    (place,) = plots.unreadable(runs)
-    assert Path(place) == path
-    assert main(["report", str(tmp_path)]) == 0
-    board = (tmp_path / "report/data/board.js").read_text()
-    assert board.count("left out of the curves: its metrics.csv cannot be read") == 1
-
-
-def test_classes_at_no_experiences_end_are_no_classes(make_run, tmp_path):
-    path = make_run("rwf", 0, experiences=2)
-    (path / "metrics.csv").write_text(metrics())
-    before = plots._class_forgetting(plots.read_metrics(read_runs(tmp_path).frame))
-    more = "15,,accuracy_class_0,0.5\n" * 2 + "17,,accuracy_class_0,0.1\n"
-    (path / "metrics.csv").write_text(metrics() + more)
-    metric = plots.read_metrics(read_runs(tmp_path).frame)
-    assert len(metric) == len(metrics().splitlines()) + 2
-    np.testing.assert_array_equal(plots._class_forgetting(metric), before)
-    assert not plots._class_forgetting(metric[metric["end"].isna()]).size
 
 
 @pytest.mark.parametrize("costs", [(5e-324, 1e30), (1e-320, 0.0), (5e-324, 5e-324)])
@@ -224,35 +114,6 @@ def test_few_shot_is_of_several_numbers_of_shots(make_run, tmp_path):
     np.testing.assert_allclose(y, [15, 55])
     with pytest.raises(UsageError, match="two numbers of shots"):
         plots.few_shot(runs[runs["config_hash"] == "aaa0"])
-
-
-EMPTY = """samples_seen,experience,metric,value
-10,,accuracy_exposed,1.0
-10,0,accuracy,1.0
-10,,accuracy_class_0,1.0
-10,,accuracy_exposed,1.0
-10,0,accuracy,1.0
-10,,accuracy_class_0,1.0
-20,,accuracy_exposed,0.7
-20,0,accuracy,0.6
-20,2,accuracy,0.8
-20,,accuracy_class_0,0.6
-20,,accuracy_class_1,0.8
-20,0,prompt_drift,0.1
-"""
-
-
-def test_an_experience_without_samples_is_one_all_the_same(make_run, tmp_path):
-    path = make_run("ncm", experiences=3)
-    (path / "metrics.csv").write_text(EMPTY)
-    read = plots.read_metrics(read_runs(tmp_path).frame)
-    assert plots._boundaries(read).tolist() == [10, 10, 20]
-    none = math.nan
-    np.testing.assert_allclose(
-        plots._matrix(read), [[1.0, none, none], [1.0, none, none], [0.6, none, 0.8]]
-    )
-    np.testing.assert_allclose(plots._class_forgetting(read), [0.4, none])
-    assert plots.write_plots(read_runs(tmp_path).frame, tmp_path / "plots").notes == []
 
 
 @pytest.mark.parametrize(
@@ -310,24 +171,3 @@ def test_few_shot_curves_of_other_benchmarks_are_other_pictures(make_run, tmp_pa
     (bars,) = axis.containers[0].lines[2]
     ends = np.array(bars.get_segments())[:, :, 1]
     np.testing.assert_allclose(ends, [[0, 100], [0, 100]])  # two seeds, far apart
-
-
-def test_a_stream_that_begins_without_samples_is_numbered_as_the_others(make_run, tmp_path):
-    """Nothing can be evaluated there: the first evaluation is at the end of experience 1."""
-    for seed, shift in ((0, 0), (1, 1)):
-        lines = metrics().splitlines()
-        for test in (1, 0):
-            lines = [line.replace(f",{test},accuracy,", f",{test + shift},accuracy,")
-                     for line in lines]  # fmt: skip
-        path = make_run("ncm", seed, experiences=3)
-        (path / "metrics.csv").write_text("\n".join(lines) + "\n")
-    runs = read_runs(tmp_path).frame
-    none = math.nan
-    np.testing.assert_allclose(
-        plots._matrix(plots.read_metrics(runs[runs["seed"] == 1])),
-        [[none, none, none], [none, 1.0, none], [none, 0.6, 0.8]],
-    )
-    np.testing.assert_allclose(
-        plots._matrix(plots.read_metrics(runs)),
-        [[1.0, none, none], [0.6, 0.9, none], [none, 0.6, 0.8]],
-    )

@@ -7,40 +7,31 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.command import command_line
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.store import read_json
+from avalanche_rwf.leaderboard import curves
 from avalanche_rwf.leaderboard import table as tables
-from avalanche_rwf.leaderboard.aggregate import BrokenRun, row_key, runs_by_row, summary_column
-from avalanche_rwf.leaderboard.stats import mean_std
+from avalanche_rwf.leaderboard.aggregate import BrokenRun, summary_column
+from avalanche_rwf.leaderboard.curves import Curve, Metrics, measured, over_seeds
+from avalanche_rwf.leaderboard.style import Look, looks
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.untrusted_io import read_end
 from avalanche_rwf.utils.user_code import may_import
 from avalanche_rwf.version import __version__
 
-__all__ = [
-    "Metrics",
-    "Row",
-    "anytime_curve",
-    "board_data",
-    "end_curve",
-    "first_end",
-    "matrix",
-    "metrics_of",
-    "report_rows",
-    "routing_curves",
-    "row_data",
-]
+__all__ = ["Row", "board_data", "points", "report_rows", "row_data"]
 
 _LOG = 20_000  # characters of a log that are kept, from its end
 _DIGITS = 5
@@ -48,157 +39,25 @@ Point = list[float | int | None]
 """[samples seen, mean, standard deviation or None, seeds]"""
 
 
-@dataclass
-class Metrics:
-    """What ``metrics.csv`` of one run holds.
-
-    :param exposed: accuracy on the classes so far, by samples seen.
-    :param accuracy: by samples seen (of an experience end), then by test experience.
-    :param routing: by metric, then by samples seen.
-    :param places: samples seen at each experience's end, by the experience's number: one twice
-        where an experience has no samples, none before the first that has some. Empty stands for
-        the keys of `accuracy`.
-    """
-
-    exposed: dict[int, float] = field(default_factory=dict)
-    accuracy: dict[int, dict[int, float]] = field(default_factory=dict)
-    routing: dict[str, dict[int, float]] = field(default_factory=dict)
-    places: dict[int, int] = field(default_factory=dict)
-
-    def ends(self) -> dict[int, int]:
-        """Samples seen at each experience's end, by the experience's number."""
-        return self.places or dict(enumerate(sorted(self.accuracy)))
-
-    def grid(self, every: int) -> dict[int, int]:
-        """The places that `a_auc` averages: the first at or after each multiple, and the end.
-
-        By the multiple that was reached; the end, if it is none of them, by one more.
-        """
-        found: dict[int, int] = {}
-        for seen in sorted(self.exposed):
-            if every > 0 and seen // every > max(found, default=0):
-                found[seen // every] = seen
-        last = max(self.exposed, default=0)
-        if every > 0 and last and last not in found.values():
-            found[max(found, default=0) + 1] = last
-        return found
-
-
-def metrics_of(frame: pd.DataFrame) -> Metrics:
-    """What the page needs of one seed of the frame of :func:`.plots.read_metrics`."""
-    metrics = Metrics()
-    columns = ("samples_seen", "experience", "metric", "value")
-    for seen, where, name, value in zip(*(frame[column] for column in columns), strict=True):
-        if not math.isfinite(value):
-            continue
-        if name == "accuracy_exposed":
-            metrics.exposed[int(seen)] = float(value)
-        elif name == "accuracy":
-            metrics.accuracy.setdefault(int(seen), {})[int(where)] = float(value)
-        elif name.startswith(("routing_", "prompt_")):
-            metrics.routing.setdefault(name, {})[int(seen)] = float(value)
-    ends = frame.loc[frame["metric"] == "accuracy", ["end", "samples_seen"]].drop_duplicates("end")
-    ends = ends.sort_values("end").astype(int)
-    metrics.places = dict(zip(ends["end"].tolist(), ends["samples_seen"].tolist(), strict=True))
-    return metrics
-
-
-def _points(places: Iterable[Iterable[tuple[int, float]]]) -> list[Point]:
-    """Points of (samples seen, value) of several seeds at one place in the stream each."""
-    points: list[Point] = []
-    for pairs in places:
-        found = list(pairs)
-        if found:
-            seen, values = zip(*found, strict=True)
-            mean, deviation = mean_std(np.asarray(values))
-            std = None if math.isnan(deviation) else round(deviation, _DIGITS)
-            points.append([round(sum(seen) / len(seen)), round(mean, _DIGITS), std, len(found)])
-    return points
-
-
-def first_end(runs: Sequence[Metrics]) -> int:
-    """The first experience at whose end every seed was evaluated: there end curves begin."""
-    return max((min(run.ends()) for run in runs if run.ends()), default=0)
-
-
-def _shared_ends(runs: Sequence[Metrics]) -> range:
-    last = max((t for run in runs for t in run.ends()), default=-1)
-    return range(first_end(runs), last + 1)
-
-
-def end_curve(runs: Sequence[Metrics]) -> list[Point]:
-    """Accuracy on the classes so far at each experience's end, over seeds, from `first_end` on.
-
-    Classes of unequal size let experiences end elsewhere at each seed: the t-th ends are put
-    together, at their mean number of samples; nothing is interpolated.
-    """
-    places = [run.ends() for run in runs]
-    return _points(
-        (
-            (ends[t], run.exposed[ends[t]])
-            for run, ends in zip(runs, places, strict=True)
-            if t in ends and ends[t] in run.exposed
+def points(curve: Curve) -> list[Point]:
+    """A curve as the page draws it."""
+    samples, values = curve
+    return [
+        [round(seen), round(mean, _DIGITS), None if math.isnan(std) else round(std, _DIGITS), n]
+        for seen, mean, std, n in zip(
+            samples.tolist(),
+            *(part.tolist() for part in over_seeds(values)),
+            (~np.isnan(values)).sum(axis=0).tolist(),
+            strict=True,
         )
-        for t in _shared_ends(runs)
-    )
-
-
-def anytime_curve(runs: Sequence[Metrics], every: int) -> list[Point]:
-    """Accuracy on the classes so far at the places that A_auc averages, over seeds."""
-    grids = [run.grid(every) for run in runs]
-    return _points(
-        ((grid[k], run.exposed[grid[k]]) for run, grid in zip(runs, grids, strict=True)
-         if k in grid)
-        for k in sorted({k for grid in grids for k in grid})
-    )  # fmt: skip
-
-
-def routing_curves(runs: Sequence[Metrics]) -> dict[str, list[Point]]:
-    """Each routing metric at each experience's end, as `end_curve`, with the accuracy on the same
-    classes (those of the first experience that has any) as ``accuracy_first``."""
-    names = sorted({name for run in runs for name in run.routing})
-    if not names:
-        return {}
-    series = {name: [run.routing.get(name, {}) for run in runs] for name in names}
-    series["accuracy_first"] = [
-        {seen: values[first] for seen, values in run.accuracy.items() if first in values}
-        for run in runs
-        for first in [min(run.ends(), default=0)]
     ]
-    curves = {}
-    for name, seeds in series.items():
-        placed = [
-            {t: (seen, values[seen]) for t, seen in run.ends().items() if seen in values}
-            for run, values in zip(runs, seeds, strict=True)
-        ]
-        curves[name] = _points(
-            (values[t] for values in placed if t in values) for t in _shared_ends(runs)
-        )
-    return curves
 
 
-def matrix(runs: Sequence[Metrics]) -> dict[str, list[list[float | None]]] | None:
-    """Mean and standard deviation over seeds of the accuracy matrices, [T, T] with None above."""
-    sizes = [
-        1 + max((j for row in run.accuracy.values() for j in row), default=-1) for run in runs
+def _cells(values: NDArray[Any]) -> list[list[float | None]]:
+    """A matrix with None for what is not there."""
+    return [
+        [None if math.isnan(v) else round(v, _DIGITS) for v in line] for line in values.tolist()
     ]
-    n = max([*sizes, *(1 + max(run.ends(), default=-1) for run in runs)], default=0)
-    if not n:
-        return None
-    values = np.full((len(runs), n, n), np.nan)
-    for s, run in enumerate(runs):
-        for t, seen in run.ends().items():
-            for j, value in run.accuracy[seen].items():
-                values[s, t, j] = value
-    cells = [[mean_std(values[:, t, j]) for j in range(n)] for t in range(n)]
-
-    def part(index: int) -> list[list[float | None]]:
-        return [
-            [None if math.isnan(c[index]) else round(c[index], _DIGITS) for c in line]
-            for line in cells
-        ]
-
-    return {"mean": part(0), "std": part(1)}
 
 
 # ---- rows
@@ -213,6 +72,7 @@ class Row:
     :param protocol: index of its table.
     :param place: its line in that table.
     :param table: the table.
+    :param look: how it is drawn.
     :param values: of the board, by column.
     :param runs: rows of the frame of runs, by column, by seed.
     :param metrics: of those that are done.
@@ -224,6 +84,7 @@ class Row:
     protocol: int
     place: int
     table: tables._Table
+    look: Look
     values: dict[str, Any]
     runs: list[dict[Any, Any]]
     metrics: list[Metrics]
@@ -242,19 +103,13 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
     :param board: of `aggregate`.
     :param frame: the runs it was made of.
     """
-    from avalanche_rwf.leaderboard.plots import read_metrics  # matplotlib is an extra
-
-    runs = runs_by_row(frame)
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for protocol, values in enumerate(tables._protocols(board)):
         table = tables._table(values, tables._offered(values))
-        for place, row in enumerate(values):
-            mine = runs[row_key(row)].sort_values("seed")
-            finished = mine[mine["status"] == "done"]
-            done = read_metrics(finished)
-            without = ~finished["seed"].isin(done["seed"]) & ~finished["submitted"].astype(bool)
-            key = str(row["config_hash"])
+        found = zip(measured(values, frame), looks(values), strict=True)
+        for place, (one, look) in enumerate(found):
+            key = str(one.row["config_hash"])
             seen[key] = seen.get(key, 0) + 1
             rows.append(
                 Row(
@@ -263,10 +118,11 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
                     protocol=protocol,
                     place=place,
                     table=table,
-                    values=row,
-                    runs=mine.to_dict("records"),
-                    metrics=[metrics_of(one) for _, one in done.groupby("seed")],
-                    unread=finished[without].to_dict("records"),
+                    look=look,
+                    values=one.row,
+                    runs=one.runs.to_dict("records"),
+                    metrics=one.metrics,
+                    unread=one.unread,
                 )
             )
     return rows
@@ -362,10 +218,13 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
         "setup": {name: tables._get(row.values, name) for name in tables._SETUP},
         "failed": int(row.values["failed"] or 0),
         "seeds": str(row.values["seeds"]),
-        "first": first_end(row.metrics),
-        "ends": end_curve(row.metrics),
-        "anytime": anytime_curve(row.metrics, every),
-        "routing": routing_curves(row.metrics),
+        "look": row.look._asdict(),
+        "first": curves.first_end(row.metrics),
+        "ends": points(curves.end_curve(row.metrics)),
+        "anytime": points(curves.anytime_curve(row.metrics, every)),
+        "routing": {
+            name: points(curve) for name, curve in curves.routing_curves(row.metrics).items()
+        },
     }
 
 
@@ -409,9 +268,10 @@ def row_data(row: Row) -> dict[str, Any]:
                 "log": log[-_LOG:],
             }
         )
+    mean, std = curves.matrix(row.metrics)
     return {
         "command": _command(runs[0]["config"], [run["seed"] for run in runs]),
-        "matrix": matrix(row.metrics),
+        "matrix": {"mean": _cells(mean), "std": _cells(std)} if mean.size else None,
         "runs": runs,
         "options": json.loads(tables._get(row.values, "options") or "{}"),
     }

@@ -12,6 +12,7 @@ import shutil
 import pytest
 
 from avalanche_rwf.leaderboard.report import write_report
+from avalanche_rwf.leaderboard.style import look
 
 EVIL = "<script>alert(1)</script>"
 FLAGS = (
@@ -179,6 +180,35 @@ def test_a_link_to_a_row_opens_it(visit):
     assert '"config_hash": "aaaa"' in text and "it ran" in text
 
 
+@pytest.mark.parametrize("column", ["a_last", "head", "rank"])
+def test_a_click_anywhere_in_a_row_opens_it(column, visit):
+    p = visit.open()
+    place = p.js("return [...document.querySelectorAll('#columns th')].findIndex("
+                 "th => th.dataset.field === arguments[0])", column)  # fmt: skip
+    p.find(f"#rows tr:nth-child(3) > :nth-child({place + 1})").click()
+    p.until("return document.getElementById('detail').open")
+    assert p.find("#detail-title").text == "slda"
+    p.find("#close").click()
+    p.until("return !document.querySelector('tr.open')")
+    p.find("#rows tr:nth-child(3) .mark input").click()  # chooses a curve, and opens nothing
+    assert not p.js("return document.getElementById('detail').open")
+    assert "plot=" in p.js("return location.hash")
+
+
+def test_a_method_keeps_its_colour_whatever_else_is_shown(visit):
+    for address in ("", "#p=1"):  # among three rows, and alone
+        p = visit.open(address)
+        p.js("document.documentElement.style.scrollBehavior = 'auto';"
+             "document.getElementById('curves').scrollIntoView()")  # fmt: skip
+        for theme in ("light", "dark"):
+            p.find("#theme").click()  # auto is light here
+            assert p.until(
+                "const t = (document.getElementById('curves-plot').data || [])"
+                ".find(t => t.name === 'slda' && t.line.color); return t && t.line.color"
+            ) == getattr(look("slda"), theme)
+        p.find("#theme").click()
+
+
 def test_a_name_that_would_be_a_script_is_text(visit):
     p = visit.open("#cccc")
     p.until("return document.querySelectorAll('#detail .run').length === 2")
@@ -264,7 +294,7 @@ def test_classes_that_come_back_are_not_called_new(visit, browser, tmp_path, run
         "2 new classes, 100 images", "1 new class, 1 again, 1 image", "0 new classes, 0 images"
     ]  # fmt: skip
     assert "stream of seed 4" in visit.find("#stream-about").text
-    assert visit.js("return document.querySelector('.chips .again').textContent") == "0"
+    assert visit.js("return document.querySelector('.chips .again').textContent") == "class 0"
 
 
 def test_bands_end_at_a_hundred_percent(visit, browser, tmp_path, runs):

@@ -7,23 +7,13 @@ import json
 import math
 import re
 
-import pandas as pd
 import pytest
 
 from avalanche_rwf.cli import main
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import aggregate, read_runs
 from avalanche_rwf.leaderboard.report import script, write_report
-from avalanche_rwf.leaderboard.report.data import (
-    Metrics,
-    anytime_curve,
-    end_curve,
-    first_end,
-    matrix,
-    metrics_of,
-    report_rows,
-    routing_curves,
-)
+from avalanche_rwf.leaderboard.report.data import report_rows
 
 EVIL = "<script>alert(1)</script>"
 
@@ -39,65 +29,6 @@ def test_a_script_ends_no_script_and_has_no_nan():
     text = script("f", {"a": "</script><!-- & \u2028", "b": math.nan})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text[2:-3]) == {"a": "</script><!-- & \u2028", "b": None}
-
-
-def test_curves_put_the_same_places_of_seeds_together():
-    one = Metrics(exposed={80: 0.5, 100: 0.8, 160: 0.6, 200: 0.7}, accuracy={100: {}, 200: {}})
-    two = Metrics(exposed={82: 0.7, 104: 0.6, 162: 0.8, 200: 0.5}, accuracy={104: {}, 200: {}})
-    std = round(math.sqrt(0.02), 5)
-    assert end_curve([one, two]) == [[102, 0.7, std, 2], [200, 0.6, std, 2]]
-    # The first place at or after each multiple of 80, and the end.
-    assert anytime_curve([one, two], 80) == [
-        [81, 0.6, std, 2], [161, 0.7, std, 2], [200, 0.6, std, 2]
-    ]
-    assert anytime_curve([one], 100) == [[100, 0.8, None, 1], [200, 0.7, None, 1]]
-    assert anytime_curve([one], 0) == [] == end_curve([])
-
-
-def test_the_anytime_points_are_those_that_a_auc_averages():
-    import numpy as np
-
-    from avalanche_rwf.evaluation.metrics import EvaluationPoint, a_auc
-
-    rng = np.random.default_rng(0)
-    for every in (1, 7, 30, 200):
-        places = sorted(rng.choice(100, 12, replace=False) + 1)
-        points = [
-            EvaluationPoint(int(p), None, np.zeros(9, int), rng.integers(0, 2, 9), (0,),
-                            np.zeros(9, int))
-            for p in places
-        ]  # fmt: skip
-        run = Metrics(exposed={p.samples_seen: float(p.correct.mean()) for p in points})
-        curve = anytime_curve([run], every)
-        mean = sum(value for _, value, _, _ in curve) / len(curve)
-        assert mean == pytest.approx(a_auc(points, every), abs=1e-4), every
-
-
-def test_a_matrix_has_nothing_above_its_diagonal():
-    one = Metrics(accuracy={100: {0: 1.0}, 200: {0: 0.5, 1: 0.75}})
-    two = Metrics(accuracy={110: {0: 0.5}, 200: {0: 0.5, 1: 0.25}})
-    found = matrix([one, two])
-    assert found["mean"] == [[0.75, None], [0.5, 0.5]]
-    assert found["std"] == [[round(math.sqrt(0.125), 5), None], [0.0, round(math.sqrt(0.125), 5)]]
-    assert matrix([Metrics()]) is None
-
-
-def test_routing_stands_beside_the_accuracy_on_the_same_classes():
-    run = Metrics(
-        accuracy={100: {0: 0.9}, 200: {0: 0.8, 1: 1.0}},
-        routing={"prompt_drift": {100: 0.0, 200: 0.2}},
-    )
-    assert routing_curves([run]) == {
-        "prompt_drift": [[100, 0.0, None, 1], [200, 0.2, None, 1]],
-        "accuracy_first": [[100, 0.9, None, 1], [200, 0.8, None, 1]],
-    }
-    assert routing_curves([Metrics(accuracy={100: {0: 0.9}})]) == {}
-
-
-def test_a_routing_metric_that_one_prompt_does_not_have_has_no_point():
-    rows = [(10, 0, "routing_overlap", math.nan, None), (20, 0, "routing_overlap", 0.5, None)]
-    frame = pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value", "end"])
-    assert metrics_of(frame).routing == {"routing_overlap": {20: 0.5}}
 
 
 @pytest.fixture
@@ -247,48 +178,6 @@ def test_several_folders_and_entries_are_one_page(tmp_path, runs):
     assert run["config"]["config"]["seed"] == 5
     assert "--methods rwf --seeds 5" in details["command"]
     assert details["matrix"]["mean"][2] == [0.8, 0.8, 0.8]
-
-
-def test_an_experience_without_samples_has_its_place(tmp_path, runs):
-    from avalanche_rwf.leaderboard.plots import read_metrics
-
-    path = runs(tmp_path, "rwf", 0, "aaaa", 0.9)
-    text = (path / "metrics.csv").read_text()
-    end = [line for line in text.splitlines() if line.startswith("100,")]
-    again = "\n".join(line for line in end if "drift" not in line and "entropy" not in line)
-    (path / "metrics.csv").write_text(text.replace("100,0,prompt", f"{again}\n100,0,prompt", 1))
-    metrics = metrics_of(read_metrics(read_runs(tmp_path).frame))
-    assert metrics.ends() == {0: 100, 1: 100, 2: 200, 3: 300}
-    assert [point[0] for point in end_curve([metrics])] == [100, 100, 200, 300]
-    found = matrix([metrics])["mean"]
-    assert found[0] == found[1] and len(found) == 4
-    assert len(routing_curves([metrics])["accuracy_first"]) == 4
-
-
-def test_seeds_whose_stream_begins_without_samples_are_put_beside_the_others():
-    """The second run's first experience has none: its ends are those of experiences 1 and 2."""
-    rows = [(50, 1, "accuracy", 1.0, 1.0), (50, 1, "prompt_drift", 0.0, 1.0),
-            (90, 1, "accuracy", 0.5, 2.0), (90, 2, "accuracy", 0.7, 2.0),
-            (90, 1, "prompt_drift", 0.4, 2.0)]  # fmt: skip
-    rows += [(seen, None, "accuracy_exposed", value, end)
-             for seen, value, end in ((50, 1.0, 1.0), (90, 0.6, 2.0))]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value", "end"])
-    late = metrics_of(frame)
-    early = Metrics(
-        exposed={30: 0.9, 60: 0.8, 90: 0.4},
-        accuracy={30: {0: 0.9}, 60: {0: 0.7, 1: 0.9}, 90: {0: 0.3, 1: 0.5}},
-        routing={"prompt_drift": {30: 0.0, 60: 0.2, 90: 0.6}},
-    )
-    assert late.ends() == {1: 50, 2: 90}
-    assert first_end([early, late]) == 1 and first_end([early]) == 0 == first_end([])
-    assert [point[:2] for point in end_curve([early, late])] == [[55, 0.9], [90, 0.5]]
-    assert matrix([early, late])["mean"] == [
-        [0.9, None, None], [0.7, 0.95, None], [0.3, 0.5, 0.7]
-    ]
-    curves = routing_curves([early, late])
-    assert [point[:2] for point in curves["prompt_drift"]] == [[55, 0.1], [90, 0.5]]
-    # Of the classes whose images the probe has: those of experience 0 and of experience 1.
-    assert [point[:2] for point in curves["accuracy_first"]] == [[55, 0.85], [90, 0.4]]
 
 
 def test_a_report_on_somebody_elses_run_imports_nothing(tmp_path, runs, monkeypatch):

@@ -3,11 +3,9 @@
 const report = (() => {
   const $ = (id) => document.getElementById(id);
   const PAGE = 200;          // rows that are drawn at first
-  const CURVES = 8;          // curves that are drawn when none is chosen
-  const COLOURS = {
-    light: ["#1f5f8b", "#c8602b", "#3b7d4f", "#8a4f9e", "#b08a16", "#c2416c", "#4a6fd0", "#6b6f76"],
-    dark: ["#7fbce6", "#f0a070", "#86c99a", "#c9a0da", "#e0c060", "#f08fb0", "#9db4f5", "#b4b8c0"],
-  };
+  const CURVES = 12;         // curves that are drawn when none is chosen
+  // Several metrics of one method, in its colour.
+  const LINES = [["solid", "circle"], ["dash", "square"], ["dot", "diamond"], ["dashdot", "triangle-up"], ["longdash", "x"]].map(([dash, symbol]) => ({ dash, symbol }));
   const NAMES = { head: "Head", mask: "Mask", readout: "Read-out", budget: "Budget" };
   const START = { p: 0, q: "", sort: "rank", dir: "asc", row: "", plot: [], head: "", mask: "", readout: "", budget: "", places: "" };
 
@@ -178,8 +176,10 @@ const report = (() => {
     if (!shown.length) $("rows").append(el("tr", {}, el("td", { colspan: one.columns.length + 1, text: "No row passes the filters." })));
   }
   function tableRow(one, row, plotted, widths) {
-    const line = el("tr", { "data-key": row.key, class: row.key === state.row ? "open" : null });
-    line.append(el("td", { class: "mark" }, el("input", {
+    // A click anywhere in the row opens it, but for its box and for text that was selected.
+    const open = (event) => { if (!event.target.closest("input, button, .mark") && getSelection().isCollapsed) change({ row: row.key }, true); };
+    const line = el("tr", { "data-key": row.key, class: row.key === state.row ? "open" : null, onclick: open });
+    line.append(el("td", { class: "mark", style: `--light: ${row.look.light}; --dark: ${row.look.dark}` }, el("input", {
       type: "checkbox", "aria-label": `Draw the curve of ${row.label}`, checked: plotted.has(row.key), onchange: (event) => choose(row, event.target.checked),
     })));
     one.columns.forEach((column, i) => {
@@ -250,13 +250,14 @@ const report = (() => {
       legend: { orientation: "h", y: -0.16, yanchor: "top", x: 0, font: { size: 12 } },
     };
   }
-  const palette = () => COLOURS[document.documentElement.dataset.theme];
+  // A method's colour, marker and line: the same in every picture of the package.
+  const hue = (look) => look[document.documentElement.dataset.theme];
   function fade(hex, share) {
     const n = parseInt(hex.slice(1), 16);
     return `rgba(${n >> 16}, ${(n >> 8) & 255}, ${n & 255}, ${share})`;
   }
   // A line with markers and, if wanted, a band of one standard deviation around it.
-  function line(name, points, hue, { scale = 1, unit = "", flip = false, band = true, dash = "solid", x = "samples", first = 0 } = {}) {
+  function line(name, points, look, { scale = 1, unit = "", flip = false, band = true, x = "samples", first = 0 } = {}) {
     const xs = points.map((point, t) => (x === "samples" ? point[0] : first + t + 1));
     const ys = points.map((point) => scale * (flip ? 1 - point[1] : point[1]));
     const spread = points.map((point) => scale * (point[2] ?? 0));
@@ -271,19 +272,18 @@ const report = (() => {
       traces.push({
         x: [...xs, ...[...xs].reverse()],
         y: [...ys.map((y, i) => cut(y + spread[i])), ...ys.map((y, i) => cut(y - spread[i])).reverse()],
-        fill: "toself", fillcolor: fade(hue, 0.13), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, type: "scatter",
+        fill: "toself", fillcolor: fade(hue(look), 0.13), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, type: "scatter",
       });
     }
-    traces.push({ x: xs, y: ys, name: plotText(short(name, 34)), mode: "lines+markers", type: "scatter", line: { color: hue, width: 2, dash }, marker: { size: 6, color: hue }, text: said, hovertemplate: "%{text}<extra></extra>" });
+    traces.push({ x: xs, y: ys, name: plotText(short(name, 34)), mode: "lines+markers", type: "scatter", line: { color: hue(look), width: 2, dash: look.dash }, marker: { size: 7, color: hue(look), symbol: look.symbol }, text: said, hovertemplate: "%{text}<extra></extra>" });
     return traces;
   }
   function curvesPlot() {
     const one = protocol();
     const places = state.places === "anytime" && one.rows.some((row) => row.anytime.length) ? "anytime" : "ends";
     const rows = plottedRows();
-    const hues = palette();
-    const traces = rows.flatMap((row, i) => {
-      const found = line(row.label, row[places], hues[i % hues.length], { scale: 100, unit: " %", first: row.first, band: rows.length <= 5, dash: ["solid", "dash", "dot"][Math.floor(i / hues.length) % 3] });
+    const traces = rows.flatMap((row) => {
+      const found = line(row.label, row[places], row.look, { scale: 100, unit: " %", first: row.first, band: rows.length <= 5 });
       if (places === "anytime") for (const trace of found) if (trace.text) trace.text = trace.text.map((text) => text.replace(/experience \d+, /, ""));
       return found;
     });
@@ -339,12 +339,17 @@ const report = (() => {
     ["prompt_similarity", "Cosine between the prompts of an image", false],
     ["accuracy_first", "Accuracy on the same classes, %", false],
   ];
+  // An axis from 0, 0.5 or 0.9 up to 1: a cosine of 0.9999 must not look like a fall.
+  function meaningful(traces, top) {
+    const low = Math.min(top, ...traces.flatMap((trace) => trace.y));
+    const begin = low >= 0.9 * top ? 0.9 * top : low >= 0.5 * top ? 0.5 * top : Math.min(0, low);
+    return [begin, top + 0.04 * (top - begin)];
+  }
   function routingPlot(rows, name, flip) {
     return () => {
-      const hues = palette();
       const percentages = name === "accuracy_first";
-      const traces = rows.flatMap((row, i) => row.routing[name] ? line(row.label, row.routing[name], hues[i % hues.length], { flip, x: "experience", first: row.first, scale: percentages ? 100 : 1, unit: percentages ? " %" : "", band: rows.length <= 5 }) : []);
-      return { traces, layout: { height: 300, showlegend: true, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", percentages ? {} : { rangemode: "normal" }) } };
+      const traces = rows.flatMap((row) => row.routing[name] ? line(row.label, row.routing[name], row.look, { flip, x: "experience", first: row.first, scale: percentages ? 100 : 1, unit: percentages ? " %" : "", band: rows.length <= 5 }) : []);
+      return { traces, layout: { height: 300, showlegend: true, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", { range: meaningful(traces, percentages ? 100 : 1) }) } };
     };
   }
   let gridKeys = "";
@@ -385,14 +390,14 @@ const report = (() => {
     if (found.train_size !== undefined) parts.push(`${found.train_size} training and ${found.test_size} test images`);
     if (found.skipped) parts.push(`${found.skipped} unreadable images left out`);
     const of = found.seed === undefined ? "" : ` This is the stream of seed ${found.seed}.`;
-    $("stream-about").textContent = parts.join(", ") + ". Classes are numbered in the order in which the stream brings them; the seed decides which they are." + of;
+    $("stream-about").textContent = parts.join(", ") + ". Classes are numbered from 0 in the order in which the stream brings them; the seed decides which they are." + of;
     const known = new Set();
     $("stream-list").replaceChildren(...groups.map((classes, i) => {
       const most = 24;
       const fresh = classes.filter((c) => !known.has(c));
       const again = classes.filter((c) => known.has(c));
       fresh.forEach((c) => known.add(c));
-      const chips = [...fresh, ...again].slice(0, most).map((c) => el("span", { class: again.includes(c) ? "again" : null, title: again.includes(c) ? "has been seen before" : null, text: c }));
+      const chips = [...fresh, ...again].slice(0, most).map((c) => el("span", { class: again.includes(c) ? "again" : null, title: again.includes(c) ? "has been seen before" : null, text: `class ${c}` }));
       if (classes.length > most) chips.push(el("span", { text: `+ ${classes.length - most}` }));
       const said = [plural(fresh.length, "new class").replace("classs", "classes"), again.length ? `${again.length} again` : null, sizes[i] === undefined ? null : plural(sizes[i], "image")];
       return el("li", {}, el("h3", { text: `Experience ${i + 1}` }), el("small", { text: said.filter(Boolean).join(", ") }), el("div", { class: "chips" }, ...chips));
@@ -439,7 +444,7 @@ const report = (() => {
     if (row.ends.length) {
       const box = el("div", { class: "plot", role: "img", "aria-label": "Accuracy curve" });
       parts.push(el("h3", { text: "Accuracy on the classes so far" }), box);
-      boxes.push([box, () => ({ traces: line(row.label, row.ends, palette()[0], { scale: 100, unit: " %", first: row.first }), layout: { height: 260, showlegend: false, xaxis: axis("training samples seen", { rangemode: "tozero" }), yaxis: axis("%") } })]);
+      boxes.push([box, () => ({ traces: line(row.label, row.ends, row.look, { scale: 100, unit: " %", first: row.first }), layout: { height: 260, showlegend: false, xaxis: axis("training samples seen", { rangemode: "tozero" }), yaxis: axis("%") } })]);
     }
     if (found.matrix) {
       const box = el("div", { class: "plot", role: "img", "aria-label": "Accuracy matrix" });
@@ -451,7 +456,7 @@ const report = (() => {
       parts.push(el("h3", { text: "Routing of the same images, after each experience" }), box);
       boxes.push([box, () => {
         const names = { prompt_drift: "prompts: cosine to first", routing_drift: "association: cosine to first", routing_entropy: "entropy (1: uniform)", prompt_similarity: "cosine between prompts", accuracy_first: "accuracy on the same classes" };
-        const traces = Object.entries(names).flatMap(([name, title], i) => row.routing[name] ? line(title, row.routing[name], palette()[i], { flip: name.endsWith("_drift"), x: "experience", first: row.first, band: false, dash: name === "accuracy_first" ? "dash" : "solid" }) : []);
+        const traces = Object.entries(names).flatMap(([name, title], i) => row.routing[name] ? line(title, row.routing[name], { ...row.look, ...LINES[i] }, { flip: name.endsWith("_drift"), x: "experience", first: row.first, band: false }) : []);
         return { traces, layout: { height: 330, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", { range: [-0.05, 1.05] }) } };
       }]);
     }

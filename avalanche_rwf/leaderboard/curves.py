@@ -1,0 +1,403 @@
+"""From runs to arrays: the curves and matrices that the pictures and the page draw.
+
+Seeds are put together place by place, never by the number of samples alone: the t-th ends of an
+experience, the k-th evaluations. Symbols: S seeds, T experiences, m points of a curve.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from avalanche_rwf.leaderboard.aggregate import MOST_MEASURED, row_key, runs_by_row
+from avalanche_rwf.leaderboard.stats import mean_std
+from avalanche_rwf.utils.untrusted_io import read_file
+
+__all__ = [
+    "Curve",
+    "Measured",
+    "Metrics",
+    "accuracy_curve",
+    "anytime_curve",
+    "boundaries",
+    "class_forgetting",
+    "end_curve",
+    "first_end",
+    "matrix",
+    "measured",
+    "over_seeds",
+    "pareto_front",
+    "read_metrics",
+    "routing_curves",
+]
+
+_CLASS = "accuracy_class_"
+_COLUMNS = ["samples_seen", "experience", "metric", "value"]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `metrics.csv` of one run holds.
+
+    Attributes:
+        seed: of the run.
+        exposed: accuracy on the classes so far, by samples seen.
+        ends: samples seen at each experience's end, by the experience's number from 0: the same
+            twice where an experience has no samples, none before the first that has some.
+        matrix: accuracy on each test experience (columns) after each training experience, [T, T].
+        forgetting: a class's best accuracy before the last end minus that at the last end, by
+            class; NaN where a class has none of the two.
+        routing: by metric, then by samples seen.
+    """
+
+    seed: int = 0
+    exposed: dict[int, float] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+    matrix: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
+    forgetting: dict[int, float] = field(default_factory=dict)
+    routing: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def grid(self, every: int) -> dict[int, int]:
+        """Return the places that `a_auc` averages: the first at or after each multiple, and the
+        end. By the multiple that was reached; the end, if it is none of them, by one more."""
+        found: dict[int, int] = {}
+        for seen in sorted(self.exposed):
+            if every > 0 and seen // every > max(found, default=0):
+                found[seen // every] = seen
+        last = max(self.exposed, default=0)
+        if every > 0 and last and last not in found.values():
+            found[max(found, default=0) + 1] = last
+        return found
+
+
+class Curve(NamedTuple):
+    """A curve of several seeds.
+
+    Attributes:
+        samples: where its points are, the mean over the seeds that have the point, [m].
+        values: [S, m]; NaN where a seed has no value.
+    """
+
+    samples: NDArray[Any]
+    values: NDArray[Any]
+
+
+# ---- reading
+
+
+def read_metrics(runs: pd.DataFrame) -> list[Metrics]:
+    """Read `metrics.csv` of every run of a frame, or the values that were submitted.
+
+    Args:
+        runs: the frame of `read_runs`, of finished runs. Those without a readable file give none.
+    """
+    found = []
+    for folder, run_dir, seed, submitted in zip(
+        runs["folder"], runs["run_dir"], runs["seed"], runs["submitted"], strict=True
+    ):
+        if submitted:
+            from avalanche_rwf.leaderboard.submissions import entry_metrics
+
+            frame: pd.DataFrame | None = entry_metrics(folder, int(seed))
+        else:
+            frame = _read(Path(folder) / run_dir)
+        if frame is not None:
+            found.append(_metrics(frame, int(seed)))
+    return found
+
+
+def _read(run: Path) -> pd.DataFrame | None:
+    """Return a run's `metrics.csv`, or None if it is not what a run writes."""
+    try:
+        text = read_file(run / "metrics.csv").decode()
+        frame = pd.read_csv(io.StringIO(text))
+    except (OSError, ValueError):
+        return None
+    return frame if text.endswith("\n") and _sound(frame) else None  # without it, it is cut
+
+
+def _sound(frame: pd.DataFrame) -> bool:
+    """Return whether a frame holds what a run writes; of a damaged file nothing is drawn.
+
+    It may be anybody's: matrices are as large as the largest experience says, which has a row.
+    """
+    if list(frame.columns) != _COLUMNS:
+        return False
+    names = frame["metric"]
+    if not all(kind.kind in "if" for kind in frame.drop(columns="metric").dtypes):
+        return False
+    if not all(isinstance(name, str) for name in names):
+        return False
+    accuracies = frame.loc[names.str.startswith("accuracy"), "value"]
+    known = frame.loc[names == "accuracy", "experience"]
+    experiences = frame["experience"].dropna()
+    classes = names[names.str.startswith(_CLASS)].str.removeprefix(_CLASS)
+    return bool(
+        frame["samples_seen"].between(0, 2**53).all()
+        # Sums of larger numbers overflow; infinite ones are left out where they are met.
+        and not frame["value"].abs().between(MOST_MEASURED, math.inf, inclusive="left").any()
+        and accuracies.between(0, 1).all()
+        and known.notna().all()
+        and experiences.isin(range(len(frame))).all()
+        and classes.str.fullmatch("[0-9]{1,6}").all()
+    )
+
+
+def _ends(frame: pd.DataFrame) -> NDArray[Any]:
+    """Return for each row of a `metrics.csv` at which experience's end it was measured, [rows].
+
+    By the order of the rows: an evaluation begins with ``accuracy_exposed``, and those at ends of
+    experiences have the accuracies of experiences too. The number of samples seen would not do: an
+    experience without samples, as Si-Blurry streams have, ends where the one before it did.
+
+    A stream may begin with such experiences, and nothing can be evaluated at their ends: the first
+    evaluation has no other samples than those of its own experience's classes, which number it.
+    """
+    first = (frame["metric"] == "accuracy_exposed") | frame["samples_seen"].diff().ne(0)
+    evaluation = first.cumsum()
+    tested = frame["metric"] == "accuracy"
+    at_end = evaluation[tested].unique()
+    before = 0
+    if len(at_end):
+        before = int(frame.loc[tested & (evaluation == at_end[0]), "experience"].max())
+    numbers = dict(zip(at_end, range(before, before + len(at_end)), strict=True))
+    return evaluation.map(numbers).to_numpy(np.float64)
+
+
+def _metrics(frame: pd.DataFrame, seed: int) -> Metrics:
+    """Sort the rows of a `metrics.csv` by what they are."""
+    found = Metrics(seed)
+    cells: dict[tuple[int, int], float] = {}
+    classes: dict[int, dict[int, float]] = {}  # by end, then by class
+    columns = (*(frame[name].tolist() for name in _COLUMNS), _ends(frame).tolist())
+    for seen, where, name, value, end in zip(*columns, strict=True):
+        if not math.isfinite(value):
+            continue
+        if name == "accuracy_exposed":
+            found.exposed[int(seen)] = value  # an experience's end is written last at its place
+        elif name == "accuracy":
+            found.ends[int(end)] = int(seen)
+            cells[int(end), int(where)] = value
+        elif name.startswith(("routing_", "prompt_")):
+            found.routing.setdefault(name, {})[int(seen)] = value
+        elif name.startswith(_CLASS) and not math.isnan(end):
+            classes.setdefault(int(end), {})[int(name.removeprefix(_CLASS))] = value
+    size = 1 + max((max(pair) for pair in cells), default=-1)
+    matrix = np.full((size, size), np.nan)
+    for pair, value in cells.items():
+        matrix[pair] = value
+    found.forgetting.update(_forgetting(classes))
+    return Metrics(seed, found.exposed, found.ends, matrix, found.forgetting, found.routing)
+
+
+def _forgetting(classes: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    """Return what each class has lost since its best; source: as `forgetting_class`."""
+    best: dict[int, float] = {}
+    ends = sorted(classes)
+    for end in ends[:-1]:
+        for name, value in classes[end].items():
+            best[name] = max(value, best.get(name, 0.0))
+    last = classes[ends[-1]] if ends else {}
+    return {c: best.get(c, math.nan) - last.get(c, math.nan) for c in {**best, **last}}
+
+
+# ---- rows of the leaderboard with what their runs measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the leaderboard and its runs.
+
+    Attributes:
+        row: of the board, by column.
+        runs: of the frame of `read_runs`, by seed.
+        metrics: of those that are done and can be read.
+        unread: of those that are done, those without readable metrics, by column.
+    """
+
+    row: dict[str, Any]
+    runs: pd.DataFrame
+    metrics: list[Metrics]
+    unread: list[dict[Any, Any]]
+
+
+def measured(rows: Sequence[dict[str, Any]], runs: pd.DataFrame) -> list[Measured]:
+    """Read what the runs of rows have measured.
+
+    Args:
+        rows: of `aggregate`.
+        runs: the frame that it was made of.
+    """
+    grouped = runs_by_row(runs)
+    found = []
+    for row in rows:
+        own = grouped[row_key(row)].sort_values("seed")
+        done = own[own["status"] == "done"]
+        metrics = read_metrics(done)
+        read = done["seed"].isin([one.seed for one in metrics]) | done["submitted"].astype(bool)
+        found.append(Measured(row, own, metrics, done[~read].to_dict("records")))
+    return found
+
+
+# ---- over seeds
+
+
+def over_seeds(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and sample standard deviation over the seeds, [S, ...] -> [...] each.
+
+    NaN is a seed without a value, and where no seed has one.
+    """
+    cells = values.reshape(len(values), -1).T if values.size else ()
+    found = np.array([mean_std(cell) for cell in cells]).reshape(-1, 2)
+    mean, deviation = (part.reshape(values.shape[1:]) for part in found.T)
+    return mean, deviation
+
+
+def _curve(lines: Sequence[Mapping[Any, tuple[float, float]]]) -> Curve:
+    """Put the points of several seeds together by their key, in the order of the keys.
+
+    Args:
+        lines: of each seed samples seen and value by key.
+    """
+    keys = sorted({key for line in lines for key in line})
+    nowhere = (math.nan, math.nan)
+    points = np.array([[line.get(key, nowhere) for key in keys] for line in lines])
+    points = points.reshape(len(lines), len(keys), 2)
+    return Curve(over_seeds(points[..., 0])[0], points[..., 1])
+
+
+def first_end(runs: Sequence[Metrics]) -> int:
+    """Return the first experience at whose end every seed was evaluated: end curves begin there."""
+    return max((min(run.ends) for run in runs if run.ends), default=0)
+
+
+def _at_ends(
+    runs: Sequence[Metrics], value: Callable[[Metrics, int, int], float | None]
+) -> Curve:
+    """Return a curve over the ends of experiences, from `first_end` on.
+
+    Args:
+        runs: one a seed.
+        value: of a run at the end of an experience, by its number and the samples seen.
+    """
+    first = first_end(runs)
+    lines: list[dict[int, tuple[float, float]]] = []
+    for run in runs:
+        found = {t: (seen, value(run, t, seen)) for t, seen in run.ends.items() if t >= first}
+        lines.append({t: (seen, v) for t, (seen, v) in found.items() if v is not None})
+    return _curve(lines)
+
+
+def end_curve(runs: Sequence[Metrics]) -> Curve:
+    """Accuracy on the classes so far at each experience's end, from `first_end` on.
+
+    Classes of unequal size let experiences end elsewhere at each seed: the t-th ends are put
+    together, at their mean number of samples; nothing is interpolated.
+    """
+    return _at_ends(runs, lambda run, t, seen: run.exposed.get(seen))
+
+
+def anytime_curve(runs: Sequence[Metrics], every: int) -> Curve:
+    """Accuracy on the classes so far at the places that A_auc averages."""
+    return _curve(
+        [{k: (seen, run.exposed[seen]) for k, seen in run.grid(every).items()} for run in runs]
+    )
+
+
+def accuracy_curve(runs: Sequence[Metrics]) -> Curve:
+    """Accuracy on the classes so far at every evaluation.
+
+    Where all seeds were evaluated alike, as many times and at the ends of experiences by the same
+    turns, the k-th evaluations are put together; otherwise each seed's line is read, between its
+    own points, at the places of all, from where every seed has begun to where the first one ends.
+    """
+    there = [run for run in runs if run.exposed]
+    lines = [sorted(run.exposed.items()) for run in there]
+    ends = [set(run.ends.values()) for run in there]
+    turns = {
+        tuple(seen in own for seen, _ in line) for line, own in zip(lines, ends, strict=True)
+    }
+    if len(turns) < 2:
+        return _curve([dict(enumerate(line)) for line in lines])
+    places = np.array(sorted({seen for line in lines for seen, _ in line}), np.float64)
+    rows = [
+        np.interp(places, [x for x, _ in line], [y for _, y in line], left=math.nan, right=math.nan)
+        for line in lines
+    ]
+    common = ~np.isnan(rows).any(axis=0)
+    return Curve(places[common], np.array(rows)[:, common])
+
+
+def boundaries(runs: Sequence[Metrics]) -> NDArray[Any]:
+    """Return where the experiences end, in samples seen, the mean over seeds, [<= T]."""
+    return _curve([{t: (seen, seen) for t, seen in run.ends.items()} for run in runs]).samples
+
+
+def routing_curves(runs: Sequence[Metrics]) -> dict[str, Curve]:
+    """Each routing metric at each experience's end, from `first_end` on.
+
+    With the accuracy on the same classes (those of the first experience that has any) as
+    ``accuracy_first``. Empty where no run has routing metrics.
+    """
+
+    def accuracy(run: Metrics, t: int, seen: int) -> float | None:
+        value = float(run.matrix[t, min(run.ends)])
+        return None if math.isnan(value) else value
+
+    names = sorted({name for run in runs for name in run.routing})
+    curves = {
+        name: _at_ends(
+            runs, lambda run, t, seen, name=name: run.routing.get(name, {}).get(seen)  # type: ignore[misc]
+        )
+        for name in names
+    }  # fmt: skip
+    return {**curves, "accuracy_first": _at_ends(runs, accuracy)} if names else {}
+
+
+def matrix(runs: Sequence[Metrics]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and standard deviation over seeds of the accuracy matrices, [T, T] each."""
+    size = max((len(run.matrix) for run in runs), default=0)
+    values = np.full((len(runs), size, size), np.nan)
+    for one, run in zip(values, runs, strict=True):
+        one[: len(run.matrix), : len(run.matrix)] = run.matrix
+    return over_seeds(values) if size else (values.reshape(0, 0), values.reshape(0, 0))
+
+
+def class_forgetting(runs: Sequence[Metrics]) -> NDArray[Any]:
+    """Return what each class has lost since its best, the mean over seeds, [C].
+
+    NaN for classes of the last experience; of a single experience nothing can be said.
+    """
+    classes = 1 + max((c for run in runs for c in run.forgetting), default=-1)
+    means = np.full(classes, np.nan)
+    for number in {c for run in runs for c in run.forgetting}:
+        means[number] = mean_std([run.forgetting.get(number, math.nan) for run in runs])[0]
+    return means
+
+
+def pareto_front(
+    cost: ArrayLike, score: ArrayLike, less_is_better: bool = True
+) -> NDArray[np.bool_]:
+    """Return which points no other point beats: none is as good in both and better in one.
+
+    Args:
+        cost: [n]; NaN is on no front.
+        score: [n], more is better.
+        less_is_better: of the cost; False for a speed.
+    """
+    x = np.asarray(cost, np.float64) * (1.0 if less_is_better else -1.0)
+    y = np.asarray(score, np.float64)
+    beaten = (
+        (x[None] <= x[:, None])
+        & (y[None] >= y[:, None])
+        & ((x[None] < x[:, None]) | (y[None] > y[:, None]))
+    ).any(axis=1)
+    return ~beaten & ~np.isnan(x) & ~np.isnan(y)
