@@ -27,7 +27,7 @@ import numpy as np
 
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
-from avalanche_rwf.leaderboard.table import render
+from avalanche_rwf.leaderboard.render import render
 
 _VERSIONS = {
     "python": "3.11.7", "avalanche-rwf": "0.1.0", "avalanche-lib": "0.6.0", "torch": "2.9.1",

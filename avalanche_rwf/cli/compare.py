@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.experiments.status import write_list
     from avalanche_rwf.experiments.tuning import tune
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
-    from avalanche_rwf.leaderboard.table import render
+    from avalanche_rwf.leaderboard.render import render
     from avalanche_rwf.models.backbone import PACKAGED
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from avalanche_rwf.cli.common import FORMATS, result_folders, say, say_failed
 from avalanche_rwf.errors import UsageError
@@ -24,7 +25,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="compare every row with this method, paired by seed: difference, interval, p, pairs")
     add("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
         help="entries of others, made by `submit`: rows of their own, marked as submitted")
+    add("--columns", metavar="NAME,...",
+        help="these columns, by their headings or names: a_last,a_avg,f_cls")
+    add("--names", metavar="FILE", help='what to call methods: a TOML file of lines slda = "SLDA"')
+    add("--label", metavar="TEXT", help="of a LaTeX table")
+    add("--caption", metavar="TEXT", help="of a LaTeX table, in the place of the protocol")
     add("--plots", metavar="FOLDER", help="write every picture as SVG, PDF and PNG")
+    add("--for", dest="target", choices=("neurips", "icml", "slides"),
+        help="what pictures and a LaTeX table are for: their widths")
     add("--out", metavar="FOLDER",
         help="where --format cl-baselines writes its files (default: they are printed)")
 
@@ -34,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     folders = result_folders(args.dirs, "leaderboard")
     if args.out and args.format != "cl-baselines":
         raise UsageError(f"--out goes with --format cl-baselines, not with {args.format}.")
+    how = _how(args)
 
     import pandas as pd
 
@@ -43,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         read_runs,
         write_leaderboard,
     )
-    from avalanche_rwf.leaderboard.table import render
+    from avalanche_rwf.leaderboard.render import render
 
     runs, broken = read_runs(*folders)
     if args.add:
@@ -69,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         from avalanche_rwf.leaderboard.plots import write_plots
 
-        written = write_plots(runs, args.plots)
+        written = write_plots(runs, args.plots, args.target or "screen", args.reference or "")
         for note in written.notes:
             say(note)
         say(f"{len(written.paths)} pictures are in {args.plots}{os.sep}")
@@ -85,5 +94,35 @@ def run(args: argparse.Namespace) -> int:
         else:
             print("\n".join(f"# ---- {name}\n{text}" for name, text in files.items()))
         return 0
-    print(render(board, args.format, wide=args.wide), end="")
+    print(render(board, args.format, wide=args.wide, **how), end="")
     return 0
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """What `render` takes besides the format.
+
+    :raises UsageError: for flags that the format does not take.
+    """
+    latex = args.format == "latex"
+    goes = {
+        "--columns": (args.columns, args.format in FORMATS and args.format != "csv"),
+        "--names": (args.names, args.format in FORMATS and args.format != "csv"),
+        "--label": (args.label, latex),
+        "--caption": (args.caption, latex),
+        "--for": (args.target, bool(args.plots) or (latex and args.target != "slides")),
+    }
+    for flag, (given, fits) in goes.items():
+        if given and not fits:
+            raise UsageError(f"{flag} has no use with --format {args.format}"
+                             f"{' and no --plots' if flag == '--for' else ''}.")  # fmt: skip
+    how: dict[str, Any] = {}
+    if args.columns:
+        how["columns"] = [name.strip() for name in args.columns.split(",") if name.strip()]
+    if args.names:
+        from avalanche_rwf.leaderboard.render import read_names
+
+        how["names"] = read_names(args.names)
+    if latex:
+        target = None if args.target == "slides" else args.target
+        how.update(label=args.label or "", caption=args.caption or "", target=target)
+    return how

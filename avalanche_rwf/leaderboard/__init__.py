@@ -11,15 +11,15 @@ from avalanche_rwf.leaderboard.aggregate import (
     read_runs,
     write_leaderboard,
 )
-from avalanche_rwf.leaderboard.table import (
+from avalanche_rwf.leaderboard.render import (
     FORMATS,
     render,
     render_csv,
     render_html,
     render_latex,
     render_markdown,
-    render_text,
 )
+from avalanche_rwf.leaderboard.table import render_text
 
 __all__ = [
     "FORMATS",

@@ -1,4 +1,4 @@
-"""The leaderboard as text for the terminal, CSV, Markdown, LaTeX or HTML.
+"""The cells of the leaderboard, and the table for the terminal.
 
 Rows are ranked within a protocol and never across: one table holds the methods that saw the same
 benchmark, stream, backbone weights, batch size, gradient steps and precision, and says so above.
@@ -7,35 +7,35 @@ benchmark, stream, backbone weights, batch size, gradient steps and precision, a
 from __future__ import annotations
 
 import functools
-import html
 import json
 import math
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.config import header_parts, run_settings, short
-from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, csv_text, protocols, records
+from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, protocols, records
 from avalanche_rwf.utils.untrusted_io import printable
 
 __all__ = [
-    "FORMATS",
+    "MISSING",
+    "NOTE",
+    "Column",
+    "Table",
     "hardware_of",
+    "one_space",
     "protocol_header",
-    "render",
-    "render_csv",
-    "render_html",
-    "render_latex",
-    "render_markdown",
+    "ranked",
     "render_text",
     "row_labels",
+    "tables",
 ]
 
 Row = dict[str, Any]  # of the board, by column
@@ -43,13 +43,13 @@ Rows = list[Row]
 
 _SETUP = SETUP
 _HASH = 8
-_NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
-_MISSING = "-"
+NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
+MISSING = "-"
 _MIN_WIDTH = 30  # a method's name, cut to what is needed, and A_last
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A column of the table.
 
     Attributes:
@@ -68,58 +68,65 @@ class _Column:
     best: str | None = None
     keep: int | None = None
 
+    @property
+    def key(self) -> str:
+        """How `columns` names it, if not by its field: its heading, as "f_cls"."""
+        return self.title.lower().replace(" ", "_")
+
 
 # How a metric's cells are written, by its kind.
 _WRITTEN = {"share": "share", "change": "share", "seconds": "rate", "rate": "rate",
             "count": "count", "bytes": "count"}  # fmt: skip
 
 
-def _of_metrics(wide: bool) -> list[_Column]:
+def _of_metrics(wide: bool) -> list[Column]:
     """Return the columns of the metrics: those of every table, or those of wide ones."""
     return [
-        _Column(m.title, m.name, _WRITTEN[m.kind], m.best, None if m.keep == 100 else m.keep)
+        Column(m.title, m.name, _WRITTEN[m.kind], m.best, None if m.keep == 100 else m.keep)
         for m in METRICS.values()
         if (m.keep is None) == wide
     ]
 
 
 _COLUMNS = (
-    _Column("#", "rank", "number", keep=10),
-    _Column("method", "label", "text"),
-    _Column("head", "head", "text", keep=9),
-    _Column("mask", "mask", "text", keep=6),
-    _Column("readout", "readout", "text", keep=5),
-    _Column("budget", "budget", "text", keep=8),
+    Column("#", "rank", "number", keep=10),
+    Column("method", "label", "text"),
+    Column("head", "head", "text", keep=9),
+    Column("mask", "mask", "text", keep=6),
+    Column("readout", "readout", "text", keep=5),
+    Column("budget", "budget", "text", keep=8),
     *_of_metrics(wide=False),
-    _Column("n", "n", "number", keep=11),
+    Column("n", "n", "number", keep=11),
 )
 # Where rows were compared with a reference.
 _COMPARED = (
-    _Column("diff", "difference", "points", keep=14),
-    _Column("95 % of diff", "difference", "interval", keep=12),
-    _Column("p", "p", "p", keep=13),
-    _Column("pairs", "n_pairs", "number", keep=8),
+    Column("diff", "difference", "points", keep=14),
+    Column("95 % of diff", "difference", "interval", keep=12),
+    Column("p", "p", "p", keep=13),
+    Column("pairs", "n_pairs", "number", keep=8),
 )
 # What the wide form adds.
 _WIDE = (
-    _Column("95 % of A_last", "a_last", "interval"),
+    Column("95 % of A_last", "a_last", "interval"),
     *_of_metrics(wide=True),
-    _Column("seeds", "seeds", "text"),
-    _Column("failed", "failed", "number"),
-    _Column("configuration", "config_hash", "text"),
-    _Column("version", "version", "text"),
-    _Column("code", "source", "text"),
+    Column("seeds", "seeds", "text"),
+    Column("failed", "failed", "number"),
+    Column("configuration", "config_hash", "text"),
+    Column("version", "version", "text"),
+    Column("code", "source", "text"),
 )
 _BOUNDARIES = "†"
 _SUBMITTED = "‡"
 
 
 @dataclass(frozen=True)
-class _Table:
-    """One protocol: what stands above, the cells, which are best and second, what stands below."""
+class Table:
+    """One protocol: what stands above; each row's method and cells, and which of them are best and
+    second; what stands below."""
 
     header: str
-    columns: tuple[_Column, ...]
+    columns: tuple[Column, ...]
+    methods: list[str]
     cells: list[list[str]]
     best: list[list[bool]]
     second: list[list[bool]]
@@ -180,12 +187,15 @@ def _read_back(name: str, value: Any) -> Any:
     return value
 
 
-def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
+def _labels(
+    rows: Rows, shown: Sequence[str], names: Mapping[str, str] | None = None
+) -> list[str]:
     """Name every row by its method and, where a method has several rows, by what differs.
 
     Args:
         rows: rows of one protocol.
         shown: columns of the table, which need not be said again.
+        names: what to call a method in the place of its name.
     """
     all_differences = [_differences(row) for row in rows]
     by_method: dict[str, list[dict[str, Any]]] = {}
@@ -203,12 +213,10 @@ def _labels(rows: Rows, shown: Sequence[str]) -> list[str]:
     }
     labels = []
     for row, mine in zip(rows, all_differences, strict=True):
-        label = str(row["method"])
-        if label in differing:
-            keys = differing[label]
-            said = [f"{key}={short(mine[key])}" for key in keys if mine.get(key) is not None]
-            label = " ".join([label, *said])
-        labels.append(label)
+        method = str(row["method"])
+        keys = differing.get(method, ())
+        said = [f"{key}={short(mine[key])}" for key in keys if mine.get(key) is not None]
+        labels.append(" ".join([(names or {}).get(method, method), *said]))
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
         (label, _is_submitted(row), *(_get(row, name) for name in _SETUP if name in shown))
@@ -253,11 +261,30 @@ def _is_submitted(row: Row) -> bool:
     return _get(row, "submitted") in (True, "True")
 
 
-def _offered(rows: Rows, wide: bool = False) -> list[_Column]:
-    """Return the columns that say something of these rows.
+def _offered(rows: Rows, wide: bool = False, chosen: Sequence[str] = ()) -> list[Column]:
+    """Return the columns that say something of these rows, or those that were chosen.
 
     The budget is there where a row is tuned, differences where there is a reference.
+
+    Args:
+        rows: of one protocol.
+        wide: all of them.
+        chosen: columns by field or by heading ("a_last", "f_cls"); the method comes first.
+
+    Raises:
+        UsageError: if there is no such column.
     """
+    if chosen:
+        every = [*_COLUMNS, *_COMPARED, *_WIDE]
+        known = {**{c.field: c for c in reversed(every)}, **{c.key: c for c in every}}
+        unknown = [name for name in chosen if name.lower() not in known]
+        if unknown:
+            raise UsageError(
+                f"columns must be of {', '.join(sorted(known))}, got {unknown[0]!r}; "
+                f"{nearest(unknown[0], list(known))}."
+            )
+        found = [known[name.lower()] for name in chosen]
+        return found if known["label"] in found else [known["label"], *found]
     tuned = any(_get(row, "budget") == "tuned" for row in rows)
     columns = [column for column in _COLUMNS if tuned or column.field != "budget"]
     if any(_get(row, "reference") is not None for row in rows):
@@ -304,12 +331,12 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
+def _column_cells(column: Column, rows: Rows, labels: list[str]) -> list[str]:
     """Return the cells of a column, aligned at the ± where it has one."""
     if column.field == "rank":
         # Rows without a result come last.
         scored = [_get(row, "a_last_mean") is not None for row in rows]
-        return [str(i + 1) if there else _MISSING for i, there in enumerate(scored)]
+        return [str(i + 1) if there else MISSING for i, there in enumerate(scored)]
     if column.field == "label":
         return labels
     if column.kind == "share":
@@ -319,23 +346,23 @@ def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
         return [
             f"{mean:>{means}} ± {deviation:>{deviations}}"
             if deviation
-            else f"{mean or _MISSING:>{means}}" + " " * (deviations + 3 if deviations else 0)
+            else f"{mean or MISSING:>{means}}" + " " * (deviations + 3 if deviations else 0)
             for mean, deviation in pairs
         ]
     if column.kind in ("text", "number"):
         values = [_get(row, column.field) for row in rows]
         values = [str(value)[:_HASH] if column.field == "source" and value else value
                   for value in values]  # fmt: skip
-        return [_MISSING if value is None else _whole(value) for value in values]
+        return [MISSING if value is None else _whole(value) for value in values]
     if column.kind in ("points", "p"):
         values = [_get(row, column.field) for row in rows]
         write = _points if column.kind == "points" else _p_value
-        return [_MISSING if value is None else write(float(value)) for value in values]
+        return [MISSING if value is None else write(float(value)) for value in values]
     if column.kind == "interval":
         signed = column.field == "difference"
         ends = [[_get(row, f"{column.field}_ci_{end}") for end in ("low", "high")] for row in rows]
         return [
-            _MISSING
+            MISSING
             if None in pair
             else "[" + ", ".join(_points(v) if signed else f"{100 * v:.1f}" for v in pair) + "]"
             for pair in ends
@@ -344,7 +371,7 @@ def _column_cells(column: _Column, rows: Rows, labels: list[str]) -> list[str]:
     for row in rows:
         value = _get(row, f"{column.field}_mean")
         if value is None:
-            cells.append(_MISSING)
+            cells.append(MISSING)
         elif column.kind == "count":
             cells.append(_count(float(value)))
         else:
@@ -367,7 +394,7 @@ def _p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list[bool]:
+def _best(column: Column, rows: Rows, cells: list[str], place: int = 1) -> list[bool]:
     """Return which cells to mark: the best value as it is shown, and all that equal it.
 
     Args:
@@ -382,7 +409,7 @@ def _best(column: _Column, rows: Rows, cells: list[str], place: int = 1) -> list
     if column.kind == "rate" and METRICS[column.field].of_machine and len(hardware_of(rows)) > 1:
         return [False] * len(rows)
     shown = [cell.split("±")[0].strip() for cell in cells]
-    values = [float(text) if text != _MISSING else None for text in shown]
+    values = [float(text) if text != MISSING else None for text in shown]
     there = [value for value in values if value is not None]
     ranked = sorted(set(there), reverse=column.best == "max")
     if len(ranked) < place:
@@ -450,9 +477,11 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
     return notes
 
 
-def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
+def _table(
+    rows: Rows, columns: Sequence[Column], names: Mapping[str, str] | None = None
+) -> Table:
     shown = [column.field for column in columns]
-    labels = _labels(rows, shown)
+    labels = _labels(rows, shown, names)
     by_column = [
         [printable(cell) for cell in _column_cells(column, rows, labels)] for column in columns
     ]
@@ -463,9 +492,10 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
         ]
         for place in (1, 2)
     )
-    return _Table(
+    return Table(
         header=printable(protocol_header(rows[0])),
-        columns=tuple(columns),
+        columns=tuple(replace(c, title=printable(_title(c, names or {}))) for c in columns),
+        methods=[str(row["method"]) for row in rows],
         cells=[list(cells) for cells in zip(*by_column, strict=True)],
         best=[list(marks) for marks in zip(*best, strict=True)],
         second=[list(marks) for marks in zip(*second, strict=True)],
@@ -473,7 +503,12 @@ def _table(rows: Rows, columns: Sequence[_Column]) -> _Table:
     )
 
 
-def _protocols(board: pd.DataFrame) -> list[Rows]:
+def _title(column: Column, names: Mapping[str, str]) -> str:
+    by_field = {} if column.kind == "interval" else names
+    return names.get(column.key, by_field.get(column.field, column.title))
+
+
+def ranked(board: pd.DataFrame) -> list[Rows]:
     """Split a board into protocols, best A_last first in each.
 
     Raises:
@@ -498,7 +533,23 @@ def _protocols(board: pd.DataFrame) -> list[Rows]:
 # ---- from cells to text
 
 
-def render_text(board: pd.DataFrame, width: int | None = None, wide: bool = False) -> str:
+def tables(
+    board: pd.DataFrame,
+    wide: bool = False,
+    columns: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> list[Table]:
+    """Return the table of each protocol, best A_last first; arguments as `render` has them."""
+    return [_table(rows, _offered(rows, wide, columns), names) for rows in ranked(board)]
+
+
+def render_text(
+    board: pd.DataFrame,
+    width: int | None = None,
+    wide: bool = False,
+    columns: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> str:
     """Render a leaderboard for the terminal.
 
     One table per protocol, best A_last first, accuracies in per cent as mean ± sample standard
@@ -510,23 +561,30 @@ def render_text(board: pd.DataFrame, width: int | None = None, wide: bool = Fals
         board: the frame of `aggregate`.
         width: characters per line; by default those of the terminal, 80 where there is none.
         wide: every column, however wide the lines.
+        columns: these columns, however wide the lines.
+        names: what to call methods and columns.
 
     Raises:
-        UsageError: if `board` is no leaderboard or `width` is under 30.
+        UsageError: if `board` is no leaderboard, `width` is under 30 or there is no such column.
     """
     if width is not None and width < _MIN_WIDTH:
         raise UsageError(f"width must be at least {_MIN_WIDTH} characters, got {width}.")
-    columns = shutil.get_terminal_size((80, 24)).columns if width is None else width
-    protocols = _protocols(board)
-    if not protocols:
-        return "No finished runs.\n"
-    return "\n".join(_text_table(rows, max(columns, _MIN_WIDTH), wide) for rows in protocols)
+    room = shutil.get_terminal_size((80, 24)).columns if width is None else width
+    texts = []
+    for rows in ranked(board):
+        offered = _offered(rows, wide, columns)
+        fixed = wide or bool(columns)
+        shown = offered if fixed else _fitting(rows, max(room, _MIN_WIDTH))
+        table = _table(rows, shown, names)
+        left_out = [column for column in offered if column not in shown]
+        texts.append(_text_table(rows, table, left_out, max(room, _MIN_WIDTH), fixed))
+    return "\n".join(texts) or "No finished runs.\n"
 
 
-def _text_table(rows: Rows, width: int, wide: bool) -> str:
-    offered = _offered(rows, wide)
-    columns = offered if wide else _fitting(rows, width)
-    table = _table(rows, columns)
+def _text_table(
+    rows: Rows, table: Table, out: Sequence[Column], width: int, wide: bool
+) -> str:
+    columns = table.columns
     lines = _grid(table)
     width = max(map(len, lines)) if wide else width
     excess = max(map(len, lines)) - width
@@ -538,8 +596,7 @@ def _text_table(rows: Rows, width: int, wide: bool) -> str:
             row[name] = row[name] if len(row[name]) <= limit else row[name][: limit - 1] + "…"
         lines = _grid(table)
     marked = any(mark for marks in table.best for mark in marks)
-    notes = [("* best of its column. " if marked else "") + _NOTE, *table.notes]
-    out = [column for column in offered if column not in columns]
+    notes = [("* best of its column. " if marked else "") + NOTE, *table.notes]
     alike = [column for column in out if _is_alike(column, rows)]
     if alike:
         said = [(c.title, _get(rows[0], c.field)) for c in alike]
@@ -556,21 +613,21 @@ def _text_table(rows: Rows, width: int, wide: bool) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _is_alike(column: _Column, rows: Rows) -> bool:
+def _is_alike(column: Column, rows: Rows) -> bool:
     """Return whether a column of the set-up says the same in every row."""
     return column.field in _SETUP and len({_get(row, column.field) for row in rows}) < 2
 
 
-def _fitting(rows: Rows, width: int) -> list[_Column]:
+def _fitting(rows: Rows, width: int) -> list[Column]:
     """Choose the columns that fit, the most important first.
 
     A column of the set-up that is alike in all rows comes last: a line below can say it.
     """
 
-    def wide(columns: list[_Column]) -> int:
+    def wide(columns: list[Column]) -> int:
         return max(map(len, _grid(_table(rows, columns))))
 
-    def importance(column: _Column) -> int:
+    def importance(column: Column) -> int:
         return -1 if _is_alike(column, rows) else column.keep or 0
 
     offered = _offered(rows)
@@ -587,7 +644,7 @@ def _fitting(rows: Rows, width: int) -> list[_Column]:
     return chosen
 
 
-def _grid(table: _Table) -> list[str]:
+def _grid(table: Table) -> list[str]:
     """Return heading, rule and rows as aligned lines."""
     columns = []
     for i, column in enumerate(table.columns):
@@ -608,143 +665,6 @@ def _grid(table: _Table) -> list[str]:
     return ["  ".join(parts).rstrip() for parts in zip(*columns, strict=True)]
 
 
-def render_csv(board: pd.DataFrame, wide: bool = True) -> str:
-    """Render a leaderboard as CSV: the whole board, every column, full precision, always.
-
-    Names are as :func:`.aggregate.csv_text` writes them.
-    """
-    return csv_text(board)
-
-
-def render_markdown(board: pd.DataFrame, wide: bool = False) -> str:
-    """Render a leaderboard as Markdown tables with a line above each; best values are bold."""
-    blocks = []
-    for rows in _protocols(board):
-        table = _table(rows, _offered(rows, wide))
-        lines = [
-            _markdown_line([_markdown(column.title) for column in table.columns]),
-            _markdown_line([":---" if c.kind == "text" else "---:" for c in table.columns]),
-        ]
-        for cells, marks in zip(table.cells, table.best, strict=True):
-            texts = [_markdown(_one_space(cell)) for cell in cells]
-            lines.append(
-                _markdown_line(
-                    [f"**{t}**" if mark else t for t, mark in zip(texts, marks, strict=True)]
-                )
-            )
-        notes = " ".join(_markdown(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
-        blocks.append("\n".join([_markdown(table.header), "", *lines, "", notes, ""]))
-    return "\n".join(blocks) or "No finished runs.\n"
-
-
-def render_latex(board: pd.DataFrame, wide: bool = False) -> str:
-    """Render a leaderboard as LaTeX tables (package booktabs): best bold, second underlined."""
-    blocks = []
-    for rows in _protocols(board):
-        table = _table(rows, _offered(rows, wide))
-        align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
-        lines = [" & ".join(_latex(column.title) for column in table.columns) + r" \\"]
-        lines.append(r"\midrule")
-        for cells, best, second in zip(table.cells, table.best, table.second, strict=True):
-            texts = [_latex(_one_space(cell)) for cell in cells]
-            texts = [
-                rf"\textbf{{{t}}}" if first else rf"\underline{{{t}}}" if next_best else t
-                for t, first, next_best in zip(texts, best, second, strict=True)
-            ]
-            lines.append(" & ".join(texts) + r" \\")
-        marks = "Bold: best; underlined: second."
-        notes = " ".join(_latex(note) for note in [f"{marks} {_NOTE}", *table.notes])
-        blocks.append(
-            "\n".join(
-                [
-                    # In the text, not in a comment: a comment ends at the first line break.
-                    r"\begin{table}",
-                    rf"\caption{{{_latex(table.header)}. {notes}}}",
-                    rf"\begin{{tabular}}{{{align}}}",
-                    r"\toprule",
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    r"\end{table}",
-                    "",
-                ]
-            )
-        )
-    return "\n".join(blocks) or "No finished runs.\n"
-
-
-def render_html(board: pd.DataFrame, wide: bool = False) -> str:
-    """Render a leaderboard as plain HTML tables, one per protocol; best values are bold."""
-    blocks = []
-    for rows in _protocols(board):
-        table = _table(rows, _offered(rows, wide))
-        lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
-        titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
-        lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
-        for cells, marks in zip(table.cells, table.best, strict=True):
-            texts = [html.escape(_one_space(cell)) for cell in cells]
-            texts = [f"<b>{t}</b>" if mark else t for t, mark in zip(texts, marks, strict=True)]
-            lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
-        notes = " ".join(html.escape(note) for note in [f"Bold: best. {_NOTE}", *table.notes])
-        blocks.append("\n".join([*lines, "</tbody>", "</table>", f"<p>{notes}</p>", ""]))
-    return "\n".join(blocks) or "<p>No finished runs.</p>\n"
-
-
-def _one_space(cell: str) -> str:
+def one_space(cell: str) -> str:
     """Undo the alignment of a cell."""
     return " ".join(cell.split())
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    """Escape what Markdown (and the HTML it lets through) would read as markup."""
-    for sign in "\\`*_[]|~#$":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "…": r"\ldots{}",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    **{sign: "\\" + sign for sign in "&%$#_{}"},
-    **{sign: f"${sign}$" for sign in "<>|"},
-}
-
-
-def _latex(text: str) -> str:
-    """Escape the ten special characters of LaTeX and those that its old fonts misprint."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
-
-
-_RENDERERS: dict[str, Callable[..., str]] = {
-    "text": render_text,
-    "csv": render_csv,
-    "md": render_markdown,
-    "latex": render_latex,
-    "html": render_html,
-}
-FORMATS: tuple[str, ...] = tuple(_RENDERERS)
-
-
-def render(board: pd.DataFrame, fmt: str = "text", wide: bool = False) -> str:
-    """Render a leaderboard in a format: text, csv, md, latex or html.
-
-    Args:
-        board: the frame of `aggregate`.
-        fmt: one of `FORMATS`.
-        wide: every column; text then is as wide as it needs. CSV always has all.
-
-    Raises:
-        UsageError: if the format is unknown or `board` is no leaderboard.
-    """
-    if fmt not in _RENDERERS:
-        raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}.")
-    return _RENDERERS[fmt](board, wide=wide)

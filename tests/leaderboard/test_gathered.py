@@ -168,7 +168,7 @@ def test_latex_parses_and_marks_the_second(three):
         nodes, _, _ = LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
         (table,) = (n for n in nodes if n.isNodeType(LatexEnvironmentNode))
         tabular = next(n for n in table.nodelist if n.isNodeType(LatexEnvironmentNode))
-        columns = text.partition(r"\begin{tabular}{")[2].partition("}")[0]
+        columns = text.partition(r"\begin{tabular}{@{}")[2].partition("@")[0]
         body = tabular.latex_verbatim().partition(r"\midrule")[2].partition(r"\bottomrule")[0]
         assert {line.count("&") for line in body.strip().splitlines()} == {len(columns) - 1}
     assert r"\textbf{80.0 $\pm$ 10.0}" in text

@@ -13,7 +13,8 @@ import pytest
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import FORMATS, aggregate, read_runs, render
-from avalanche_rwf.leaderboard.table import _count, _labels, render_latex, render_text
+from avalanche_rwf.leaderboard.render import render_latex
+from avalanche_rwf.leaderboard.table import _count, _labels, render_text
 
 HEADER = (
     "split-digits, stream split, 5 experiences, rwf_vit_mini_patch8_32 (3fa9c1d2), 32 px, "
@@ -317,17 +318,17 @@ def test_markdown_is_escaped(nasty):
 
 
 def test_latex_is_escaped_and_uses_booktabs(nasty):
-    text = render(nasty, "latex")
+    text = render(nasty, "latex", columns=["rank", "head", "mask", "readout", "a_last", "n"])
     escaped = (
         r"a$|$b\_c*$<$b$>$\&amp;\textbackslash{}x\{y\}\$\%\#\textasciicircum{}"
         r"\textasciitilde{}`[1](u) z"
     )
     assert escaped in text
-    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{rllllrrrrrrrr}"):
+    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{@{}lrlllrr@{}}"):
         assert command in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(nasty)
-    assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 12 for line in body)
+    assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 6 for line in body)
     assert r"\textbf{91.0 $\pm$ 1.4}" in render_latex(nasty)
 
 

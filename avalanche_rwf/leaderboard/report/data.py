@@ -83,7 +83,7 @@ class Row:
     file: str
     protocol: int
     place: int
-    table: tables._Table
+    table: tables.Table
     look: Look
     values: dict[str, Any]
     runs: list[dict[Any, Any]]
@@ -105,7 +105,7 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for protocol, values in enumerate(tables._protocols(board)):
+    for protocol, values in enumerate(tables.ranked(board)):
         table = tables._table(values, tables._offered(values))
         found = zip(measured(values, frame), looks(values), strict=True)
         for place, (one, look) in enumerate(found):
@@ -128,7 +128,7 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def _sort_value(column: tables._Column, row: Row) -> Any:
+def _sort_value(column: tables.Column, row: Row) -> Any:
     """What a column is sorted by."""
     if column.field == "rank":
         return row.place
@@ -212,7 +212,7 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
         "file": row.file,
         "label": row.label,
         "method": str(row.values["method"]),
-        "cells": [tables._one_space(cell) for cell in row.table.cells[row.place]],
+        "cells": [tables.one_space(cell) for cell in row.table.cells[row.place]],
         "values": [_sort_value(column, row) for column in columns],
         "best": [i for i, best in enumerate(row.table.best[row.place]) if best],
         "setup": {name: tables._get(row.values, name) for name in tables._SETUP},
