@@ -1,17 +1,25 @@
-"""The one error type that a user's mistake raises."""
+"""The error of a user's mistake, and that of a training that became infinite."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UsageError", "nearest"]
+__all__ = ["NonFiniteLossError", "UsageError", "nearest"]
 
 
 class UsageError(ValueError):
     """Bad input, said in one sentence: the argument, what it got, and what it takes.
 
     The command line prints the sentence and ends with status 2; in Python it is a `ValueError`.
+    """
+
+
+class NonFiniteLossError(RuntimeError):
+    """Features, loss or a gradient became infinite or NaN.
+
+    The weights are those before the step. If it was the features, the batch has changed nothing; if
+    it was the loss, the batch's labels and statistics have been taken in.
     """
 
 

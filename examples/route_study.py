@@ -27,8 +27,8 @@ from torch import Tensor
 
 from avalanche_rwf.benchmarks.splits import class_order, experience_sizes, stratified_part
 from avalanche_rwf.cli import backbone_args
+from avalanche_rwf.experiments.build import build_benchmark, load_backbone
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import build_benchmark, load_backbone
 from avalanche_rwf.models.blockwise import forward_blocks
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.routing.functional import retrieve

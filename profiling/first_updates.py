@@ -26,8 +26,8 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy
 from avalanche_rwf.experiments.tuning import held_out_accuracy
 from avalanche_rwf.models.backbone import PACKAGED
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options

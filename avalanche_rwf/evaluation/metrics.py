@@ -46,6 +46,7 @@ __all__ = [
     "forgetting_class",
     "forgetting_experience",
     "metric",
+    "metrics_csv",
     "summarise",
 ]
 
@@ -631,6 +632,45 @@ def _few(numbers: Sequence[int]) -> str:
     """Some numbers, and how many there are if they are many."""
     text = ", ".join(map(str, numbers[:8]))
     return text if len(numbers) <= 8 else f"{text}, ... ({len(numbers)} in all)"
+
+
+def metrics_csv(
+    points: Sequence[EvaluationPoint],
+    summary: Mapping[str, float | None],
+    n_experiences: int,
+    more: Sequence[tuple[int, int, str, float]] = (),
+) -> str:
+    """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
+
+    ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
+    of a class, whose number is in the metric's name: ``accuracy_class_<c>``.
+
+    Args:
+        points: evaluations of one run.
+        summary: of `summarise`.
+        n_experiences: number of training experiences.
+        more: rows of other metrics: samples seen, test experience, name, value.
+    """
+    rows = ["samples_seen,experience,metric,value"]
+    ends = list(experience_ends(points).values())
+    for point in points:
+        rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
+        if point.experience is not None and point in ends:
+            accuracies = accuracy_matrix([point], n_experiences)[point.experience]
+            for e, value in enumerate(accuracies.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
+            by_class = class_accuracy_matrix([point], n_experiences)[point.experience]
+            for c, value in enumerate(by_class.tolist()):
+                if value == value:
+                    rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
+    rows += [f"{seen},{experience},{name},{value!r}" for seen, experience, name, value in more]
+    last = points[-1].samples_seen if points else 0
+    for name, one in METRICS.items():
+        value = None if one.function is None else summary[name]
+        if value is not None:
+            rows.append(f"{last},,{name},{float(value)!r}")
+    return "\n".join(rows) + "\n"
 
 
 def _declare(name: str, title: str, kind: str, help: str, **how: Any) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ __all__ = [
     "RoutingDrift",
     "RoutingEntropy",
     "RoutingProbe",
+    "RoutingRecorder",
     "mean_cosine",
     "probe_images",
     "read_routes",
@@ -186,6 +187,42 @@ class RoutingProbe:
         """Take the first reading from :meth:`state_dict`."""
         self.first = dict(state["first"])
         self._latest = None
+
+
+class RoutingRecorder:
+    """Routing metrics at experience ends, on test images of the first experience's classes.
+
+    Where a stream begins with experiences without samples, it is the first experience with some:
+    before its end the images' classes have not been learned, and drift would be that from the
+    initial values.
+
+    The probe is read between training and evaluation; nothing is drawn, so the run's other numbers
+    are the same without it.
+
+    :param experience: the first test experience with samples.
+    :param normalise: what is done to its images if they are uint8.
+    """
+
+    def __init__(self, experience: Any, normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        images = probe_images(experience)
+        self.probe = RoutingProbe(normalise(images) if images.dtype == torch.uint8 else images)
+        self.experience = int(experience.current_experience)
+        self.rows: list[tuple[int, int, str, float]] = []  # as `metrics.metrics_csv` takes them
+
+    def record(self, model: Any, samples_seen: int) -> None:
+        """Read the probe."""
+        values = self.probe.measure(model)
+        place = (samples_seen, self.experience)
+        self.rows += [(*place, name, value) for name, value in values.items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything so far, for a checkpoint."""
+        return {"probe": self.probe.state_dict(), "rows": [list(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.probe.load_state_dict(state["probe"])
+        self.rows = [(int(s), int(e), str(name), float(v)) for s, e, name, v in state["rows"]]
 
 
 class _RoutingMetric(EmittedMetric):

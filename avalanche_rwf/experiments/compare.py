@@ -13,14 +13,13 @@ import torch
 
 from avalanche_rwf.benchmarks import Benchmark
 from avalanche_rwf.errors import UsageError, nearest
-from avalanche_rwf.experiments.config import RunConfig, run_directory
-from avalanche_rwf.experiments.run import (
+from avalanche_rwf.experiments.build import (
     build_benchmark,
     build_strategy,
     load_backbone,
-    reads_boundaries,
     with_code,
 )
+from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
@@ -28,6 +27,7 @@ from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import list_heads
 from avalanche_rwf.models.masks import MASKS
+from avalanche_rwf.strategies.description import Description, describe
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
 __all__ = [
@@ -192,18 +192,17 @@ def method_options(
     return options, notes
 
 
-def _check_room(strategy: Any, experiences: int) -> None:
+def _check_room(described: Description, experiences: int) -> None:
     """A model that follows the experiences must have room for them; it would stop half way.
 
     :raises ValueError: naming what it has and what the stream has.
     """
-    if getattr(strategy, "uses_boundaries", False) and hasattr(strategy.model, "most_experiences"):
-        room = strategy.model.most_experiences()
-        if room < experiences:
-            raise ValueError(
-                f"by task it has room for {room} experiences (pool_size or tasks), and the stream "
-                f"has {experiences}."
-            )
+    room = described.max_experiences
+    if room is not None and room < experiences:
+        raise ValueError(
+            f"by task it has room for {room} experiences (pool_size or tasks), and the stream "
+            f"has {experiences}."
+        )
 
 
 def _check_subset(config: RunConfig, num_classes: int) -> None:
@@ -298,7 +297,8 @@ def _try(config: RunConfig, benchmark: Benchmark) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             strategy = build_strategy(config, benchmark.num_classes)
-        _check_room(strategy, len(benchmark.classes_per_experience))
+        described = describe(strategy)
+        _check_room(described, len(benchmark.classes_per_experience))
     except ValueError as error:
         raise UsageError(f"{method}: {' '.join(str(error).split())}") from None
     except (Exception, SystemExit) as error:
@@ -307,7 +307,7 @@ def _try(config: RunConfig, benchmark: Benchmark) -> list[str]:
         why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         why = f"it calls sys.exit: {why}" if isinstance(error, SystemExit) else why
         raise UsageError(f"{method} cannot be built with these options ({why}).") from error
-    if config.boundary_free and reads_boundaries(config, strategy):
+    if config.boundary_free and (described.uses_boundaries or get_method(method).uses_boundaries):
         raise UsageError(
             f"{method} reads task boundaries in training, which --boundary-free hides; leave "
             "one of the two out."

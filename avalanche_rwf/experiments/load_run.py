@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.build import build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, load_backbone, routing_state
+from avalanche_rwf.experiments.run import WEIGHTS, routing_state
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT

@@ -7,43 +7,45 @@ last one; a resumed run ends with the very numbers of an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import os
-import random
-import resource
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from avalanche.benchmarks import split_online_stream
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
-from avalanche_rwf.benchmarks import Benchmark, create_benchmark
+from avalanche_rwf.benchmarks import Benchmark
 from avalanche_rwf.benchmarks.images import Normalisation
-from avalanche_rwf.benchmarks.registry import get_benchmark
-from avalanche_rwf.benchmarks.stream_registry import get_stream
-from avalanche_rwf.evaluation.metrics import (
-    METRICS,
-    accuracy_exposed,
-    accuracy_matrix,
-    class_accuracy_matrix,
-    experience_ends,
-    summarise,
+from avalanche_rwf.evaluation.metrics import accuracy_exposed, metrics_csv, summarise
+from avalanche_rwf.evaluation.plugins import (
+    FiniteLoss,
+    FiniteOutputs,
+    Listener,
+    Listening,
+    Meter,
+    Progress,
+    peak_memory,
+    reset_peak_memory,
 )
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
-from avalanche_rwf.evaluation.routing import RoutingProbe, probe_images
-from avalanche_rwf.evaluation.stream_position import stream_counter
+from avalanche_rwf.evaluation.routing import RoutingRecorder
+from avalanche_rwf.experiments.build import (
+    build_benchmark,
+    build_strategy,
+    load_backbone,
+    origins_of,
+)
 from avalanche_rwf.experiments.checkpoint import (
     FRESH,
     Checkpoints,
@@ -80,316 +82,25 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
-from avalanche_rwf.models.backbone import backbone_info, create_backbone
-from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.heads import HEADS
+from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy, NonFiniteLossError
-from avalanche_rwf.strategies.registry import create_strategy, get_method
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.description import describe
+from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.untrusted_io import read_file
-from avalanche_rwf.utils.user_code import origin_of
 from avalanche_rwf.version import __version__
 
 __all__ = [
     "WEIGHTS",
-    "Listener",
-    "Listening",
-    "Progress",
-    "RoutingRecorder",
-    "build_benchmark",
-    "build_strategy",
     "exposed_tests",
-    "load_backbone",
-    "reads_boundaries",
     "routing_state",
     "run",
     "run_strategy",
     "train_experience",
 ]
 
-Progress = Callable[[int], None]
-"""Called with the number of training samples that a step has seen."""
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """A :data:`Progress` that wants to know accuracies too."""
-
-    def __call__(self, samples: int) -> None:
-        """Take in the training samples of a step."""
-
-    def evaluated(self, accuracy: float) -> None:
-        """Take in the accuracy of an evaluation, in mid-stream or at an experience's end."""
-
-
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
-
-
-@functools.lru_cache(maxsize=2)
-def _backbone(
-    name: str,
-    weights: str | None,
-    image_size: int | None,
-    args: tuple[tuple[str, Any], ...],
-    prepared: tuple[tuple[str, Any], ...],
-) -> nn.Module:
-    # Random weights (pretrained=False) are drawn from a seed of their own: the same in every
-    # process, and not from whatever was drawn before.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return create_backbone(
-            name,
-            weights=weights,
-            image_size=image_size,
-            data_config=dict(prepared) or None,
-            **dict(args),
-        )
-
-
-def load_backbone(config: RunConfig) -> nn.Module:
-    """The configuration's backbone; loaded once per process, copied by who trains it."""
-    # What was a tuple is a list in JSON.
-    args, prepared = (
-        tuple(
-            (key, tuple(value) if isinstance(value, list) else value)
-            for key, value in sorted(values.items())
-        )
-        for values in (config.backbone_args, config.data_config)
-    )
-    return _backbone(config.backbone, config.weights, config.image_size, args, prepared)
-
-
-def build_benchmark(config: RunConfig, normalised: bool = True) -> Benchmark:
-    """The configuration's stream at its seed, with the transforms that the backbone wants.
-
-    :param normalised: False leaves images uint8 where they are held so, for
-        :class:`.data_loading.NormaliseOnDevice`.
-    """
-    info = backbone_info(load_backbone(config))
-    return create_benchmark(
-        config.benchmark,
-        seed=config.seed,
-        experiences=config.experiences,
-        image_size=info.image_size,
-        mean=info.mean,
-        std=info.std,
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-        skip_corrupt=config.skip_corrupt,
-        augment=config.augment,
-        holdout=config.holdout,
-        stream=config.stream,
-        stream_options=config.stream_options,
-        normalised=normalised,
-        test_share=config.test_share,
-        split_seed=config.split_seed,
-    )
-
-
-def build_strategy(
-    config: RunConfig,
-    num_classes: int,
-    device: str = "cpu",
-    plugins: list[SupervisedPlugin] | None = None,
-    evaluator: EvaluationPlugin | None = None,
-) -> Any:
-    """The configuration's strategy, from the seed alone; by default it prints nothing."""
-    _set_seed(config.seed)
-    return create_strategy(
-        config.method,
-        backbone=copy.deepcopy(load_backbone(config)),
-        num_classes=num_classes,
-        loop={
-            "train_mb_size": config.batch_size,
-            "train_epochs": 1,
-            "eval_mb_size": max(64, config.batch_size),
-            "device": device,
-            "plugins": plugins or [],
-            # Nothing to print: the recorder keeps what the metrics need.
-            "evaluator": evaluator or _silent_evaluator(),
-            "gradient_steps": config.gradient_steps,
-            "precision": config.precision,
-        },
-        **config.options,
-    )
-
-
-def reads_boundaries(config: RunConfig, strategy: Any) -> bool:
-    """Whether training reads where an experience begins or which classes it has."""
-    by_method = get_method(config.method).uses_boundaries
-    return by_method or bool(getattr(strategy, "uses_boundaries", False))
-
-
-def _silent_evaluator() -> EvaluationPlugin:
-    with warnings.catch_warnings():
-        # Avalanche warns that nothing will be logged; here the recorder logs.
-        warnings.simplefilter("ignore")
-        return EvaluationPlugin(collect_all=False)
-
-
-def _set_seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-class _Meter(SupervisedPlugin):
-    """Training samples, the seconds of training and of evaluation, and how many images went
-    through a backbone for it.
-    """
-
-    def __init__(self, progress: Progress | None) -> None:
-        super().__init__()
-        self.progress = progress
-        self._reported = 0
-        self.eval_seconds = 0.0
-        self.forward_images = 0
-        self._trained = 0.0
-        self._since = 0.0
-        self._training: Callable[[], float] | None = None
-
-    @property
-    def train_seconds(self) -> float:
-        """Seconds of training so far, without evaluations and checkpoints."""
-        return self._trained + (self._training() if self._training is not None else 0.0)
-
-    @contextlib.contextmanager
-    def training(self, checkpoints: Checkpoints | None) -> Iterator[None]:
-        """Count the time in here as training, but for what evaluations and checkpoints take."""
-
-        def other() -> float:
-            return self.eval_seconds + (checkpoints.seconds if checkpoints is not None else 0.0)
-
-        start, before = time.perf_counter(), other()
-        self._training = lambda: time.perf_counter() - start - (other() - before)
-        try:
-            yield
-        finally:
-            self._trained, self._training = self.train_seconds, None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been counted, for a checkpoint."""
-        return {
-            "train_seconds": self.train_seconds,
-            "eval_seconds": self.eval_seconds,
-            "forward_images": self.forward_images,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self._trained = float(state["train_seconds"])
-        self.eval_seconds = float(state["eval_seconds"])
-        self.forward_images = int(state["forward_images"])
-
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Note what has been counted before, in another process maybe."""
-        self._reported = stream_counter(strategy).position.samples_seen
-
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Report the step's samples."""
-        if self.progress is not None:
-            counter = stream_counter(strategy)
-            counter.after_training_iteration(strategy)
-            seen = counter.position.samples_seen
-            self.progress(seen - self._reported)
-            self._reported = seen
-
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._since = time.perf_counter()
-
-    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self.eval_seconds += time.perf_counter() - self._since
-
-    @contextlib.contextmanager
-    def counting(self, strategy: Any) -> Iterator[None]:
-        """Count the images that enter a ViT in training: replayed ones and second passes too."""
-
-        def count(embedding: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if strategy.is_training:
-                self.forward_images += len(args[0])
-
-        # L2P's query network is not everywhere a part of the model.
-        networks = (strategy.model, getattr(strategy, "original_vit", None))
-        embeddings = {
-            module
-            for network in networks
-            if isinstance(network, nn.Module)
-            for name, module in network.named_modules()
-            if name.rpartition(".")[2] == "patch_embed"
-        }
-        hooks = [embedding.register_forward_hook(count) for embedding in embeddings]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-class Listening(SupervisedPlugin):
-    """Tells the accuracy of each evaluation.
-
-    :param recorder: which records it; it comes before this plugin.
-    """
-
-    def __init__(self, recorder: PredictionRecorder, listener: Listener) -> None:
-        super().__init__()
-        self.recorder, self.listener = recorder, listener
-
-    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Tell it."""
-        if self.recorder.points:
-            self.listener.evaluated(accuracy_exposed(self.recorder.points[-1]))
-
-
-class _FiniteLoss(SupervisedPlugin):
-    """Ends a run whose loss is not finite; strategies of this package see to that themselves."""
-
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Look at the step's loss.
-
-        :raises NonFiniteLossError: naming the step.
-        """
-        loss = strategy.loss
-        if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss.detach()).all()):
-            raise NonFiniteLossError(
-                f"The loss is not finite at training step {strategy.clock.train_iterations} "
-                f"({float(loss.detach().mean()):g}): lower the learning rates."
-            )
-
-
-class _NoNaN(SupervisedPlugin):
-    """Ends a run that predicts by NaN: the last step may break the weights, and no loss tells.
-
-    An output of -inf is that of a class that has not been seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._found: torch.Tensor | None = None
-
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Begin."""
-        self._found = None
-
-    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Look at a mini-batch's outputs, without waiting for the accelerator."""
-        if isinstance(strategy.mb_output, torch.Tensor):
-            found = torch.isnan(strategy.mb_output.detach()).any()
-            self._found = found if self._found is None else self._found | found
-
-    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Say what was found.
-
-        :raises NonFiniteLossError: naming the step.
-        """
-        if self._found is not None and bool(self._found):
-            raise NonFiniteLossError(
-                f"The outputs are not finite in the evaluation after "
-                f"{strategy.clock.train_iterations} training steps: lower the learning rates."
-            )
 
 
 def _stream_shape(benchmark: Benchmark) -> list[list[list[int]]]:
@@ -438,79 +149,6 @@ def exposed_tests(benchmark: Benchmark, trained: int) -> list[Any]:
     return [test for test in benchmark.test_stream[:trained] if len(test.dataset)]
 
 
-def _reset_peak_memory(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.init()
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Linux: the process's high-water mark starts again at its present size.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _trainable(strategy: Any) -> int:
-    model = strategy.model
-    if hasattr(model, "trainable_parameters"):
-        return int(model.trainable_parameters())
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _gradient_steps(strategy: Any, config: RunConfig) -> int:
-    """Updates of the whole run; a model that learns by itself says how many it made."""
-    if hasattr(strategy.model, "own_gradient_steps"):
-        return int(strategy.model.own_gradient_steps())
-    steps = int(strategy.clock.train_iterations) * config.gradient_steps
-    return steps if _trainable(strategy) else 0
-
-
-class RoutingRecorder:
-    """Routing metrics at experience ends, on test images of the first experience's classes.
-
-    Where a stream begins with experiences without samples, it is the first experience with some:
-    before its end the images' classes have not been learned, and drift would be that from the
-    initial values.
-
-    The probe is read between training and evaluation; nothing is drawn, so the run's other numbers
-    are the same without it.
-
-    :param experience: the first test experience with samples.
-    :param normalise: what is done to its images if they are uint8.
-    """
-
-    def __init__(self, experience: Any, normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        images = probe_images(experience)
-        self.probe = RoutingProbe(normalise(images) if images.dtype == torch.uint8 else images)
-        self.experience = int(experience.current_experience)
-        self.rows: list[tuple[int, str, float]] = []  # samples seen, metric, value
-
-    def record(self, model: Any, samples_seen: int) -> None:
-        """Read the probe."""
-        values = self.probe.measure(model)
-        self.rows += [(samples_seen, name, value) for name, value in values.items()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything so far, for a checkpoint."""
-        return {"probe": self.probe.state_dict(), "rows": [list(row) for row in self.rows]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.probe.load_state_dict(state["probe"])
-        self.rows = [(int(seen), str(name), float(value)) for seen, name, value in state["rows"]]
-
-
 def routing_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training left of a routed model: parameters outside the backbone, the layers' buffers.
 
@@ -525,41 +163,6 @@ def routing_state(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, tensor in model.state_without_backbone().items()
         if name in parameters or name.startswith("layers.") or name == "waits"
     }
-
-
-def _metrics_csv(
-    points: list[Any],
-    summary: dict[str, Any],
-    n_experiences: int,
-    routing: RoutingRecorder | None = None,
-) -> str:
-    """``samples_seen,experience,metric,value``; repr keeps every bit of a value.
-
-    ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
-    of a class, whose number is in the metric's name: ``accuracy_class_<c>``. Routing metrics are
-    those of test images of the experience of their rows, as its ``accuracy`` is.
-    """
-    rows = ["samples_seen,experience,metric,value"]
-    ends = list(experience_ends(points).values())
-    for point in points:
-        rows.append(f"{point.samples_seen},,accuracy_exposed,{accuracy_exposed(point)!r}")
-        if point.experience is not None and point in ends:
-            accuracies = accuracy_matrix([point], n_experiences)[point.experience]
-            for e, value in enumerate(accuracies.tolist()):
-                if value == value:
-                    rows.append(f"{point.samples_seen},{e},accuracy,{value!r}")
-            by_class = class_accuracy_matrix([point], n_experiences)[point.experience]
-            for c, value in enumerate(by_class.tolist()):
-                if value == value:
-                    rows.append(f"{point.samples_seen},,accuracy_class_{c},{value!r}")
-    if routing is not None:
-        first = routing.experience
-        rows += [f"{seen},{first},{name},{value!r}" for seen, name, value in routing.rows]
-    last = points[-1].samples_seen if points else 0
-    for name in (name for name, metric in METRICS.items() if metric.function is not None):
-        if summary[name] is not None:
-            rows.append(f"{last},,{name},{float(summary[name])!r}")
-    return "\n".join(rows) + "\n"
 
 
 def _stream_images(
@@ -587,7 +190,7 @@ def run_strategy(
     recorder: PredictionRecorder,
     checkpoints: Checkpoints | None = None,
     log: Callable[[str], None] = lambda line: None,
-    meter: _Meter | None = None,
+    meter: Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
     boundary_free: bool = False,
     workers: int = 0,
@@ -596,8 +199,8 @@ def run_strategy(
 ) -> float:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
-    A strategy that does not say what training changed (``trained_state``, or ``resumable``) is
-    not checkpointed: plugins may hold more than model and optimizer, and a run that went on
+    A strategy that does not say that it is resumable (:class:`.Description`) is not
+    checkpointed: plugins may hold more than model and optimizer, and a run that went on
     without that would end with other numbers.
 
     :param boundary_free: as :func:`train_experience` takes it.
@@ -607,11 +210,10 @@ def run_strategy(
     :raises StaleCheckpointError: if a checkpoint does not fit after all; the strategy is then half
         loaded and of no use.
     """
-    meter = meter or _Meter(None)
+    meter, described = meter or Meter(None), describe(strategy)
     first = Position()
     if checkpoints is not None:
-        if not getattr(strategy, "resumable", hasattr(strategy, "trained_state")):
-            checkpoints.keeps = False
+        checkpoints.keeps = checkpoints.keeps and described.resumable
         optional = {"anytime": anytime, "routing": routing}
         parts: dict[str, Keeps] = {"recorder": recorder, "meter": meter}
         parts.update((name, part) for name, part in optional.items() if part is not None)
@@ -620,6 +222,10 @@ def run_strategy(
         sizes = [len(experience.dataset) for experience in benchmark.scenario.train_stream]
         done = sum(sizes[: first.experience])
         meter.progress(done + (sizes[first.experience] if first.trained else first.samples))
+
+    def writing() -> float:
+        return 0.0 if checkpoints is None else checkpoints.seconds
+
     # The scenario has experiences without samples too, so that numbers are those of the stream.
     for index, experience in enumerate(benchmark.scenario.train_stream):
         if index < first.experience:
@@ -628,7 +234,7 @@ def run_strategy(
         if checkpoints is not None:
             checkpoints.begin(here, len(experience.dataset))
         if not here.trained:
-            with meter.training(checkpoints), meter.counting(strategy):
+            with meter.training(writing), meter.counting(strategy, described.networks):
                 train_experience(strategy, experience, boundary_free, workers, here.samples)
             if routing is not None and index >= routing.experience:
                 routing.record(strategy.model, recorder.samples_seen)
@@ -803,60 +409,6 @@ def _write_config(
     )
 
 
-def _ran(strategy: Any) -> dict[str, Any]:
-    """Head, mask and read-out that a strategy has, also where the method leaves no choice."""
-    model = strategy.model
-    head = getattr(model, "head", None)
-    names = [name for name, kind in HEADS.items() if type(head) is kind]
-    if isinstance(head, nn.Linear):
-        names = ["linear"]
-    mask = getattr(strategy, "mask", None) if getattr(strategy, "trains", True) else "none"
-    if mask == "decoupled" and getattr(model, "frozen", False) and not model.prompt_groups():
-        mask = "seen"  # nothing but a head is trained: that is its part of "decoupled"
-    return {
-        "head": names[0] if names else None,
-        "mask": mask,
-        "readout": getattr(strategy, "readout", getattr(model, "readout", None)),
-        # With a closed-form head prompts learn through a head of their own.
-        "training_head": "white" if getattr(model, "training_head", None) is not None else None,
-        "clip_norm": getattr(strategy, "clip_norm", None),
-        **_ran_on(model),
-    }
-
-
-def _ran_on(model: nn.Module) -> dict[str, Any]:
-    """The blocks that a model used, and what stands for an image: "token", or a pooling's name."""
-    if not isinstance(model, FrozenViT):
-        return {}
-    used = {"prompted": model.prompted_blocks(), "readout": model.readout_blocks}
-    if isinstance(model, RoutedViT):
-        used["routed"] = model.routed_blocks()
-    blocks = {f"{name}_blocks": list(indices) for name, indices in used.items() if indices}
-    return {**blocks, "pooling": model.pooling}
-
-
-def origins_of(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Where the code that a run uses comes from, of what is not this package's.
-
-    :returns: "method", "benchmark", "stream" or "head" -> :func:`.user_code.origin_of` it.
-    """
-    head = HEADS.get(str(config.options.get("head")))
-    used = {
-        "method": get_method(config.method).origin,
-        "benchmark": get_benchmark(config.benchmark).origin,
-        "stream": get_stream(config.stream).origin,
-        "head": {} if head is None else origin_of(head),
-    }
-    return {kind: dict(origin) for kind, origin in used.items() if origin}
-
-
-def with_code(config: RunConfig) -> RunConfig:
-    """The configuration with the hashes of the files that it uses from outside."""
-    hashes = {kind: origin.get("sha256", "") for kind, origin in origins_of(config).items()}
-    code, head_code = hashes.pop("method", ""), hashes.pop("head", "")
-    return replace(config, code=code, head_code=head_code, data_code=hashes)
-
-
 def _identity(
     config: RunConfig, benchmark: Benchmark, backbone: str, device: str
 ) -> dict[str, Any]:
@@ -905,9 +457,9 @@ def _run(
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
     workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
-    meter = _Meter(progress)
+    meter = Meter(progress)
     plugins: list[SupervisedPlugin] = [
-        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, logger, _NoNaN()),
+        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, logger, FiniteOutputs()),
     ]
     if isinstance(progress, Listener):
         plugins.append(Listening(recorder, progress))
@@ -920,15 +472,16 @@ def _run(
             eval_kwargs={"num_workers": workers},
         )
         plugins.append(anytime)
-    _reset_peak_memory(device)
+    reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     if not isinstance(strategy, FrozenBackboneStrategy):
-        strategy.plugins.insert(0, _FiniteLoss())
+        strategy.plugins.insert(0, FiniteLoss())
+    described = describe(strategy)
     _write_config(
         folder,
         config,
         {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
-        ran=_ran(strategy),
+        ran=described.record(),
         method_origin=dict(spec.origin),
         origins=origins,
         data={
@@ -939,11 +492,11 @@ def _run(
             "test_size": benchmark.test_size,
             "skipped": benchmark.skipped,
         },
-        uses_boundaries=reads_boundaries(config, strategy),
+        uses_boundaries=spec.uses_boundaries or described.uses_boundaries,
         source_sha256=source_sha256(),
         **environment(device),
     )
-    trainable = _trainable(strategy)
+    trainable = described.trainable_parameters
     normalisation = Normalisation(info.mean, info.std)
     routed = bool(routing_state(strategy.model))
     routing = None
@@ -983,6 +536,10 @@ def _run(
     every = config.eval_every_samples or None
     summary: dict[str, Any] = dict(summarise(recorder.points, n, every))
     samples = recorder.points[-1].samples_seen
+    # A model that learns by itself says how many updates it made.
+    steps = describe(strategy).own_updates
+    if steps is None:
+        steps = int(strategy.clock.train_iterations) * config.gradient_steps if trainable else 0
     summary.update(
         train_seconds=seconds,
         eval_seconds=meter.eval_seconds,
@@ -990,12 +547,13 @@ def _run(
         train_samples_per_second=samples / seconds if seconds > 0 else None,
         forward_passes_per_image=meter.forward_images / samples if samples else None,
         trainable_parameters=trainable,
-        peak_memory_bytes=_peak_memory(device),
-        gradient_steps=_gradient_steps(strategy, config),
+        peak_memory_bytes=peak_memory(device),
+        gradient_steps=steps,
         samples_seen=samples,
         status="done",
     )
-    write_text(folder / "metrics.csv", _metrics_csv(recorder.points, summary, n, routing), False)
+    more = [] if routing is None else routing.rows
+    write_text(folder / "metrics.csv", metrics_csv(recorder.points, summary, n, more), False)
     if routed:
         # For `explain`: what is drawn is what this run has learned.
         about = {"config_hash": config.config_hash(), "backbone_sha256": info.sha256}

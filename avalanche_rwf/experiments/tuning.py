@@ -28,8 +28,15 @@ from typing import Any
 import torch
 
 from avalanche_rwf.evaluation.metrics import a_last
+from avalanche_rwf.evaluation.plugins import Progress
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.experiments import executors
+from avalanche_rwf.experiments.build import (
+    build_benchmark,
+    build_strategy,
+    load_backbone,
+    with_code,
+)
 from avalanche_rwf.experiments.checkpoint import StopWhenAsked
 from avalanche_rwf.experiments.config import RunConfig, slug
 from avalanche_rwf.experiments.data_loading import (
@@ -37,15 +44,7 @@ from avalanche_rwf.experiments.data_loading import (
     loader_workers,
     normalises,
 )
-from avalanche_rwf.experiments.run import (
-    Progress,
-    build_benchmark,
-    build_strategy,
-    exposed_tests,
-    load_backbone,
-    train_experience,
-    with_code,
-)
+from avalanche_rwf.experiments.run import exposed_tests, train_experience
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.models.backbone import backbone_info

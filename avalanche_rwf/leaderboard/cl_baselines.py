@@ -33,13 +33,8 @@ from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import (
-    build_benchmark,
-    build_strategy,
-    exposed_tests,
-    load_backbone,
-    train_experience,
-)
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy, load_backbone
+from avalanche_rwf.experiments.run import exposed_tests, train_experience
 from avalanche_rwf.models.backbone import backbone_info
 
 DEFAULTS = {defaults}

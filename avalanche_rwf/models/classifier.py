@@ -462,6 +462,14 @@ class FrozenViT(nn.Module):
         """Number of trained scalars."""
         return sum(p.numel() for group in self.parameter_groups().values() for p in group)
 
+    def own_gradient_steps(self) -> int | None:
+        """Gradient steps that the model made by itself; None leaves them to the strategy."""
+        return None
+
+    def max_experiences(self) -> int | None:
+        """For how many experiences it has room, if it follows them; None is any number."""
+        return None
+
     def train(self, mode: bool = True) -> FrozenViT:
         """As in PyTorch, except that the backbone stays in eval mode."""
         super().train(mode)

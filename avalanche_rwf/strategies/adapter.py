@@ -211,7 +211,6 @@ class _OnFrozenViT(Hosted):
 
     step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_raw")
 
-    resumable = False
     model: Any
     mb_output: Any
     is_training: bool

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.description import Description
 from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
@@ -405,6 +407,10 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         """The query's network; under Avalanche's name."""
         return self.model.original_vit
 
+    def describe(self) -> Description:
+        """As every strategy does; the query's network is no part of the model."""
+        return replace(super().describe(), networks=(self.model, self.original_vit))
+
     def forward(self) -> Tensor:
         """Logits [B, C] with the classes not seen at -inf; the similarity of keys in ``res``."""
         logits = super().forward()
@@ -446,7 +452,6 @@ class LearningToPromptAsShipped(Hosted, LearningToPrompt):
 
     # For the record of a run: the training loss is over the classes of the present experience.
     mask = "experience"
-    readout = "prompt"
     step = (*Hosted.step, "res")
     # Model and optimizer are all that it keeps, so a run of it can go on from them.
     resumable = True
@@ -513,6 +518,11 @@ class LearningToPromptAsShipped(Hosted, LearningToPrompt):
         self.model.to(self.device)
         self.original_vit.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, betas=(0.9, 0.999))
+
+    def describe(self) -> Description:
+        """As every strategy does."""
+        networks = (self.model, self.original_vit)
+        return replace(super().describe(), readout="prompt", networks=networks)
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # that it cannot be copied after training is one of the defects

@@ -29,12 +29,13 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.errors import NonFiniteLossError, UsageError, nearest
 from avalanche_rwf.models.backbone import image_misfit, weights_sha256
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 from avalanche_rwf.strategies.criteria import check_weights, loss_under
+from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.strategies.hosted import Hosted, unnoticed
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
@@ -77,14 +78,6 @@ DEFAULT_RATES: Mapping[str, float] = {
     "backbone": 1e-5,
 }
 """Adam's rate per kind of parameter. Maps of D x D need one hundreds of times smaller."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """Features, loss or a gradient became infinite or NaN.
-
-    The weights are those before the step. If it was the features, the batch has changed nothing; if
-    it was the loss, the batch's labels and statistics have been taken in.
-    """
 
 
 def prompt_rates(lr: float, lr_head: float) -> dict[str, float]:
@@ -221,6 +214,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
     Keyword-only, in Avalanche's order.
     """
 
+    resumable = True
     step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left", "_asked")
 
     def __init__(
@@ -578,6 +572,21 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                 grown[: len(value)] = value
                 state[key] = grown
         self.optimizer.state[new] = state
+
+    def describe(self) -> Description:
+        """What is recorded of it, and what a runner needs to know."""
+        mask = self.mask if self.trains else "none"
+        if mask == "decoupled" and self.model.frozen and not self.model.prompt_groups():
+            mask = "seen"  # nothing but a head is trained: that is its part of "decoupled"
+        follows = bool(getattr(self, "uses_boundaries", False))
+        return of_model(
+            self.model,
+            mask=mask,
+            clip_norm=self.clip_norm,
+            uses_boundaries=follows,
+            max_experiences=self.model.max_experiences() if follows else None,
+            resumable=self.resumable,
+        )
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

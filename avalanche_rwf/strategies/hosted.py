@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.strategies.description import Description, of_model
 
 __all__ = ["Hosted", "class_numbers", "unnoticed"]
 
@@ -102,6 +103,11 @@ class Hosted:
     # What belongs to the step that is under way, besides what the model keeps.
     step: ClassVar[tuple[str, ...]] = ("mbatch", "mb_output", "loss")
 
+    # For the record of a run; a class or its objects say otherwise.
+    mask: Any = None
+    trains = True
+    resumable = False
+
     model: Any
     mbatch: Any
     device: torch.device
@@ -121,6 +127,11 @@ class Hosted:
                 f"and got {len(args)} without a name."
             )
         return super().__new__(cls)
+
+    def describe(self) -> Description:
+        """What is recorded of it, and what a runner needs to know."""
+        mask = self.mask if self.trains else "none"
+        return of_model(self.model, mask=mask, resumable=self.resumable)
 
     def __getstate__(self) -> dict[str, Any]:
         # A tensor with a graph cannot be copied, and a strategy may be, in the middle of training.

@@ -9,9 +9,9 @@ import pytest
 
 from avalanche_rwf.cli import backbone_args, main
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.build import load_backbone
 from avalanche_rwf.experiments.command import command_line, command_words
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import load_backbone
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.registry import get_method
 

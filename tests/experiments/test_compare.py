@@ -10,6 +10,7 @@ import timm
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import compare
+from avalanche_rwf.experiments.build import build_strategy, load_backbone
 from avalanche_rwf.experiments.compare import (
     exclude_methods,
     method_options,
@@ -19,7 +20,7 @@ from avalanche_rwf.experiments.compare import (
     select_methods,
     write_left_out,
 )
-from avalanche_rwf.experiments.run import build_strategy, load_backbone, run
+from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import PACKAGED, backbone_info, list_backbones
 from avalanche_rwf.strategies.registry import (

@@ -10,6 +10,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_rwf.benchmarks.datasets import folder as folders
 from avalanche_rwf.benchmarks.images import FileImages, Geometry, Normalisation, Pixels
 from avalanche_rwf.experiments import run, tuning
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.data_loading import (
     WORKERS,
     NormaliseOnDevice,
@@ -17,7 +18,6 @@ from avalanche_rwf.experiments.data_loading import (
     normalises,
     training_workers,
 )
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy
 from avalanche_rwf.strategies.registry import list_methods
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import ROUTING_METRICS
 from avalanche_rwf.experiments import run as module
+from avalanche_rwf.experiments.build import build_strategy
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.load_run import load_routed
-from avalanche_rwf.experiments.run import WEIGHTS, build_strategy, routing_state, run
+from avalanche_rwf.experiments.run import WEIGHTS, routing_state, run
 from avalanche_rwf.utils.user_code import VARIABLE
 
 ROUTED = ("rwf", "rwf-lda", "rwf-lda-held", "rwf-static")

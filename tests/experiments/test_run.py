@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams, resolve_stream_options
-from avalanche_rwf.experiments import checkpoint
+from avalanche_rwf.evaluation import plugins
+from avalanche_rwf.experiments import build, checkpoint
 from avalanche_rwf.experiments import run as module
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig, run_directory
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy, load_backbone, run
+from avalanche_rwf.experiments.run import run
 from avalanche_rwf.strategies.registry import list_methods
 from avalanche_rwf.utils.atomic_io import read_state
 
@@ -193,13 +195,13 @@ def seen_by(config: RunConfig, monkeypatch, tmp_path) -> list[tuple[list[int], t
     """Labels and images of every training mini-batch of a run."""
     batches: list[tuple[list[int], torch.Tensor]] = []
     with monkeypatch.context() as patch:
-        after = module._Meter.after_training_iteration
+        after = module.Meter.after_training_iteration
 
         def note(self, strategy, **kwargs):
             batches.append((strategy.mb_y.tolist(), strategy.mb_x.clone()))
             after(self, strategy, **kwargs)
 
-        patch.setattr(module._Meter, "after_training_iteration", note)
+        patch.setattr(module.Meter, "after_training_iteration", note)
         assert run(config, tmp_path)["status"] == "done"
     return batches
 
@@ -237,10 +239,10 @@ def test_the_seed_decides_and_nothing_before_it(configure, tmp_path):
 
 def test_random_weights_are_the_same_in_every_process(configure):
     state = torch.get_rng_state()
-    module._backbone.cache_clear()
+    build._backbone.cache_clear()
     torch.manual_seed(11)
     first = load_backbone(configure()).state_dict()
-    module._backbone.cache_clear()
+    build._backbone.cache_clear()
     torch.manual_seed(12)
     drawn = torch.get_rng_state()
     assert_equal(dict(load_backbone(configure()).state_dict()), dict(first))
@@ -279,7 +281,7 @@ def test_sub_experiences_of_a_boundary_free_run_tell_nothing(configure, tmp_path
     def note(self, strategy, **kwargs):
         seen.append(strategy.experience)
 
-    monkeypatch.setattr(module._Meter, "before_training_exp", note, raising=False)
+    monkeypatch.setattr(module.Meter, "before_training_exp", note, raising=False)
     run(configure("ncm", boundary_free=True, **on("si-blurry")), tmp_path)
     assert [len(part.dataset) for part in seen].count(3) > 4
     for part in seen:
@@ -376,7 +378,7 @@ def test_a_probe_of_frozen_features_says_the_mask_that_it_has(configure, tmp_pat
 def test_the_peak_of_the_memory_where_there_is_no_proc(monkeypatch):
     """As on macOS, which counts bytes and not kilobytes."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert 0.5 < module._peak_memory("cpu") / (largest * 1024) < 2
+    assert 0.5 < plugins.peak_memory("cpu") / (largest * 1024) < 2
     read = Path.read_text
 
     def no_proc(self, *args, **kwargs):
@@ -386,8 +388,8 @@ def test_the_peak_of_the_memory_where_there_is_no_proc(monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", no_proc)
     for system, unit in (("linux", 1024), ("darwin", 1)):
-        monkeypatch.setattr(module.sys, "platform", system)
-        assert largest * unit <= module._peak_memory("cpu") <= 2 * largest * unit
+        monkeypatch.setattr(plugins.sys, "platform", system)
+        assert largest * unit <= plugins.peak_memory("cpu") <= 2 * largest * unit
 
 
 def test_warnings_go_to_the_log(configure, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from avalanche_rwf.benchmarks import splits
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals, tuning
-from avalanche_rwf.experiments.run import build_benchmark, build_strategy
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import HOLDOUT, SETTINGS, settings, tune
 from avalanche_rwf.strategies.base import NonFiniteLossError

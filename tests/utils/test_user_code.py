@@ -13,8 +13,8 @@ import pytest
 
 from avalanche_rwf import cli
 from avalanche_rwf.benchmarks import registry, stream_registry
+from avalanche_rwf.experiments.build import origins_of, with_code
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.run import origins_of, with_code
 from avalanche_rwf.models import heads
 from avalanche_rwf.strategies import registry as methods
 from avalanche_rwf.utils import user_code

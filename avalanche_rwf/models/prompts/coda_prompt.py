@@ -139,7 +139,7 @@ class CodaPromptViT(TaskViT):
                 # From the rows it was made with: nothing random happens at a boundary.
                 parameter[i] = _orthonormal(parameter[i], beside)
 
-    def most_experiences(self) -> int:
+    def max_experiences(self) -> int:
         """As many as slices."""
         return len(self.slices)
 

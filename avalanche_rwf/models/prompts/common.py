@@ -132,7 +132,7 @@ class TaskViT(QueriedViT):
         return max(self._task, 0)
 
     @abstractmethod
-    def most_experiences(self) -> int:
+    def max_experiences(self) -> int:
         """How many experiences there is room for."""
 
     def begins_anew(self) -> list[nn.Parameter]:
@@ -144,9 +144,9 @@ class TaskViT(QueriedViT):
 
     def begin_experience(self) -> None:
         """Go on to the next experience: call it where one begins, and nowhere else."""
-        if self._task + 1 >= self.most_experiences():
+        if self._task + 1 >= self.max_experiences():
             raise ValueError(
-                f"{type(self).__name__} has room for {self.most_experiences()} experiences, and "
+                f"{type(self).__name__} has room for {self.max_experiences()} experiences, and "
                 f"experience {self._task + 1} began."
             )
         self._task += 1

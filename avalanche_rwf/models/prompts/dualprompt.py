@@ -135,7 +135,7 @@ class DualPromptViT(TaskViT):
         if self.now > 0:
             self.experts[:, self.now] = self.experts[:, self.now - 1]
 
-    def most_experiences(self) -> int:
+    def max_experiences(self) -> int:
         """As many as experts."""
         return len(self.keys)
 

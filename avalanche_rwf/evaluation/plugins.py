@@ -1,0 +1,231 @@
+"""Plugins that a run is watched with: time, progress, what is not finite, accuracies told."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+from avalanche_rwf.errors import NonFiniteLossError
+from avalanche_rwf.evaluation.metrics import accuracy_exposed
+from avalanche_rwf.evaluation.recorder import PredictionRecorder
+from avalanche_rwf.evaluation.stream_position import stream_counter
+
+__all__ = [
+    "FiniteLoss",
+    "FiniteOutputs",
+    "Listener",
+    "Listening",
+    "Meter",
+    "Progress",
+    "peak_memory",
+    "reset_peak_memory",
+]
+
+Progress = Callable[[int], None]
+"""Called with the number of training samples that a step has seen."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A :data:`Progress` that wants to know accuracies too."""
+
+    def __call__(self, samples: int) -> None:
+        """Take in the training samples of a step."""
+
+    def evaluated(self, accuracy: float) -> None:
+        """Take in the accuracy of an evaluation, in mid-stream or at an experience's end."""
+
+
+class Meter(SupervisedPlugin):
+    """Training samples, the seconds of training and of evaluation, and how many images went
+    through a backbone for it.
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__()
+        self.progress = progress
+        self._reported = 0
+        self.eval_seconds = 0.0
+        self.forward_images = 0
+        self._trained = 0.0
+        self._since = 0.0
+        self._training: Callable[[], float] | None = None
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far, without evaluations and checkpoints."""
+        return self._trained + (self._training() if self._training is not None else 0.0)
+
+    @contextlib.contextmanager
+    def training(self, writing: Callable[[], float] = float) -> Iterator[None]:
+        """Count the time in here as training, but for what evaluations and `writing` take.
+
+        :param writing: gives the seconds that were spent so far on something else (checkpoints).
+        """
+
+        def other() -> float:
+            return self.eval_seconds + writing()
+
+        start, before = time.perf_counter(), other()
+        self._training = lambda: time.perf_counter() - start - (other() - before)
+        try:
+            yield
+        finally:
+            self._trained, self._training = self.train_seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted, for a checkpoint."""
+        return {
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "forward_images": self.forward_images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._trained = float(state["train_seconds"])
+        self.eval_seconds = float(state["eval_seconds"])
+        self.forward_images = int(state["forward_images"])
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Note what has been counted before, in another process maybe."""
+        self._reported = stream_counter(strategy).position.samples_seen
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Report the step's samples."""
+        if self.progress is not None:
+            counter = stream_counter(strategy)
+            counter.after_training_iteration(strategy)
+            seen = counter.position.samples_seen
+            self.progress(seen - self._reported)
+            self._reported = seen
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.eval_seconds += time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def counting(self, strategy: Any, networks: Iterable[nn.Module]) -> Iterator[None]:
+        """Count the images that enter a ViT in training: replayed ones and second passes too.
+
+        :param networks: in which the strategy's ViTs are.
+        """
+
+        def count(embedding: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if strategy.is_training:
+                self.forward_images += len(args[0])
+
+        embeddings = {
+            module
+            for network in networks
+            for name, module in network.named_modules()
+            if name.rpartition(".")[2] == "patch_embed"
+        }
+        hooks = [embedding.register_forward_hook(count) for embedding in embeddings]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class Listening(SupervisedPlugin):
+    """Tells the accuracy of each evaluation.
+
+    :param recorder: which records it; it comes before this plugin.
+    """
+
+    def __init__(self, recorder: PredictionRecorder, listener: Listener) -> None:
+        super().__init__()
+        self.recorder, self.listener = recorder, listener
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Tell it."""
+        if self.recorder.points:
+            self.listener.evaluated(accuracy_exposed(self.recorder.points[-1]))
+
+
+class FiniteLoss(SupervisedPlugin):
+    """Ends a run whose loss is not finite; strategies of this package see to that themselves."""
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Look at the step's loss.
+
+        :raises NonFiniteLossError: naming the step.
+        """
+        loss = strategy.loss
+        if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss.detach()).all()):
+            raise NonFiniteLossError(
+                f"The loss is not finite at training step {strategy.clock.train_iterations} "
+                f"({float(loss.detach().mean()):g}): lower the learning rates."
+            )
+
+
+class FiniteOutputs(SupervisedPlugin):
+    """Ends a run that predicts by NaN: the last step may break the weights, and no loss tells.
+
+    An output of -inf is that of a class that has not been seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: torch.Tensor | None = None
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin."""
+        self._found = None
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Look at a mini-batch's outputs, without waiting for the accelerator."""
+        if isinstance(strategy.mb_output, torch.Tensor):
+            found = torch.isnan(strategy.mb_output.detach()).any()
+            self._found = found if self._found is None else self._found | found
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Say what was found.
+
+        :raises NonFiniteLossError: naming the step.
+        """
+        if self._found is not None and bool(self._found):
+            raise NonFiniteLossError(
+                f"The outputs are not finite in the evaluation after "
+                f"{strategy.clock.train_iterations} training steps: lower the learning rates."
+            )
+
+
+def reset_peak_memory(device: str) -> None:
+    """Let the next :func:`peak_memory` count from here on."""
+    if device.startswith("cuda"):
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Linux: the process's high-water mark starts again at its present size.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes in use at a time: of a GPU by PyTorch, on the CPU of the whole process."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
