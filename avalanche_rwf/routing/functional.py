@@ -73,7 +73,16 @@ def _check_prior(log_prior: Tensor | None, tokens: int) -> None:
 
 
 def scores(queries: Tensor, keys: Tensor) -> Tensor:
-    """Inner products <q, k_i>: [..., L, d], [..., N, d] -> [..., L, N]."""
+    """Inner products <q, k_i>.
+
+    :param queries: [..., L, d].
+    :param keys: [..., N, d].
+    :returns: [..., L, N], in the unit of queries times keys.
+
+    >>> scores(torch.eye(2), torch.tensor([[3.0, 1.0], [0.0, 2.0], [1.0, 1.0]]))
+    tensor([[3., 0., 1.],
+            [1., 2., 1.]])
+    """
     return queries @ keys.transpose(-2, -1)
 
 
@@ -85,6 +94,13 @@ def association(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> 
     :param log_prior: a [N], up to a constant; -inf leaves a token out; None is uniform.
     :returns: weights [..., N], non-negative, summing to one. Scores of any finite size are safe.
     :raises UsageError: if beta is a number that is not positive and finite, or the rest no tensor.
+
+    Source: RwF, arXiv 2603.09576; Ramsauer et al., arXiv 2008.02217, equation 3.
+
+    >>> association(torch.tensor([1000.0, 1000.0, 0.0]), beta=1.0)
+    tensor([0.5000, 0.5000, 0.0000])
+    >>> association(torch.zeros(2), beta=1.0, log_prior=torch.tensor([0.25, 0.75]).log())
+    tensor([0.2500, 0.7500])
     """
     _check_beta(beta)
     _check_tensors(scores=scores)
@@ -102,6 +118,14 @@ def free_energy(p: Tensor, scores: Tensor, beta: Beta, log_prior: Tensor | None 
     :param log_prior: a [N]; None is 0. The energy of a point on a token that is left out is inf.
     :returns: energies [...], in the unit of the scores.
     :raises UsageError: if beta is a number that is not positive and finite, or the rest no tensor.
+
+    Source: RwF, arXiv 2603.09576. What lies above the minimum is KL(p || p*) / beta:
+
+    >>> s, p = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
+    >>> above = free_energy(p, s, beta=2.0) - minimum_free_energy(s, beta=2.0)
+    >>> best = association(s, beta=2.0)
+    >>> torch.allclose(above, (p * (p / best).log()).sum() / 2)
+    True
     """
     _check_beta(beta)
     _check_tensors(p=p, scores=scores)
@@ -118,7 +142,19 @@ def free_energy(p: Tensor, scores: Tensor, beta: Beta, log_prior: Tensor | None 
 
 
 def minimum_free_energy(scores: Tensor, beta: Beta, log_prior: Tensor | None = None) -> Tensor:
-    """F(p*) = -(1 / beta) logsumexp(beta * scores + log_prior): [..., N] -> [...]."""
+    """F(p*) = -(1 / beta) logsumexp(beta * scores + log_prior), over the last dimension.
+
+    :param scores: inner products [..., N].
+    :param beta: inverse temperature, > 0.
+    :param log_prior: a [N]; None is 0.
+    :returns: energies [...], in the unit of the scores.
+    :raises UsageError: if beta is a number that is not positive and finite, or the rest no tensor.
+
+    Source: the energy of a Modern Hopfield network, arXiv 2008.02217, equation 2.
+
+    >>> round(float(minimum_free_energy(torch.zeros(4), beta=2.0)), 4)  # -log(4) / 2
+    -0.6931
+    """
     _check_beta(beta)
     _check_tensors(scores=scores)
     _check_prior(log_prior, scores.shape[-1])
@@ -171,6 +207,15 @@ def retrieve(
     :returns: patterns [..., L, d_v], and p* if asked for.
     :raises UsageError: if beta is a number that is not positive and finite, or the widths of
         queries and keys, or the lengths of keys, values and prior, differ.
+
+    Source: RwF, arXiv 2603.09576. A small beta gives the mean of the values, a large one the value
+    of the key nearest to the query:
+
+    >>> keys, values = torch.eye(2), torch.tensor([[1.0], [3.0]])
+    >>> retrieve(keys[:1], keys, values, beta=1e-6).round(decimals=4)
+    tensor([[2.]])
+    >>> retrieve(keys[:1], keys, values, beta=1e3)
+    tensor([[1.]])
     """
     _check_beta(beta)
     _check_tensors(queries=queries, keys=keys, values=values)

@@ -95,6 +95,8 @@ class HeldRoutedViT(RoutedViT):
         check_whole("steps", steps)
         check_number("lr", lr, above=0)
         super().__init__(*args, insert_prompts=False, readout="routes", head="slda", **options)
+        assert isinstance(self.head, SLDAHead)
+        check_number("shrinkage", self.head.shrinkage)  # the queries' loss has no rule to find it
         self.hold_after, self.steps, self.lr = hold_after, steps, lr
         self._entering: Tensor | None = None
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
@@ -182,7 +184,7 @@ class HeldRoutedViT(RoutedViT):
             train, test = self._kept(at[:half]), self._kept(rest)
             targets = torch.searchsorted(known, self.kept_targets[rest])
             optimizer.zero_grad()
-            lda_loss(train, labels, test, targets, self.head.shrinkage).backward()
+            lda_loss(train, labels, test, targets, float(self.head.shrinkage)).backward()
             optimizer.step()
         finite = all(bool(torch.isfinite(q).all()) for q in queries)
         for q, start in zip(queries, before, strict=True):

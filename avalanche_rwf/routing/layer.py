@@ -75,6 +75,17 @@ class RoutingLayer(nn.Module):
     :param log_prior: log p0 [N] of a retrieval's tokens (:mod:`avalanche_rwf.routing.priors`);
         None is uniform.
     :raises ValueError: naming the argument that is out of range.
+
+    Source: RwF, arXiv 2603.09576.
+
+    >>> layer = RoutingLayer(dim=8, num_prompts=3, heads=2)
+    >>> tokens = torch.randn(4, 10, 8)
+    >>> layer(tokens).shape  # prompts [B, L, D]
+    torch.Size([4, 3, 8])
+    >>> sorted(layer.parameter_groups())  # what is trained by default
+    ['o', 'queries']
+    >>> layer.diagnose(tokens).association.sum(-1).allclose(torch.ones(4, 2, 3))
+    True
     """
 
     w_q: nn.Parameter | None

@@ -26,7 +26,11 @@ def centre_prior(grid: tuple[int, int], width: float, num_prefix_tokens: int = 1
     :param grid: rows and columns of patches; N is their product and the prefix tokens.
     :param width: w, the standard deviation in halves of a side, > 0; large is uniform.
     :param num_prefix_tokens: class token and registers, before the patches.
+    :returns: [N] log-weights, 0 at the centre, up to a constant.
     :raises UsageError: if an argument is out of range, such as a width that is not positive.
+
+    >>> centre_prior((2, 2), width=1.0)
+    tensor([   -inf, -0.2500, -0.2500, -0.2500, -0.2500])
     """
     if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise UsageError(f"grid must be two numbers of patches, rows and columns, not {grid!r}.")

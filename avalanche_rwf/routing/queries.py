@@ -27,12 +27,20 @@ __all__ = ["principal_queries"]
 
 @torch.no_grad()
 def principal_queries(tokens: Tensor, num_queries: int) -> Tensor:
-    """Queries [L, D] from tokens [B, N, D]: plus and minus the leading principal directions.
+    """Queries: plus and minus the leading principal directions of layer-normed tokens.
 
     The sign of an eigenvector is arbitrary; the pairs make the set independent of it. For an odd L
     the last direction comes with one sign only.
 
+    :param tokens: [B, N, D].
+    :param num_queries: L.
+    :returns: [L, D], each of norm sqrt(D).
     :raises UsageError: if L is no whole number from 1 to 2 D.
+
+    >>> tokens = torch.tensor([[[3.0, 0, 0, 0], [-3, 0, 0, 0], [0, 1, 0, 0], [0, -1, 0, 0]]])
+    >>> queries = principal_queries(tokens, 2)
+    >>> queries.norm(dim=1), torch.equal(queries[0], -queries[1])
+    (tensor([2., 2.]), True)
     """
     if not isinstance(tokens, Tensor) or tokens.dim() < 2:
         raise UsageError(f"tokens must be a tensor [B, N, D], not {tokens!r}.")

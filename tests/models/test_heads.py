@@ -1,10 +1,12 @@
 import copy
 import inspect
+import itertools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.covariance import oas
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads import (
@@ -217,9 +219,9 @@ def test_white_head_carries_rows_over_when_the_whitening_changes():
     )
 
 
-@pytest.mark.parametrize("n", [7, 12, 13, 200])
-@pytest.mark.parametrize("within", [True, False])
-def test_moments_solve_the_same_before_and_after_folding(n, within):
+@pytest.mark.parametrize("n", [5, 7, 11, 12, 13, 200])
+@pytest.mark.parametrize("kind", ["lda", "ridge", "balanced"])
+def test_moments_solve_the_same_before_and_after_folding(n, kind):
     """Fewer samples than features are solved in the samples' space, more in the features'."""
     x, y = data(dtype=torch.float64)
     x, y = x[:n], y[:n]
@@ -227,21 +229,92 @@ def test_moments_solve_the_same_before_and_after_folding(n, within):
     for i in range(0, n, 5):
         moments.add(x[i : i + 5], y[i : i + 5])
     torch.testing.assert_close(moments.second_moment(), x.T @ x)
-    torch.testing.assert_close(moments.means()[1], x[y == 1].mean(0))
-    assert moments.samples == n
-    assert (len(moments.gram) > 0) is (n >= W)
-    centred = x - moments.means()[y] if within else x
-    S = centred.T @ centred
-    A = 0.9 * S + 0.1 * S.trace() / W * torch.eye(W, dtype=torch.float64)
-    right = torch.randn(C, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    got = moments.solve(right, 0.9, 0.1, within)
-    torch.testing.assert_close(got, torch.linalg.solve(A, right.T).T, rtol=1e-8, atol=1e-10)
+    seen = y.unique()
+    means = torch.stack([x[y == c].mean(0) for c in seen])
+    torch.testing.assert_close(moments.means()[seen], means)
+    assert moments.samples == n and moments.by_samples is (n < W)
+    assert (len(moments.gram) > 0) is (n > W / 2)
+    place = torch.searchsorted(seen, y)
+    centred, eye = x - means[place], torch.eye(W, dtype=torch.float64)
+    if kind == "lda":
+        S, right = 0.9 * centred.T @ centred / n, means - means.mean(0)
+        A = S + 0.1 / 0.9 * S.trace() / W * eye
+    else:
+        G, right = x.T @ x, torch.stack([x[y == c].sum(0) for c in seen])
+        if kind == "balanced":  # each class has the same weight; they share their covariance
+            G, right = len(seen) / n * centred.T @ centred + means.T @ means, means
+        A = G + 0.1 * G.trace() / W * eye
+
+    def solved(of):
+        if kind == "lda":
+            return of.lda(0.1)[0][seen]
+        return of.ridge(0.1, balance=kind == "balanced")[seen]
+
+    got = solved(moments)
+    expected = torch.linalg.solve(A, right.T).T
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10 * expected.abs().max())
     twin = StreamingMoments(W, C)
     twin.load_state_dict(moments.state_dict())
-    assert torch.equal(twin.solve(right, 0.9, 0.1, within), got)
+    assert torch.equal(solved(twin), got)
     twin.add(x[:3], y[:3])
     moments.add(x[:3], y[:3])
     assert torch.equal(twin.second_moment(), moments.second_moment())
+
+
+@pytest.mark.parametrize("n", [9, 300])
+def test_shrinkage_that_is_found_is_that_of_scikit_learn(n):
+    x, y = data(dtype=torch.float64)
+    x, y = x.repeat(2, 1)[:n], y.repeat(2)[:n]
+    means = torch.stack([x[y == c].mean(0) for c in range(C)])
+    centred = (x - means[y]).numpy()
+    share = oas(centred, assume_centered=True)[1]
+    S = centred.T @ centred / n
+    t, t2 = np.trace(S), np.trace(S @ S)
+    other = ((n - 2) / n * t2 + t**2) / ((n + 2) * (t2 - t**2 / W))
+    for rule, expected in (("oas", share), ("ledoit-wolf", min(other, 1))):
+        found = feed(create_head("slda", W, C, shrinkage=rule), x, y, 16)
+        fixed = feed(create_head("slda", W, C, shrinkage=float(expected)), x, y, 16)
+        torch.testing.assert_close(found.solve()[0], fixed.solve()[0], rtol=1e-7, atol=1e-9)
+
+
+def test_no_batch_adds_more_than_twice_its_rows_to_the_second_moment():
+    """What a batch costs does not jump where the features' space becomes the smaller one."""
+    moments, folded = StreamingMoments(64, C), [0]
+    for _ in range(40):
+        moments.add(torch.randn(4, 64), torch.zeros(4, dtype=torch.long))
+        done = moments.samples if not moments.by_samples else moments._folded
+        folded.append(done)
+    assert max(b - a for a, b in itertools.pairwise(folded)) <= 8
+    assert folded[-1] == 160 and not len(moments.rows)
+
+
+def test_files_from_before_rows_were_folded_one_by_one_go_on():
+    """Earlier versions kept sums from the start and the last rows until F more had come."""
+    x, y = data(dtype=torch.float64)
+    for n in (9, 31):
+        new, older = StreamingMoments(W, C), StreamingMoments(W, C)
+        new.add(x[:n], y[:n])
+        kept = n % W if n >= W else n
+        state = {
+            "counts": new.counts, "sums": new.class_sums(), "rows": x[n - kept : n],
+            "row_targets": y[n - kept : n],
+            "gram": x[: n - kept].T @ x[: n - kept] if n >= W else torch.zeros(0, W),
+        }  # fmt: skip
+        older.load_state_dict(state)
+        for moments in (new, older):
+            moments.add(x[n : n + 4], y[n : n + 4])
+        torch.testing.assert_close(older.second_moment(), new.second_moment())
+        torch.testing.assert_close(older.means(), new.means())
+    torch.testing.assert_close(older.lda(0.1)[0], new.lda(0.1)[0])
+
+
+def test_fewer_samples_than_classes_are_solved_in_the_samples_space():
+    x, y = data(dtype=torch.float64)
+    few, many = (create_head("ridge", W, c) for c in (100, C))
+    for head in (few, many):
+        feed(head, x[:10], y[:10], 4)
+    assert few.solve()[0].shape == (100, 10) and many.solve()[0].shape == (C, W)
+    torch.testing.assert_close(few(x)[:, :C], many(x))
 
 
 @pytest.mark.parametrize(
@@ -435,16 +508,17 @@ def test_classes_without_spread_are_no_error(name, kind, scale):
 
 @pytest.mark.parametrize("kind", FLAT)
 @pytest.mark.parametrize("name", ["slda", "ridge"])
-def test_both_forms_of_the_solution_agree_where_classes_have_no_spread(name, kind):
-    """The samples' form (n < F) and the features' (folded at any n) to 1e-6 of the logits."""
+def test_both_forms_of_the_solution_agree_where_classes_have_no_spread(name, kind, monkeypatch):
+    """The samples' form (n < F) and the features' (taken at any n) to 1e-6 of the logits."""
     for n in (2, W - 1):
         for scale in (1e4, 1.0, 1e-4):
             x, y = without_spread(kind, n)
             a, b = (feed(create_head(name, W, n), scale * x, y, 5) for _ in range(2))
-            b.moments._gather()
-            b.moments._fold()
-            in_samples, in_features = a(scale * x)[:, y.unique()], b(scale * x)[:, y.unique()]
-            size = max(float(in_samples.abs().max()), 1e-30)
+            in_samples = a(scale * x)[:, y.unique()]
+            with monkeypatch.context() as patch:
+                patch.setattr(StreamingMoments, "by_samples", False)
+                in_features = b(scale * x)[:, y.unique()]
+            size = max(float(in_samples.abs().max()), 1e-20)  # logits have no unit
             torch.testing.assert_close(in_features, in_samples, rtol=0, atol=1e-6 * size)
 
 

@@ -29,7 +29,14 @@ __all__ = [
 
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
-    """Within it, what is computed with a module's parameters gives them no gradient."""
+    """Within it, what is computed with a module's parameters gives them no gradient.
+
+    >>> layer, x = nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+    >>> with held(layer):
+    ...     layer(x).sum().backward()
+    >>> layer.weight.grad is None, x.grad is None
+    (True, False)
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -41,12 +48,23 @@ def held(module: nn.Module) -> Iterator[None]:
 
 
 def with_rows(old: Tensor, fresh: Tensor) -> Tensor:
-    """The rows of `old`, and behind them those of `fresh` that `old` does not have."""
+    """The rows of `old`, and behind them those of `fresh` that `old` does not have.
+
+    >>> with_rows(torch.ones(1), torch.zeros(3))
+    tensor([1., 0., 0.])
+    """
     return torch.cat([old, fresh[len(old) :].to(old)])
 
 
 def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *names: str) -> None:
-    """Before loading, give the buffers whose length depends on the stream that of a state."""
+    """Before loading, give the buffers whose length depends on the stream that of a state.
+
+    >>> layer = nn.Module()
+    >>> layer.register_buffer("rows", torch.zeros(0, 2))
+    >>> fit_buffers(layer, {"rows": torch.ones(3, 2)}, "", "rows")
+    >>> layer.rows.shape
+    torch.Size([3, 2])
+    """
     for name in names:
         value = state.get(prefix + name)
         if isinstance(value, Tensor):
@@ -67,6 +85,13 @@ class Head(nn.Module, ABC):
 
     :param in_features: width F of the features.
     :param num_classes: number of classes C to begin with.
+    :raises UsageError: if a size is no whole number of at least 1, or there is no map.
+
+    >>> class Doubled(Head):
+    ...     def linear_form(self, features):
+    ...         return 2 * features, torch.eye(self.num_classes, self.in_features), None
+    >>> Doubled(3, 2)(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[2., 4.]])
     """
 
     closed_form: ClassVar[bool] = False
@@ -134,6 +159,14 @@ def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
     default. Its docstring's first line is in the listing.
 
     :raises ValueError: if the name is taken, it is no such class, or an option has no default.
+
+    >>> @register_head("halved")
+    ... class Halved(HEADS["linear"]):
+    ...     "Half of a linear head's logits."
+    ...     def forward(self, features):
+    ...         return super().forward(features) / 2
+    >>> "halved" in list_heads() and HEADS.entries.pop("halved") is Halved
+    True
     """
 
     def register(kind: type[Head]) -> type[Head]:
@@ -147,14 +180,24 @@ def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
 
 
 def list_heads() -> list[str]:
-    """Names of the heads, those trained by gradient first."""
+    """Names of the heads, those trained by gradient first.
+
+    >>> "white" in list_heads()
+    True
+    """
     return HEADS.names()
 
 
-def create_head(name: str, in_features: int, num_classes: int, **options: float) -> Head:
+def create_head(name: str, in_features: int, num_classes: int, **options: Any) -> Head:
     """A head by name, one of :func:`list_heads`.
 
-    :raises UsageError: for an unknown name.
+    :param in_features: width F of the features.
+    :param num_classes: C.
+    :param options: of the head, such as ``tau`` or ``shrinkage``.
+    :raises UsageError: for an unknown name or an option out of range.
+
+    >>> create_head("cosine", 8, 3, tau=0.05)(torch.randn(2, 8)).shape
+    torch.Size([2, 3])
     """
     check_choice("head", name, list_heads())
     return HEADS[name](in_features, num_classes, **options)

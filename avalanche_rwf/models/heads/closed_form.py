@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads.base import Head, fit_buffers, register_head, with_rows
-from avalanche_rwf.utils.validation import check_number, check_whole
+from avalanche_rwf.utils.validation import check_flag, check_number, check_whole, shown
 
 __all__ = [
     "ClosedFormHead",
@@ -19,22 +20,73 @@ __all__ = [
     "RidgeHead",
     "SLDAHead",
     "StreamingMoments",
+    "check_shrinkage",
 ]
 
 # Features are float32 as a rule: a variance below this share of their size is rounding.
 _NO_SPREAD = 1e-12
+# Inner products of rows are computed and kept in tiles of this size: so they have the same bits
+# whenever somebody asked for them before.
+_TILE = 256
+SHRINKAGES = ("oas", "ledoit-wolf")
+
+
+def check_shrinkage(value: float | str) -> float | str:
+    """A share above 0 and at most 1, or the name of a rule that finds it.
+
+    :raises UsageError: for anything else.
+
+    >>> check_shrinkage(0.1), check_shrinkage("oas")
+    (0.1, 'oas')
+    """
+    if isinstance(value, str):
+        if value not in SHRINKAGES:
+            names = " or ".join(map(repr, SHRINKAGES))
+            raise UsageError(
+                f"shrinkage must be a finite number above 0 and at most 1, or {names}, not "
+                f"{shown(value)}."
+            )
+        return value
+    check_number("shrinkage", value, above=0, most=1)
+    return value
+
+
+def _found_shrinkage(rule: str, n: int, p: int, trace: Tensor, squared: Tensor) -> Tensor:
+    """The share that a rule finds from a covariance of n samples in p dimensions.
+
+    :param trace: tr S.
+    :param squared: tr S^2.
+    """
+    if rule == "oas":  # Chen et al. 2010, equation 23, with the constants of its limit
+        above = squared / p**2 + (trace / p).square()
+        below = (n + 1) * (squared / p**2 - trace.square() / p**3)
+    else:  # its equation 17
+        above = max(n - 2, 0) / n * squared + trace.square()
+        below = (n + 2) * (squared - trace.square() / p)
+    return torch.where(below > above, above / below, 1.0)
 
 
 class StreamingMoments(nn.Module):
     r"""Counts, sums and second moments of features by class, exact in float64.
 
     The second moment G = sum f f^T is F x F. Until F samples have been seen it has a smaller exact
-    form, the features themselves (G = X^T X), in which solving costs n^2 F instead of F^3: wide
-    read-outs are affordable on short streams. At F samples X is folded into G and gathered anew.
-    Asking for a solution changes no bit of the state.
+    form, the features themselves (G = X^T X), in which solving costs n^2 F + n^3 instead of F^3:
+    wide read-outs are affordable on short streams. From F / 2 samples on each batch adds twice its
+    own number of rows to G, so that all are in G at F samples and no step is longer than others.
+    Asking for a solution changes no bit of the state; what it computed of earlier samples is used
+    again.
+
+    Cost of a batch of B: 2 B F^2 operations from F / 2 samples on. State: at most
+    8 F^2 + 8 C F + 4 F^2 bytes.
 
     :param in_features: width F.
     :param num_classes: C.
+    :param second: False keeps counts and sums alone.
+
+    >>> moments = StreamingMoments(3, 2)
+    >>> moments.add(torch.tensor([[1.0, 0, 0], [3, 0, 0]]), torch.tensor([1, 1]))
+    >>> moments.means()[1].tolist(), float(moments.second_moment()[0, 0]), moments.samples
+    ([2.0, 0.0, 0.0], 10.0, 2)
     """
 
     counts: Tensor
@@ -43,26 +95,35 @@ class StreamingMoments(nn.Module):
     rows: Tensor
     row_targets: Tensor
 
-    def __init__(self, in_features: int, num_classes: int) -> None:
+    def __init__(self, in_features: int, num_classes: int, second: bool = True) -> None:
         super().__init__()
         double = torch.float64
-        self.in_features = in_features
+        self.in_features, self.second = in_features, second
         self.register_buffer("counts", torch.zeros(num_classes, dtype=double))
-        self.register_buffer("sums", torch.zeros(num_classes, in_features, dtype=double))
-        # Empty until F samples have been seen.
+        # Sums and second moment are empty while all rows are here.
+        sums = torch.zeros(0 if second else num_classes, in_features, dtype=double)
+        self.register_buffer("sums", sums)
         self.register_buffer("gram", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("rows", torch.zeros(0, in_features))
         self.register_buffer("row_targets", torch.zeros(0, dtype=torch.long))
         self._parts: list[tuple[Tensor, Tensor]] = []
+        self._inner: Tensor | None = None  # X X^T of whole tiles, from the last solution
         self.samples = 0
+        self._folded = 0  # rows that are in the second moment
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        fit_buffers(self, state_dict, prefix, "gram", "rows", "row_targets")
-        self._parts = []
+        names = ("sums", "gram", "rows", "row_targets")
+        if not self.second:  # older files have them of every head
+            state_dict.update({prefix + n: getattr(self, n) for n in names[1:]})
+        fit_buffers(self, state_dict, prefix, *names)
+        self._parts, self._inner = [], None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.samples = int(self.counts.sum())
+        self._folded = self._due() if len(self.gram) and self.samples < self.in_features else 0
+        if len(self.gram) and self.samples >= self.in_features and len(self.rows):
+            self._fold(len(self.rows))  # an older file
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._gather()
@@ -70,7 +131,20 @@ class StreamingMoments(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> StreamingMoments:
         self._gather()  # what waits in a list would not move with the buffers
+        self._inner = None
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inner": None}
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether all rows are here, and solutions are found in their space."""
+        return self.second and self.samples < self.in_features
+
+    def _due(self) -> int:
+        """How many of the rows are to be in the second moment after so many samples."""
+        return min(max(2 * self.samples - self.in_features, 0), self.samples)
 
     def _gather(self) -> None:
         """Put the batches since the last look into one tensor; values do not change."""
@@ -84,94 +158,241 @@ class StreamingMoments(nn.Module):
     @torch.no_grad()
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add features [B, F] of classes targets [B]."""
-        f = features.detach().clone()
+        f = features.detach()
+        whole = self.samples >= self.in_features and not len(self.rows) and not self._parts
         self.samples += len(f)
         self.counts.index_add_(0, targets, torch.ones_like(targets, dtype=self.counts.dtype))
-        self.sums.index_add_(0, targets, f.to(self.sums.dtype))
-        self._parts.append((f, targets.clone()))
-        if self.samples % self.in_features < len(f):
-            self._gather()
-            if len(self.rows) >= self.in_features:
-                self._fold()
+        if len(self.sums):
+            self.sums.index_add_(0, targets, f.double())
+        if not self.second:
+            return
+        if whole:
+            x = f.double()
+            self.gram.addmm_(x.T, x)
+            return
+        self._parts.append((f.clone(), targets.clone()))
+        due = self._due()
+        if due > self._folded:
+            if due > len(self.rows):
+                self._gather()
+            self._fold(due)
 
-    def _fold(self) -> None:
-        x = self.rows.double()
-        self.gram = x.T @ x if not len(self.gram) else self.gram.addmm_(x.T, x)
-        self.rows, self.row_targets = self.rows[:0], self.row_targets[:0]
+    def _fold(self, due: int) -> None:
+        """Have the first `due` rows in the second moment, and drop the rows when all are."""
+        if not len(self.sums):
+            self._gather()
+            self.sums = self.class_sums()
+        if not len(self.gram):
+            self.gram = self.sums.new_zeros(self.in_features, self.in_features)
+        x = self.rows[self._folded : due].double()
+        self.gram.addmm_(x.T, x)
+        self._folded = due
+        if self.samples >= self.in_features:
+            self.rows, self.row_targets = self.rows[:0].clone(), self.row_targets[:0].clone()
+            self._folded, self._inner = 0, None
 
     def second_moment(self) -> Tensor:
-        """Sum of f f^T over all samples: [F, F]."""
+        """Sum of f f^T over all samples: [F, F], a tensor of the caller's own."""
         self._gather()
-        x = self.rows.double()
-        return torch.addmm(self.gram, x.T, x) if len(self.gram) else x.T @ x
+        x = self.rows[self._folded :].double()
+        if not len(self.gram):
+            return x.T @ x
+        return torch.addmm(self.gram, x.T, x) if len(x) else self.gram.clone()
+
+    def class_sums(self) -> Tensor:
+        """Sums of the features by class [C, F]."""
+        if len(self.sums):
+            return self.sums
+        self._gather()
+        sums = self.sums.new_zeros(len(self.counts), self.in_features)
+        return sums.index_add_(0, self.row_targets, self.rows.double())
 
     def means(self) -> Tensor:
         """Class means [C, F]; zero for a class without samples."""
-        return self.sums / self.counts.clamp_min(1).unsqueeze(1)
+        return self.class_sums() / self.counts.clamp_min(1).unsqueeze(1)
 
     @torch.no_grad()
-    def solve(self, right: Tensor, weight: float, shift: float, within: bool) -> Tensor:
-        """A^{-1} r for each row of `right`, with A = weight S + shift (tr S / F) I, by Cholesky.
+    def lda(self, shrinkage: float | str) -> tuple[Tensor, Tensor]:
+        r"""Weights [C, F] and bias [C] of LDA with equal priors, see :class:`SLDAHead`.
 
         Where classes have no spread beyond rounding (tr S below 1e-12 of tr G, as with one image a
-        class) S counts as zero and the shift is relative to tr G instead. What is added to the
-        diagonal is at least the rounding of G, so A can always be solved. All of it is relative to
-        the features' scale and the same in both forms.
+        class) S counts as zero and the shrinkage is relative to tr G instead. What is added to the
+        diagonal is at least the rounding of G, so it can always be solved. All of it is relative
+        to the features' scale and the same in both forms.
 
-        :param right: [C, F].
-        :param within: S is the within-class scatter (about the class means), otherwise G.
-        :returns: [C, F].
+        :param shrinkage: a share above 0 and at most 1, "oas" or "ledoit-wolf".
         """
-        self._gather()
-        x = self.rows.double()
-        folded = bool(len(self.gram))
-        if folded:
-            scatter = self.second_moment()
-            whole = scatter.diagonal().mean()
-            if within:
-                scatter -= (self.means() * self.counts.unsqueeze(1)).T @ self.means()
-            spread = scatter.diagonal().mean()
-        else:
-            whole = x.square().sum() / self.in_features
-            if within:
-                x = x - self.means()[self.row_targets]
-            spread = x.square().sum() / self.in_features
+        if self.by_samples:
+            return self._lda_by_samples(shrinkage)
+        scatter, means = self.second_moment(), self.means()
+        whole = scatter.diagonal().mean()
+        scatter.addmm_((means * self.counts.unsqueeze(1)).T, means, alpha=-1)
+        seen = self.counts > 0
+        # Seen from the mean of the means the solution is the same and loses fewer digits.
+        centre = means[seen].mean(0) if bool(seen.any()) else means.mean(0)
+        centred = means - centre
+        s = self._share(shrinkage, scatter)
+        weight, some, ridge = self._ridge(1 - s, s, scatter.diagonal().mean(), whole)
+        scatter.mul_(weight * some).diagonal().add_(ridge)
+        found = torch.cholesky_solve(centred.T, torch.linalg.cholesky(scatter)).T * self.samples
+        return found, -0.5 * (centred * found).sum(1) - found @ centre
+
+    @torch.no_grad()
+    def ridge(self, penalty: float, balance: bool = False, combined: bool = True) -> Tensor:
+        """Weights [C, F] of ridge regression to one-hot targets, see :class:`RidgeHead`.
+
+        :param penalty: relative to the mean of the diagonal, > 0.
+        :param balance: whether classes count alike.
+        :param combined: False, in the samples' space, gives coefficients [C, n] of the rows.
+        """
+        if balance:
+            return self._balanced(penalty)
+        if not self.by_samples:
+            gram = self.second_moment()
+            _, _, ridge = self._ridge(1.0, penalty, gram.diagonal().mean(), gram.diagonal().mean())
+            gram.diagonal().add_(ridge)
+            return torch.cholesky_solve(self.class_sums().T, torch.linalg.cholesky(gram)).T
+        inner = self._products().clone()
+        size = inner.diagonal().sum() / self.in_features
+        inner.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
+        present, group = self.row_targets.unique(return_inverse=True)
+        own = F.one_hot(group, len(present)).double()
+        # X (X^T X + r I)^{-1} = (X X^T + r I)^{-1} X
+        found = torch.cholesky_solve(own, torch.linalg.cholesky(inner)).T
+        if combined:
+            found = self._times_rows(found)
+        return found.new_zeros(len(self.counts), found.shape[1]).index_copy_(0, present, found)
+
+    def _share(self, shrinkage: float | str, scatter: Tensor) -> Tensor:
+        """The shrinkage, by name from the scatter S = n Sigma or from X X^T of the same rows."""
+        n = max(self.samples, 1)
+        if isinstance(shrinkage, str):
+            trace, squared = scatter.diagonal().sum() / n, scatter.square().sum() / n**2
+            return _found_shrinkage(shrinkage, n, self.in_features, trace, squared)
+        return torch.tensor(float(shrinkage), dtype=scatter.dtype, device=scatter.device)
+
+    def _ridge(
+        self, weight: float | Tensor, shift: float | Tensor, spread: Tensor, whole: Tensor
+    ) -> tuple[float | Tensor, Tensor, Tensor]:
+        """For weight S + ridge I: the weight, whether S is more than rounding, and the ridge.
+
+        :param spread: mean of S's diagonal.
+        :param whole: mean of G's.
+        """
         some = spread > _NO_SPREAD * whole
         rounding = weight * torch.finfo(whole.dtype).eps * self.in_features**2 * whole
         ridge = torch.maximum(shift * torch.where(some, spread, whole), rounding)
-        ridge = ridge.clamp_min(torch.finfo(ridge.dtype).tiny)  # features that are all zero
-        if folded:
-            scatter.mul_(weight).mul_(some)
-            scatter.diagonal().add_(ridge)
-            return torch.cholesky_solve(right.T, torch.linalg.cholesky(scatter)).T
-        if weight == 0 or not len(x):
-            return right / ridge
-        # (w X^T X + r I)^{-1} = (I - X^T (X X^T + r / w I)^{-1} X) / r   (Woodbury)
-        x = x * some
-        inner = x @ x.T
-        inner.diagonal().add_(ridge / weight)
-        found = torch.cholesky_solve(x @ right.T, torch.linalg.cholesky(inner))
-        return (right - found.T @ x) / ridge
+        return weight, some, ridge.clamp_min(torch.finfo(whole.dtype).tiny)  # all may be zero
+
+    def _lda_by_samples(self, shrinkage: float | str) -> tuple[Tensor, Tensor]:
+        """:meth:`lda` from the inner products K of the rows alone.
+
+        With the rows about their class means, H X, and the class means about their mean, B^T X,
+        the weights are B^T X (w X^T H X + r I)^{-1} = (B - H (H K H + r / w I)^{-1} H K B)^T X / r.
+        """
+        inner = self._products()
+        present, group = self.row_targets.unique(return_inverse=True)
+        count = self.counts[present]
+        zeros = inner.new_zeros(len(present), len(inner))
+        whole = inner.diagonal().sum() / self.in_features
+        left = inner - (zeros.index_add(0, group, inner) / count.unsqueeze(1))[group]  # H K
+        by_class = zeros.index_add(0, group, left.T).T / count
+        within = left.sub_(by_class[:, group])  # H K H
+        s = self._share(shrinkage, within)
+        spread = within.diagonal().sum() / self.in_features
+        weight, some, ridge = self._ridge(1 - s, s, spread, whole)
+        own = F.one_hot(group, len(present)).to(inner.dtype) / count
+        alpha = own - own.mean(1, keepdim=True)  # B
+        if bool((weight > 0) & some):
+            within.diagonal().add_(ridge / weight)
+            right = by_class - by_class.mean(1, keepdim=True)  # H K B
+            found = torch.cholesky_solve(right, torch.linalg.cholesky(within))
+            classes = zeros.new_zeros(len(present), len(present)).index_add_(0, group, found)
+            alpha = alpha - found + (classes / count.unsqueeze(1))[group]
+        parts = self._times_rows(torch.cat([alpha.T, own.T]))
+        found, means = parts[: len(present)] / ridge * self.samples, parts[len(present) :]
+        centre = means.mean(0)
+        bias = -0.5 * ((means - centre) * found).sum(1) - found @ centre
+        weights = found.new_zeros(len(self.counts), self.in_features)
+        return (
+            weights.index_copy_(0, present, found),
+            found.new_zeros(len(self.counts)).index_copy_(0, present, bias),
+        )
+
+    def _balanced(self, penalty: float) -> Tensor:
+        """:meth:`ridge` of classes that count alike: G = c / n S + M^T M and the means as sums."""
+        means, seen = self.means(), self.counts > 0
+        share = float(seen.sum()) / max(self.samples, 1)
+        if self.by_samples:
+            self._gather()
+            x = self.rows.double() - means[self.row_targets]
+            x = torch.cat([share**0.5 * x, means[seen]])
+            size = x.square().sum() / self.in_features
+            ridge = self._ridge(1.0, penalty, size, size)[2]
+            inner = x @ x.T
+            inner.diagonal().add_(ridge)
+            found = torch.cholesky_solve(x @ means.T, torch.linalg.cholesky(inner))
+            return (means - found.T @ x) / ridge
+        gram = self.second_moment()
+        gram.addmm_((means * self.counts.unsqueeze(1)).T, means, alpha=-1)
+        gram = torch.addmm(gram, means[seen].T, means[seen], beta=share)
+        size = gram.diagonal().mean()
+        gram.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
+        return torch.cholesky_solve(means.T, torch.linalg.cholesky(gram)).T
+
+    def _products(self) -> Tensor:
+        """X X^T [n, n] in float64; that of earlier rows is not computed again."""
+        self._gather()
+        n, known = len(self.rows), 0 if self._inner is None else len(self._inner)
+        full = torch.empty(n, n, dtype=torch.float64, device=self.rows.device)
+        if self._inner is not None:
+            full[:known, :known] = self._inner
+        for start in range(known, n, _TILE):
+            part = self.rows[start : start + _TILE].double()
+            stop = start + len(part)
+            for other in range(0, stop, _TILE):
+                tile = part @ self.rows[other : min(other + _TILE, stop)].double().T
+                full[start:stop, other : other + tile.shape[1]] = tile
+                full[other : other + tile.shape[1], start:stop] = tile.T
+        whole = n - n % _TILE
+        if whole > known:
+            self._inner = full[:whole, :whole].clone() if whole < n else full
+        return full
+
+    def _times_rows(self, found: Tensor) -> Tensor:
+        """[K, n] times the rows X: [K, F]; all rows in float64 at once would be large."""
+        total = found.new_zeros(len(found), self.in_features)
+        for start in range(0, len(self.rows), _TILE):
+            stop = start + _TILE
+            total.addmm_(found[:, start:stop], self.rows[start:stop].double())
+        return total
 
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes."""
         self.counts = with_rows(self.counts, torch.zeros(num_classes))
-        self.sums = with_rows(self.sums, torch.zeros(num_classes, self.in_features))
+        if len(self.sums):
+            self.sums = with_rows(self.sums, torch.zeros(num_classes, self.in_features))
 
 
 class ClosedFormHead(Head):
     """A head that is solved from :class:`StreamingMoments` when it is first asked after training.
 
     Classes without a sample get -inf: a score of zero could win against negative ones.
+
+    :param in_features: width F of what the moments are of.
+    :param num_classes: C.
+
+    >>> issubclass(SLDAHead, ClosedFormHead) and SLDAHead.closed_form
+    True
     """
 
     closed_form = True
 
-    def __init__(self, in_features: int, num_classes: int) -> None:
+    def __init__(self, in_features: int, num_classes: int, second: bool = True) -> None:
         super().__init__(in_features, num_classes)
-        self.moments = StreamingMoments(in_features, num_classes)
-        self._solved: tuple[Tensor, Tensor] | None = None
-        self._late: tuple[int, Tensor, Tensor] | None = None
+        self.moments = StreamingMoments(in_features, num_classes, second)
+        self._solved: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._late: tuple[int, tuple[Tensor, Tensor, Tensor | None]] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> ClosedFormHead:
         self._solved = self._late = None  # tensors that a move would leave behind
@@ -182,28 +403,31 @@ class ClosedFormHead(Head):
         self._solved = self._late = None
 
     def observe(self, features: Tensor, targets: Tensor) -> None:
-        """Add the batch to the sums."""
+        """Add the batch to the sums: features [B, F], targets [B]."""
         self.moments.add(self._map(features.detach()), targets)
         self._solved = None
 
     @abstractmethod
     def solve(self) -> tuple[Tensor, Tensor]:
-        """Weights [C, F] and bias [C] in float64."""
+        """Weights [C, K] and bias [C] in float64; K is F, or n of :meth:`basis`."""
+
+    def basis(self) -> Tensor | None:
+        """Rows [n, F] whose inner products with the features the weights are for; None: none."""
+        return None
 
     @torch.no_grad()
-    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _solution(self) -> tuple[Tensor, Tensor, Tensor | None]:
         if self._solved is None:
             weight, bias = self.solve()
             bias = bias.masked_fill(self.moments.counts == 0, float("-inf"))
-            self._solved = weight, bias
-        weight, bias = self._solved
-        if weight.device != like.device:
-            weight, bias = self._solved = weight.to(like.device), bias.to(like.device)
-        return weight, bias
+            self._solved = weight, bias, self.basis()
+        return self._solved
 
     def linear_form(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The inputs, weights and bias of the solution, in float64."""
-        return self._inputs(features), *self._weights(features)
+        weight, bias, basis = self._solution()
+        inputs = self._inputs(features)
+        return inputs if basis is None else inputs @ basis.T, weight, bias
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F] -> logits [B, C], computed in float64 and returned in float32."""
@@ -216,8 +440,8 @@ class ClosedFormHead(Head):
         each new class would cost a wide head more than the backbone's forward.
         """
         if self._late is None or self.moments.samples >= 2 * self._late[0]:
-            self._late = self.moments.samples, *self._weights(features)
-        solved, self._solved = self._solved, self._late[1:]
+            self._late = self.moments.samples, self._solution()
+        solved, self._solved = self._solved, self._late[1]
         try:
             return self(features)
         finally:
@@ -244,7 +468,18 @@ class ClosedFormHead(Head):
 
 @register_head("ncm")
 class NCMHead(ClosedFormHead):
-    """Nearest class mean by cosine: logits cos(f, mu_c)."""
+    """Nearest class mean by cosine: logits cos(f, mu_c).
+
+    Source: SimpleCIL, arXiv 2303.07338. State: 8 C F bytes.
+
+    >>> head = NCMHead(2, 2)
+    >>> head.observe(torch.tensor([[2.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 1]))
+    >>> head(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes, second=False)
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Unit class means and a zero bias."""
@@ -263,28 +498,32 @@ class SLDAHead(ClosedFormHead):
               w_c = \Sigma_s^{-1} \mu_c, \quad b_c = - \tfrac{1}{2} \mu_c^T w_c,
 
     with Sigma_s = (1 - s) Sigma + s * mean variance * I. Unlike the published running update,
-    the within-class scatter uses the final class means, so it does not depend on the order.
+    the within-class scatter uses the final class means, so it does not depend on the order. All
+    classes have the same prior, however many samples they have.
 
-    :param shrinkage: s in (0, 1].
+    Source: Hayes & Kanan, arXiv 1909.01520; shrinkage that is found: Chen et al., Shrinkage
+    algorithms for MMSE covariance estimation, 2010. "ledoit-wolf" is their Rao-Blackwell form of
+    the Ledoit-Wolf estimate: Ledoit and Wolf's own needs fourth moments about the class means,
+    which no sums of a stream give.
+
+    :param shrinkage: s in (0, 1], or "oas" or "ledoit-wolf".
+    :raises UsageError: for another one.
+
+    >>> head, x = SLDAHead(2, 2), torch.tensor([[1.0, 0.0], [3, 0], [1, 1], [3, 1]])
+    >>> head.observe(x, torch.tensor([0, 0, 1, 1]))
+    >>> head(torch.tensor([[9.0, 0.1], [-9.0, 0.9]])).argmax(1)
+    tensor([0, 1])
     """
 
-    def __init__(self, in_features: int, num_classes: int, shrinkage: float = 0.05) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, shrinkage: float | str = 0.05
+    ) -> None:
         super().__init__(in_features, num_classes)
-        check_number("shrinkage", shrinkage, above=0, most=1)
-        self.shrinkage = shrinkage
+        self.shrinkage = check_shrinkage(shrinkage)
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Solve Sigma_s W^T = M^T by Cholesky."""
-        m = self.moments
-        means = m.means()
-        n = float(m.counts.sum().clamp_min(1))
-        # Seen from the mean of the means the solution is the same and loses fewer digits.
-        seen = m.counts > 0
-        centre = means[seen].mean(0) if bool(seen.any()) else means.mean(0)
-        centred = means - centre
-        weight = m.solve(centred, (1 - self.shrinkage) / n, self.shrinkage / n, within=True)
-        bias = -0.5 * (centred * weight).sum(1) - weight @ centre
-        return weight, bias
+        return self.moments.lda(self.shrinkage)
 
 
 @register_head("ridge")
@@ -294,9 +533,22 @@ class RidgeHead(ClosedFormHead):
     With ``projections`` > 0 the features are first mapped by a fixed random layer,
     h = relu(f R), R ~ N(0, 1) (RanPAC, arXiv 2307.02251, without its first phase).
 
+    With ``balance`` a sample of class c counts 1 / n_c, for streams whose classes have different
+    numbers of samples: Q holds the class means and G = C Sigma + sum_c mu_c mu_c^T. That is the
+    weighted sum of f f^T if classes share their covariance Sigma; without that assumption it would
+    take a second moment for each class.
+
     :param penalty: lambda relative to the mean of G's diagonal, > 0, so that it does not depend on
         the features' scale.
     :param projections: width of the random layer, 0 for none.
+    :param balance: whether classes count alike.
+    :raises UsageError: if an option is out of range.
+
+    >>> head, x = RidgeHead(2, 2, penalty=1e-6), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> head.observe(x, torch.tensor([0, 1]))
+    >>> head(x).round(decimals=3)
+    tensor([[1., 0.],
+            [0., 1.]])
     """
 
     def __init__(
@@ -305,12 +557,14 @@ class RidgeHead(ClosedFormHead):
         num_classes: int,
         penalty: float = 0.01,
         projections: int = 0,
+        balance: bool = False,
     ) -> None:
         check_whole("in_features", in_features)
         check_whole("projections", projections, least=0)
         check_number("penalty", penalty, above=0)
+        check_flag("balance", balance)
         super().__init__(projections or in_features, num_classes)
-        self.penalty = penalty
+        self.penalty, self.balance = penalty, balance
         if projections:
             self.register_buffer("random", torch.randn(in_features, projections))
 
@@ -323,8 +577,17 @@ class RidgeHead(ClosedFormHead):
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Solve (G + lambda I) W^T = Q by Cholesky; Q is the matrix of class sums."""
-        weight = self.moments.solve(self.moments.sums, 1.0, self.penalty, within=False)
+        combined = self.basis() is None
+        weight = self.moments.ridge(self.penalty, self.balance, combined)
         return weight, torch.zeros_like(self.moments.counts)
+
+    def basis(self) -> Tensor | None:
+        """The rows themselves while they are fewer than classes and features."""
+        few = self.moments.by_samples and self.moments.samples < self.num_classes
+        if not few or self.balance:
+            return None
+        self.moments._gather()
+        return self.moments.rows.double()
 
 
 @register_head("rp-ridge")
@@ -338,6 +601,13 @@ class RandomRidgeHead(RidgeHead):
 
     :param penalty: lambda over the mean of the diagonal, > 0.
     :param projections: M.
+    :param balance: as in :class:`RidgeHead`.
+    :raises UsageError: if an option is out of range.
+
+    >>> head = RandomRidgeHead(4, 2, projections=16)
+    >>> head.observe(torch.randn(8, 4), torch.arange(8) % 2)
+    >>> head(torch.randn(3, 4)).shape
+    torch.Size([3, 2])
     """
 
     def __init__(
@@ -346,6 +616,7 @@ class RandomRidgeHead(RidgeHead):
         num_classes: int,
         penalty: float = 0.1,
         projections: int = 2000,
+        balance: bool = False,
     ) -> None:
         check_whole("projections", projections)
-        super().__init__(in_features, num_classes, penalty, projections)
+        super().__init__(in_features, num_classes, penalty, projections, balance)

@@ -59,7 +59,16 @@ def _drawn(rows: Tensor, name: str | None = None) -> Tensor:
 
 @register_head("linear")
 class LinearHead(_TrainedRows):
-    """Logits W f + b; W from a truncated normal of 0.02 as timm's heads, b = 0."""
+    """Logits W f + b; W from a truncated normal of 0.02 as timm's heads, b = 0.
+
+    :param in_features: F.
+    :param num_classes: C.
+
+    >>> head = LinearHead(4, 2)
+    >>> head.grow(3)
+    >>> head(torch.randn(5, 4)).shape
+    torch.Size([5, 3])
+    """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__(in_features, num_classes)
@@ -82,6 +91,13 @@ class CosineHead(_TrainedRows):
     """Logits <w / |w|, f / |f|> / tau, no bias.
 
     :param tau: temperature, > 0.
+    :raises UsageError: if it is not.
+
+    Source: as in SinglePrompt.
+
+    >>> head, x = CosineHead(4, 2, tau=0.5), torch.randn(5, 4)
+    >>> torch.allclose(head(100 * x), head(x)) and bool((head(x).abs() <= 2).all())
+    True
     """
 
     def __init__(self, in_features: int, num_classes: int, tau: float = 0.1) -> None:
@@ -120,6 +136,14 @@ class WhiteHead(CosineHead):
     :param tau: temperature.
     :param shrinkage: s, the share of the mean variance on the diagonal.
     :param refresh: growth of the number of samples after which T is renewed.
+    :raises UsageError: if an option is out of range.
+
+    Source: this project's; imprinting: Qi et al., arXiv 1712.07136.
+
+    >>> head, x = WhiteHead(2, 2), torch.tensor([[9.0, 0.1], [9.2, -0.1], [9.4, 0.1], [9, -0.1]])
+    >>> head.observe(x, torch.tensor([0, 1, 0, 1]))  # classes differ where features vary least
+    >>> head(x).argmax(1)
+    tensor([0, 1, 0, 1])
     """
 
     count: Tensor

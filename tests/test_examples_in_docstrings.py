@@ -1,0 +1,26 @@
+"""The examples in docstrings run, and every public function and class of the core has one."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+CORE = [
+    *(f"avalanche_rwf.routing.{name}" for name in ("functional", "layer", "priors", "queries")),
+    "avalanche_rwf.models.masks",
+    *(f"avalanche_rwf.models.heads{name}" for name in ("", ".base", ".closed_form", ".trained")),
+]
+WITHOUT = {"RoutingDiagnostics"}  # a record: RoutingLayer's example makes one
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_examples_run_and_none_is_missing(name):
+    module = importlib.import_module(name)
+    torch.manual_seed(0)
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted and not result.failed
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if callable(thing) and thing.__module__ == name and public not in WITHOUT:
+            assert ">>> " in (thing.__doc__ or ""), f"{public} has no example"
