@@ -9,7 +9,7 @@ import torch
 CORE = [
     *(f"avalanche_rwf.routing.{name}" for name in ("functional", "layer", "priors", "queries")),
     "avalanche_rwf.models.masks",
-    *(f"avalanche_rwf.models.heads{name}" for name in ("", ".base", ".closed_form", ".trained")),
+    *(f"avalanche_rwf.models.heads.{name}" for name in ("base", "closed_form", "trained")),
 ]
 WITHOUT = {"RoutingDiagnostics"}  # a record: RoutingLayer's example makes one
 

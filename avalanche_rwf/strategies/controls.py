@@ -89,9 +89,12 @@ def slda(
     num_classes: int,
     loop: dict[str, Any],
     readout: str = "cls",
-    shrinkage: float = 0.05,
+    shrinkage: float | str = 0.05,
 ) -> FrozenBackboneStrategy:
-    """Exact LDA on the class token; the published shrinkage is 1e-4, absolute."""
+    """Exact LDA on the class token; the published shrinkage is 1e-4, absolute.
+
+    ``shrinkage`` is a share above 0 and at most 1, or "oas" or "ledoit-wolf", which find it.
+    """
     model = FrozenViT(
         backbone, num_classes, head="slda", readout=readout, head_options={"shrinkage": shrinkage}
     )
@@ -110,7 +113,7 @@ def layers_lda(
     loop: dict[str, Any],
     blocks: str = "last 5",
     centre: float | None = None,
-    shrinkage: float = 0.2,
+    shrinkage: float | str = 0.2,
 ) -> FrozenBackboneStrategy:
     """Exact LDA on class token and mean patch of several blocks, nothing retrieved.
 

@@ -37,7 +37,7 @@ def rwf_lda(
     queries: str = "principal",
     beta: float = 0.025,
     centre: float | None = 0.5,
-    shrinkage: float = 0.2,
+    shrinkage: float | str = 0.2,
 ) -> FrozenBackboneStrategy:
     """Class token, mean patch and L patterns per block, retrieved around the centre -> LDA.
 

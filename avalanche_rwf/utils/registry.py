@@ -233,6 +233,11 @@ def _read(text: str, names: set[str], is_flag: bool) -> Any:
     if is_flag or names == {"bool"}:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         return words[text.lower()]
+    if names == {"float", "str"}:  # a number, or a word in its place
+        try:
+            names, text = {"float"}, str(float(text))
+        except ValueError:
+            return text
     if "str" in names or not names & {"int", "float"}:
         return text
     if "float" not in names or ("int" in names and text.lstrip("+-").isdecimal()):

@@ -352,6 +352,8 @@ def test_options_are_converted_by_their_type():
     assert options["num_prompts"] == 4 and options["beta"] == 0.5
     assert options["stop_gradient"] is True and options["lr"] == 1e-3
     assert resolve_options("rwf", {"beta": "none"})["beta"] is None
+    for text, value in (("0.5", 0.5), ("1e-3", 1e-3), ("oas", "oas")):
+        assert resolve_options("slda", {"shrinkage": text})["shrinkage"] == value
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ class StreamingMoments(nn.Module):
 
     The second moment G = sum f f^T is F x F. Until F samples have been seen it has a smaller exact
     form, the features themselves (G = X^T X), in which solving costs n^2 F + n^3 instead of F^3:
-    wide read-outs are affordable on short streams. From F / 4 samples on each batch adds 4 / 3 of its
-    own number of rows to G, so that all are in G at F samples and no step is longer than others.
+    wide read-outs are affordable on short streams. From F / 4 samples on each batch adds 4 / 3 of
+    its own number of rows to G, so that all are there at F samples and no step is much longer.
     Asking for a solution changes no bit of the state; what it computed of earlier samples is used
     again.
 
