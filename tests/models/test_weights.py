@@ -25,32 +25,12 @@ from avalanche_rwf.models.backbone import (
     weights_sha256,
 )
 
-TINY = "vit_tiny_patch16_224"
-SMALL = {"depth": 2, "embed_dim": 16, "num_heads": 2}
-
-
-def tiny(**kwargs):
-    torch.manual_seed(0)
-    return create_backbone(TINY, pretrained=False, image_size=32, **{**SMALL, **kwargs})
+from .tiny import SMALL, TINY, load, normal, same
 
 
 @pytest.fixture(scope="module")
 def reference():
-    model = tiny()
-    with torch.no_grad():  # timm starts biases and the class token at (nearly) zero
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
-
-
-def same(model, other):
-    ours, theirs = model.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def load(path, **kwargs):
-    return create_backbone(TINY, weights=path, image_size=32, **{**SMALL, **kwargs})
+    return normal()
 
 
 # ---------------------------------------------- weight files
