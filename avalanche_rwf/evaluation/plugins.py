@@ -18,6 +18,7 @@ from avalanche_rwf.errors import NonFiniteLossError
 from avalanche_rwf.evaluation.metrics import accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import stream_counter
+from avalanche_rwf.models.feature_cache import MEMORY, counts_only
 
 __all__ = [
     "FiniteLoss",
@@ -55,7 +56,8 @@ class Meter(SupervisedPlugin):
         self.progress = progress
         self._reported = 0
         self.eval_seconds = 0.0
-        self.forward_images = 0
+        self._counted = 0
+        self._counts: Callable[[], int] | None = None
         self._trained = 0.0
         self._since = 0.0
         self._training: Callable[[], float] | None = None
@@ -64,6 +66,11 @@ class Meter(SupervisedPlugin):
     def train_seconds(self) -> float:
         """Seconds of training so far, without evaluations and checkpoints."""
         return self._trained + (self._training() if self._training is not None else 0.0)
+
+    @property
+    def forward_images(self) -> int:
+        """Images that went through a backbone in training so far, looked up ones too."""
+        return self._counted + (self._counts() if self._counts is not None else 0)
 
     @contextlib.contextmanager
     def training(self, writing: Callable[[], float] = float) -> Iterator[None]:
@@ -75,8 +82,14 @@ class Meter(SupervisedPlugin):
         def other() -> float:
             return self.eval_seconds + writing()
 
-        start, before = time.perf_counter(), other()
-        self._training = lambda: time.perf_counter() - start - (other() - before)
+        start, before, charged = time.perf_counter(), other(), MEMORY.charged_seconds
+
+        def took() -> float:
+            # What was looked up counts as long as computing it took: times stay comparable.
+            looked_up = MEMORY.charged_seconds - charged
+            return time.perf_counter() - start - (other() - before) + looked_up
+
+        self._training = took
         try:
             yield
         finally:
@@ -94,7 +107,7 @@ class Meter(SupervisedPlugin):
         """Go on from :meth:`state_dict`."""
         self._trained = float(state["train_seconds"])
         self.eval_seconds = float(state["eval_seconds"])
-        self.forward_images = int(state["forward_images"])
+        self._counted = int(state["forward_images"])
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Note what has been counted before, in another process maybe."""
@@ -124,9 +137,10 @@ class Meter(SupervisedPlugin):
         :param networks: in which the strategy's ViTs are.
         """
 
+        @counts_only
         def count(embedding: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if strategy.is_training:
-                self.forward_images += len(args[0])
+                self._counted += len(args[0])
 
         embeddings = {
             module
@@ -135,9 +149,12 @@ class Meter(SupervisedPlugin):
             if name.rpartition(".")[2] == "patch_embed"
         }
         hooks = [embedding.register_forward_hook(count) for embedding in embeddings]
+        charged = MEMORY.charged_images
+        self._counts = lambda: MEMORY.charged_images - charged
         try:
             yield
         finally:
+            self._counted, self._counts = self.forward_images, None
             for hook in hooks:
                 hook.remove()
 

@@ -83,6 +83,7 @@ from avalanche_rwf.experiments.store import (
     write_text,
 )
 from avalanche_rwf.models.backbone import backbone_info
+from avalanche_rwf.models.feature_cache import MEMORY, NO_CACHE
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.description import describe
@@ -455,6 +456,8 @@ def _run(
                 f"{origin.get('file')} is another one."
             )
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    MEMORY.off = bool(os.environ.get(NO_CACHE))
+    MEMORY.training = config.augment == "none"  # augmented images come once
     workers = loader_workers(benchmark)
     recorder = PredictionRecorder()
     meter = Meter(progress)

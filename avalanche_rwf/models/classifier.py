@@ -34,7 +34,13 @@ from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import FitWarning, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
-from avalanche_rwf.models.feature_cache import MEMORY, fingerprint, is_watched, settings
+from avalanche_rwf.models.feature_cache import (
+    MEMORY,
+    fingerprint,
+    image_digests,
+    is_watched,
+    settings,
+)
 from avalanche_rwf.models.heads import Head, create_head, held
 from avalanche_rwf.routing.priors import centre_prior
 from avalanche_rwf.utils.validation import (
@@ -287,14 +293,26 @@ class FrozenViT(nn.Module):
             enter too.
         """
         usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self.training or torch.is_grad_enabled() or not (usual and self.remembers):
+        learns = self.training or torch.is_grad_enabled()
+        usual = usual and self.remembers and not MEMORY.off
+        if not usual or (learns and not (kind and MEMORY.training)):
             return compute(images)
         who = None if is_watched(images) else self._who(shared=bool(kind))
         if who is None:
             return compute(images)
-        key = hashlib.blake2b(_bytes(images), digest_size=16)
-        key.update(f"{who} {kind} {tuple(images.shape)}".encode())
-        return MEMORY.get(key.hexdigest(), lambda: compute(images), shared=bool(kind))
+        digests = image_digests(images)
+        if not kind:
+            key = hashlib.blake2b(b"".join(digests), digest_size=16, key=who.encode()[:64])
+            return MEMORY.get(key.hexdigest(), lambda: compute(images))
+        with_cls = kind.startswith(("cls+mean ", "layers ")) and not self._pools_the_mean()
+        return MEMORY.rows(
+            digests,
+            f"{who} {kind}",
+            lambda: compute(images),
+            # The class token comes first: methods that read it alone have it too.
+            part=(f"{who} cls ()", self.dim) if with_cls else None,
+            charge=self.training,
+        )
 
     def _who(self, shared: bool) -> str | None:
         """What tells two backbones apart, or else two models at two times of their training.

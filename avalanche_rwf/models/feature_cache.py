@@ -1,22 +1,32 @@
-"""Features of test images that several methods share: computed once in a comparison.
+"""Features of images that methods, seeds and evaluations share: computed once in a comparison.
 
-A frozen backbone without prompts maps a test batch to the same features in every evaluation of a
-run and in every run of a comparison: the query of L2P, DualPrompt, CODA-Prompt and MVP, and all
-that a linear probe, NCM, SLDA or ridge regression reads. They are kept in this process's memory
-and, while a comparison shares a folder, in files that its worker processes read.
+A frozen backbone without prompts maps an image to the same features in every evaluation of a run
+and in every run of a comparison: the query of L2P, DualPrompt, CODA-Prompt and MVP, and all that a
+linear probe, NCM, SLDA or ridge regression reads. They are kept image by image, in this process's
+memory up to a limit and, while a comparison shares a folder, in files that its processes map.
 
-A stored answer is what the computation on this very batch, with these very weights, gave: looking
-it up changes no bit of a result. Where somebody would see that nothing was computed, it is
-computed: with hooks on a module (or on all of PyTorch's), in a profile, a trace or under a mode of
-PyTorch's such as ``FlopCounterMode``, and with code of one's own in a module. Training batches are
-never remembered, so that training times stay comparable: only evaluation looks here.
+Looking up changes no bit of a result. A stored row is what a batch of this size gave for the
+image, with these very weights. That a row does not depend on its batch mates is not taken for
+granted: the first time that a batch is put together from several others, it is computed too, and
+if one bit differs, only whole batches are looked up from then on. Where somebody would see that
+nothing was computed, it is computed: with hooks on a module (or on all of PyTorch's), in a
+profile, a trace or under a mode of PyTorch's such as ``FlopCounterMode``, and with code of one's
+own in a module.
+
+Training images are looked up in the runs of a comparison alone (:attr:`FeatureMemory.training`).
+What computing them took is then charged to the run, so that training times and forward passes of
+methods stay comparable.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -26,7 +36,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-__all__ = ["MEMORY", "FeatureMemory", "fingerprint", "is_watched", "settings"]
+__all__ = [
+    "MEMORY",
+    "NO_CACHE",
+    "FeatureMemory",
+    "counts_only",
+    "fingerprint",
+    "image_digests",
+    "is_watched",
+    "settings",
+]
+
+NO_CACHE = "AVALANCHE_RWF_NO_CACHE"
+"""An environment variable: with a value, runs look nothing up (``--no-cache``)."""
 
 # Whose code the backbones are made of.
 _KNOWN = ("torch", "timm", "avalanche_rwf")
@@ -55,6 +77,16 @@ def _is_known(kind: Any, forward: Any) -> bool:
     return all(part.__module__.partition(".")[0] in _KNOWN for part in (kind, forward))
 
 
+def counts_only(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook that counts the images of a run: who looks features up charges for them."""
+    hook.counts_only = True  # type: ignore[attr-defined]
+    return hook
+
+
+def _counts_only(hook: Any) -> bool:
+    return getattr(hook, "counts_only", False)
+
+
 def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int | None:
     """What differs after a change: of a tensor in place, of which stands where, of a setting.
 
@@ -63,11 +95,8 @@ def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int 
     found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     for module in modules:
         kind: Any = type(module)
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or not _is_known(kind, kind.forward)
-        ):
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if not _is_known(kind, kind.forward) or not all(map(_counts_only, hooks)):
             return None
         for value in vars(module).values():
             if type(value) in _SETTINGS:
@@ -87,17 +116,63 @@ def settings(model: nn.Module) -> str:
     ])  # fmt: skip
 
 
-class FeatureMemory:
-    """Tensors by key, oldest forgotten first.
+def image_digests(images: Tensor) -> list[bytes]:
+    """16 bytes for each image of [B, ...], of its values and type."""
+    kind = f"{images.dtype} {tuple(images.shape[1:])}".encode()
+    rows = images.detach().contiguous().flatten(1).view(torch.uint8).numpy()
+    return [hashlib.blake2b(row.data, digest_size=16, key=kind[:64]).digest() for row in rows]
 
-    :param limit: bytes kept in memory.
+
+# What a broken file of features raises when it is read.
+_BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError)
+
+
+@dataclass
+class _Batch:
+    """Features that were computed together.
+
+    :param rows: bytes of each image's, uint8 [B, bytes]; perhaps a map of a file.
+    :param seconds: that one image took.
+    :param file: where they are too.
     """
+
+    rows: np.ndarray
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    seconds: float
+    keys: tuple[bytes, ...] = ()
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, answer: Tensor, keys: Sequence[bytes], seconds: float) -> _Batch:
+        """A copy: of a view, the whole would be kept."""
+        rows = answer.detach().flatten(1).clone().view(torch.uint8).numpy()
+        return cls(rows, answer.dtype, tuple(answer.shape[1:]), seconds, tuple(keys))
+
+    def tensor(self, rows: np.ndarray) -> Tensor:
+        """Rows as features, which the caller may write into."""
+        return torch.from_numpy(np.array(rows)).view(self.dtype).view(len(rows), *self.shape)
+
+
+class FeatureMemory:
+    """Features by image, and answers of one model by batch; the oldest are forgotten first.
+
+    :param limit: bytes kept in memory; what is in the shared folder is not forgotten.
+    """
+
+    off: bool = False
+    """Whether everything is computed."""
+    training: bool = False
+    """Whether training images are looked up and kept too."""
 
     def __init__(self, limit: int = 256 * 2**20) -> None:
         self.limit = limit
-        self._answers: dict[str, Tensor] = {}
-        self._size = 0
+        self.charged_seconds = 0.0
+        self.charged_images = 0
         self._folder: Path | None = None
+        self._listed: set[str] = set()
+        self._changed = -1
+        self.clear()
 
     def share(self, folder: Path | None) -> None:
         """Use `folder` together with other processes; None uses this process's memory alone.
@@ -105,49 +180,162 @@ class FeatureMemory:
         The folder must be made for one comparison and trusted by it: what is found there is taken
         for the features of the images.
         """
-        self._folder = folder
+        self._folder, self._listed, self._changed = folder, set(), -1
 
     def clear(self) -> None:
         """Forget what is in memory."""
-        self._answers, self._size = {}, 0
+        self._answers: dict[str, Tensor] = {}
+        self._places: dict[bytes, tuple[_Batch, int]] = {}
+        self._batches: list[_Batch] = []
+        self._independent: dict[str, bool] = {}
+        self._size = 0
+        self._listed, self._changed = set(), -1
 
-    def get(self, key: str, compute: Callable[[], Tensor], shared: bool = True) -> Tensor:
-        """What is kept under `key` (hexadecimal digits), or ``compute()``, kept from now on.
-
-        :param shared: whether other processes may have it too.
-        """
+    def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What is kept of a batch under `key`, or ``compute()``, kept from now on."""
         if key not in self._answers:
-            answer = self._read(key) if shared else None
-            if answer is None:
-                answer = compute().clone()  # of a view, the whole would be kept
-                if shared:
-                    self._write(key, answer)
-            size = answer.numel() * answer.element_size()
-            while self._answers and self._size + size > self.limit:
-                oldest = self._answers.pop(next(iter(self._answers)))
-                self._size -= oldest.numel() * oldest.element_size()
+            answer = compute().clone()  # of a view, the whole would be kept
+            self._make_room(answer.numel() * answer.element_size())
             self._answers[key] = answer
-            self._size += size
         return self._answers[key].clone()  # the caller may write into its own
 
-    def _read(self, key: str) -> Tensor | None:
-        if self._folder is None:
-            return None
-        try:
-            return torch.from_numpy(np.load(self._folder / f"{key}.npy", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            return None
+    def rows(
+        self,
+        digests: Sequence[bytes],
+        what: str,
+        compute: Callable[[], Tensor],
+        *,
+        part: tuple[str, int] | None = None,
+        charge: bool = False,
+    ) -> Tensor:
+        """Features [B, ...] of a batch, found image by image or computed together.
 
-    def _write(self, key: str, answer: Tensor) -> None:
+        :param digests: of :func:`image_digests`.
+        :param what: names the features, with the backbone's weights.
+        :param compute: gives them for the whole batch.
+        :param part: another name, and the first columns of the features, which it stands for.
+        :param charge: whether what is looked up is charged: :attr:`charged_seconds` and
+            :attr:`charged_images`.
+        """
+        # Sums are rounded by the sizes of the matrices and the number of threads.
+        what = f"{what} {len(digests)} {torch.get_num_threads()}"
+        keys = _keys(digests, what)
+        found = self._find(keys)
+        if found is not None:
+            whole = found[0][0].keys == tuple(keys)
+            if whole or self._independent.get(what):
+                if charge:
+                    self.charged_images += len(keys)
+                    self.charged_seconds += sum(batch.seconds for batch, _ in found)
+                first = found[0][0]
+                together = first.rows if whole else [batch.rows[place] for batch, place in found]
+                return first.tensor(np.asarray(together))
+        start = time.perf_counter()
+        answer = compute()
+        seconds = (time.perf_counter() - start) / max(1, len(keys))
+        if answer.requires_grad or len(answer) != len(keys):
+            return answer
+        if found is None:
+            self._keep(_Batch.of(answer, keys, seconds))
+            if part is not None:
+                name, width = part
+                named = _keys(digests, f"{name} {len(digests)} {torch.get_num_threads()}")
+                self._keep(_Batch.of(answer[:, :width], named, seconds))
+        elif what not in self._independent:
+            rows = np.asarray([batch.rows[place] for batch, place in found])
+            self._independent[what] = torch.equal(found[0][0].tensor(rows), answer)
+        return answer
+
+    def _find(self, keys: Sequence[bytes]) -> list[tuple[_Batch, int]] | None:
+        if any(key not in self._places for key in keys):
+            self._list()
+        found = [self._places.get(key) for key in keys]
+        return None if not found or None in found else found  # type: ignore[return-value]
+
+    def _keep(self, batch: _Batch) -> None:
+        self._write(batch)
+        self._make_room(batch.rows.nbytes)
+        self._batches.append(batch)
+        self._places.update((key, (batch, place)) for place, key in enumerate(batch.keys))
+
+    def _make_room(self, size: int) -> None:
+        while self._size + size > self.limit and (self._answers or self._batches):
+            if self._answers:
+                oldest = self._answers.pop(next(iter(self._answers)))
+                self._size -= oldest.numel() * oldest.element_size()
+                continue
+            batch = self._batches.pop(0)
+            self._size -= batch.rows.nbytes
+            if batch.file is not None:
+                batch.rows = np.load(batch.file, mmap_mode="r", allow_pickle=False)
+                continue
+            for key in batch.keys:
+                if self._places.get(key, (None,))[0] is batch:
+                    del self._places[key]
+        self._size += size
+
+    # -- the folder: NAME.npy has the rows, NAME.json what they are -----------------------------
+
+    def _list(self) -> None:
+        """Find what other processes have written since the last look."""
         if self._folder is None:
             return
-        part = self._folder / f"{key}.{os.getpid()}.part"
         try:
-            with part.open("wb") as file:
-                np.save(file, answer.numpy(), allow_pickle=False)
-            part.replace(self._folder / f"{key}.npy")
+            changed = self._folder.stat().st_mtime_ns
+            if changed == self._changed:
+                return
+            self._changed = changed
+            names = {path.name for path in self._folder.glob("*.json")} - self._listed
+        except OSError:
+            return
+        for name in names:
+            self._listed.add(name)
+            try:
+                about = json.loads((self._folder / name).read_text())
+                file = self._folder / f"{name.removesuffix('.json')}.npy"
+                keys = tuple(map(bytes.fromhex, about["keys"]))
+                dtype, shape = getattr(torch, about["dtype"]), tuple(about["shape"])
+                rows = np.load(file, mmap_mode="r", allow_pickle=False)
+                batch = _Batch(rows, dtype, shape, float(about["seconds"]), keys, file)
+                batch.tensor(rows[:1])
+                if len(rows) != len(keys):
+                    continue
+            except _BROKEN:  # it is computed
+                continue
+            for place, key in enumerate(keys):
+                self._places.setdefault(key, (batch, place))
+
+    def _write(self, batch: _Batch) -> None:
+        if self._folder is None:
+            return
+        name = f"{batch.keys[0].hex()}-{os.getpid()}"
+        about = {
+            "keys": [key.hex() for key in batch.keys],
+            "dtype": str(batch.dtype).removeprefix("torch."),
+            "shape": list(batch.shape),
+            "seconds": batch.seconds,
+        }
+        file, index = self._folder / f"{name}.npy", self._folder / f"{name}.part"
+        try:
+            np.save(file, batch.rows, allow_pickle=False)
+            index.write_text(json.dumps(about))
+            index.replace(self._folder / f"{name}.json")
         except OSError:  # a full disk: other processes compute it for themselves
-            part.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            index.unlink(missing_ok=True)
+            return
+        batch.file = file
+        self._listed.add(f"{name}.json")
+
+
+def _keys(digests: Sequence[bytes], what: str) -> list[bytes]:
+    start = hashlib.blake2b(what.encode(), digest_size=16)
+    keys = []
+    for digest in digests:
+        key = start.copy()
+        key.update(digest)
+        keys.append(key.digest())
+    return keys
 
 
 MEMORY = FeatureMemory()

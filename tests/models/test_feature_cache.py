@@ -1,6 +1,7 @@
 """The memory of features: nothing is changed by looking up, and processes share a folder."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -21,7 +22,11 @@ def counted(value):
     return compute, calls
 
 
-def test_what_is_kept_is_computed_once_and_the_oldest_goes_first():
+def digests(*numbers):
+    return [bytes([n]) * 16 for n in numbers]
+
+
+def test_a_batch_of_one_model_is_computed_once_and_the_oldest_goes_first():
     memory = FeatureMemory(limit=2 * 40)
     a, calls = counted(torch.arange(10.0))
     assert torch.equal(memory.get("a", a), memory.get("a", a)) and len(calls) == 1
@@ -31,23 +36,81 @@ def test_what_is_kept_is_computed_once_and_the_oldest_goes_first():
     assert len(calls) == 2
 
 
-def test_processes_share_a_folder_and_do_without_a_broken_file(tmp_path):
+def test_images_are_found_in_any_order_after_a_look_whether_their_mates_matter():
+    memory = FeatureMemory()
+    values = torch.randn(4, 3)
+    compute, calls = counted(values)
+    assert torch.equal(memory.rows(digests(1, 2, 3, 4), "cls", compute), values)
+    assert torch.equal(memory.rows(digests(1, 2, 3, 4), "cls", compute), values)
+    assert len(calls) == 1
+    back, looks = counted(values.flip(0))
+    for _ in range(3):
+        assert torch.equal(memory.rows(digests(4, 3, 2, 1), "cls", back), values.flip(0))
+    assert len(looks) == 1  # that once
+    memory.rows(digests(1, 2, 3, 4), "mean", compute)
+    memory.rows(digests(1, 2), "cls", counted(values[:2])[0])
+    assert len(calls) == 2  # other features are others, and so is a batch of another size
+
+
+def test_images_whose_features_depend_on_their_mates_are_found_in_whole_batches_alone():
+    memory = FeatureMemory()
+    first, other = torch.zeros(2, 1), torch.full((2, 1), 1e-7)
+    memory.rows(digests(1, 2), "cls", lambda: first)
+    for _ in range(3):
+        assert torch.equal(memory.rows(digests(2, 1), "cls", lambda: other), other)
+    assert torch.equal(memory.rows(digests(1, 2), "cls", lambda: other), first)
+
+
+def test_a_part_of_the_features_stands_for_others():
+    memory = FeatureMemory()
+    values = torch.randn(2, 5)
+    memory.rows(digests(1, 2), "layers", lambda: values, part=("cls", 2))
+    compute, calls = counted(values)
+    assert torch.equal(memory.rows(digests(1, 2), "cls", compute), values[:, :2]) and not calls
+
+
+def test_what_is_looked_up_is_charged_where_it_is_asked_for():
+    memory = FeatureMemory()
+    compute = counted(torch.zeros(2, 1))[0]
+    memory.rows(digests(1, 2), "cls", compute, charge=True)
+    assert memory.charged_images == 0  # it was computed
+    memory.rows(digests(1, 2), "cls", compute)
+    assert memory.charged_images == 0
+    memory.rows(digests(1, 2), "cls", compute, charge=True)
+    assert memory.charged_images == 2 and memory.charged_seconds > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processes_share_a_folder_and_do_without_a_broken_file(tmp_path, dtype):
     first, second = FeatureMemory(), FeatureMemory()
     first.share(tmp_path)
     second.share(tmp_path)
-    value = torch.randn(3, 4)
-    first.get("ab", lambda: value)
-    compute, calls = counted(torch.zeros(1))
-    assert torch.equal(second.get("ab", compute), value) and not calls
-    first.get("cd", lambda: value, shared=False)
-    second.get("cd", compute)
+    value = torch.randn(3, 4, 2).to(dtype)
+    first.rows(digests(1, 2, 3), "cls", lambda: value)
+    compute, calls = counted(torch.zeros(3, 4, 2))
+    assert torch.equal(second.rows(digests(1, 2, 3), "cls", compute), value) and not calls
+    for broken in ("[]", "{}", "nonsense", json.dumps({"keys": ["00"], "dtype": "load"})):
+        (tmp_path / f"{len(broken)}.json").write_text(broken)
+    pickled = {"keys": [d.hex() for d in digests(7)], "dtype": "float32", "shape": [1]}
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "p.json").write_text(json.dumps({**pickled, "seconds": 0}))
+    second.rows(digests(4, 5, 6), "cls", compute)
     assert len(calls) == 1
-    (tmp_path / "ef.npy").write_bytes(b"\x93NUMPY broken")
-    second.get("ef", compute)
-    assert len(calls) == 2
-    np.save(tmp_path / "gh.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    second.get("gh", compute)  # a pickle is not opened
-    assert len(calls) == 3
+
+
+def test_what_is_forgotten_in_memory_is_still_in_the_folder(tmp_path):
+    memory = FeatureMemory(limit=8)
+    memory.share(tmp_path)
+    values = [torch.randn(2, 1) for _ in range(3)]
+    for number, value in enumerate(values):
+        memory.rows(digests(2 * number, 2 * number + 1), "cls", lambda v=value: v)
+    compute, calls = counted(values[0])
+    assert torch.equal(memory.rows(digests(0, 1), "cls", compute), values[0]) and not calls
+    alone = FeatureMemory(limit=8)
+    for number, value in enumerate(values):
+        alone.rows(digests(2 * number, 2 * number + 1), "cls", lambda v=value: v)
+    alone.rows(digests(0, 1), "cls", compute)
+    assert len(calls) == 1
 
 
 def counted_passes(monkeypatch):
@@ -104,13 +167,32 @@ def test_a_model_that_reads_in_its_own_way_shares_nothing(tools, images):
 
 
 @torch.no_grad()
-def test_what_is_kept_is_no_view_and_what_is_given_is_a_copy(tools, images):
+def test_what_is_given_is_a_copy(tools, images):
     model = FrozenViT(tools.vit(), 5).eval()
-    first = model.features(images)
-    kept = next(iter(MEMORY._answers.values()))
-    assert kept.untyped_storage().nbytes() == kept.numel() * 4
-    first.zero_()
+    model.features(images).zero_()
     assert model.features(images).abs().sum() > 0
+
+
+@pytest.mark.parametrize("readout", ["cls", "cls+mean", "layers"])
+def test_training_images_have_the_same_features_looked_up_to_the_last_bit(
+    tools, monkeypatch, readout
+):
+    """In other batches of the same size, as another seed has them."""
+    monkeypatch.setattr(MEMORY, "training", True)
+    images = torch.randn(24, 3, 32, 32)
+    model = FrozenViT(tools.vit(), 5, readout=readout).train()
+    plain = FrozenViT(tools.vit(), 5, readout=readout).train()
+    plain.remembers = False
+    passes = counted_passes(monkeypatch)
+    for seed in range(3):
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
+        for part in order.split(8):
+            found = model.features(images[part])
+            before = len(passes)
+            assert torch.equal(found, plain.features(images[part]))
+            del passes[before:]
+    assert len(passes) == 4  # the first seed's, and one look
+    assert MEMORY.charged_images >= 40
 
 
 def test_nothing_is_remembered_in_training_or_with_a_graph(tools, images):
@@ -120,7 +202,7 @@ def test_nothing_is_remembered_in_training_or_with_a_graph(tools, images):
     made.remembers = False
     with torch.no_grad():
         made.features(images)
-    assert not MEMORY._answers
+    assert not MEMORY._places and not MEMORY._answers
 
 
 def test_a_backbone_in_bfloat16_is_told_by_its_bytes_too(tools, images):
