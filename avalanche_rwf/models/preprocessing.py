@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import timm.data
 import timm.models
-from torch import nn
+from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import PREPARATION as KEYS
@@ -26,8 +26,10 @@ __all__ = [
     "cfg_config",
     "configure",
     "data_config",
+    "evaluation_transform",
     "metadata_config",
     "plain_name",
+    "range_note",
     "tag_config",
 ]
 
@@ -113,3 +115,30 @@ def metadata_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             "numbers."
         ) from error
     return checked_preparation(values, label)
+
+
+def evaluation_transform(model: nn.Module, image_size: int) -> Callable[[Any], Tensor]:
+    """timm's transform for evaluation: a PIL image in RGB -> float32 [3, S, S], normalised.
+
+    :param image_size: S, the side in pixels that the model was built for.
+    """
+    config = timm.data.resolve_model_data_config(model)
+    return timm.data.create_transform(**{**config, "input_size": (3, image_size, image_size)})
+
+
+def range_note(model: nn.Module, images: Tensor) -> str | None:
+    """Why a mini-batch's values look like images that nobody normalised; None if they do not.
+
+    :param images: [B, 3, H, W]; it is read once, which waits for its device.
+    """
+    low, high = (float(value) for value in images.detach().aminmax())
+    config = data_config(model)
+    shifted = min(config["mean"]) > 0  # then a normalised image has values below 0
+    if high <= 20 and not (shifted and low >= 0 and 0 < high <= 1):
+        return None
+    mean, std = ([round(float(v), 4) for v in config[key]] for key in ("mean", "std"))
+    return (
+        f"The first mini-batch has values from {low:.2f} to {high:.2f}, as images that are not "
+        f"normalised. The backbone takes (image - {mean}) / {std} of images from 0 to 1; "
+        "strategy.transform does that."
+    )

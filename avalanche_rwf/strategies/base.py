@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,10 +31,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_rwf.errors import NonFiniteLossError, UsageError, nearest
-from avalanche_rwf.models.backbone import image_misfit, weights_sha256
+from avalanche_rwf.models.backbone import backbone_info, image_misfit, weights_sha256
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
+from avalanche_rwf.models.preprocessing import evaluation_transform, range_note
 from avalanche_rwf.strategies.criteria import check_weights, loss_under
 from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.strategies.hosted import Hosted, unnoticed
@@ -299,7 +301,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._asked: dict[bool, Tensor] = {}  # the step's logits for the loss, by held_fixed
         self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
         self._observed = False
-        self._checked = False  # whether the model's observe has been looked at
+        self._checked = False  # whether the first batch and the model's observe were looked at
         super().__init__(
             model=model,
             optimizer=built if built is not None else _NoOptimizer(),
@@ -365,6 +367,8 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                     self.replay.observe(self.model, features.detach(), self.mb_y)
                 if not self._checked:
                     self._checked = True
+                    if note := range_note(self.model.backbone, self.mb_x):
+                        warnings.warn(note, stacklevel=2)
                     if not bool(self.model.seen[self.mb_y].all()):
                         raise UsageError(
                             f"observe of {type(self.model).__name__} must call super().observe: "
@@ -615,6 +619,13 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._features = self._raw = None
         self._left, self._asked = {}, {}
         self.model.forget()
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """What the backbone wants: a PIL image in RGB -> float32 [3, S, S], resized, cropped and
+        normalised by timm's transform of its weights."""
+        backbone = self.model.backbone
+        return evaluation_transform(backbone, backbone_info(backbone).image_size)
 
     # -- saving -----------------------------------------------------------------------------
 

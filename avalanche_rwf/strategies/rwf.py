@@ -24,6 +24,7 @@ from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
+from avalanche_rwf.strategies.hub import OnHub
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay, check_replay
@@ -34,7 +35,7 @@ __all__ = ["RwFStrategy"]
 PAPER = "Routing without Forgetting, arXiv 2603.09576"
 
 
-class RwFStrategy(FrozenBackboneStrategy):
+class RwFStrategy(OnHub, FrozenBackboneStrategy):
     """Routing without Forgetting: a drop-in for Avalanche's ``LearningToPrompt``.
 
     Each block in `routed_blocks` of a frozen ViT gets prompts that a routing layer retrieves from
