@@ -175,7 +175,8 @@ def test_a_logger_goes_on_too(tools, scenario, tmp_path):
 
 def test_the_script_of_the_documentation(tools, scenario, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "saving.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    blocks = re.findall(r"^```py\n(.*?)^```$", page, re.M | re.S)
+    (code,) = (block for block in blocks if "save_checkpoint" in block)
     monkeypatch.chdir(tmp_path)
     first, second = ({"strategy": small(tools), "benchmark": scenario} for _ in range(2))
     exec(compile(code, "<docs/saving.md>", "exec"), first)
