@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Each of these is to have 95 % of its lines run by the tests that are about it.
 COVERED := experiments benchmarks/datasets leaderboard
 
-.PHONY: demo test coverage lint types format check docs profile gallery audit clean
+.PHONY: demo test coverage lint types format check docs index profile gallery audit clean
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ check: test lint types
 docs: $(BIN)/.installed  ## the documentation site, in build/site; fails on a broken link
 	$(BIN)/python -m pip install -q -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+index: $(BIN)/.installed  ## what `list` knows without importing PyTorch; after a change of a method, head or backbone
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m avalanche_rwf.cli.index
 
 profile: $(BIN)/.installed  ## speed as ratios to one frozen forward
 	$(BIN)/python profiling/step_time.py

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from avalanche_rwf.experiments import checkpoint
+from avalanche_rwf.experiments import variables
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.strategies.registry import resolve_options
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint-every", default="auto")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    os.environ[checkpoint.EVERY] = args.checkpoint_every
+    os.environ[variables.EVERY] = args.checkpoint_every
     worst = 0.0
     print(f"{'method':14} {'seconds':>8} {'checkpoints':>12} {'share':>8}")
     for method in args.methods.split(","):

@@ -134,10 +134,10 @@ def in_a_pool(folder: Path, out: Path, amount: int) -> Iterator[int]:
 
 def long_stream(folder: Path, out: Path, amount: int, watch: Watch) -> None:
     """One run over so many images (of 6 classes), a reading every 100 steps."""
-    from avalanche_rwf.experiments import checkpoint
+    from avalanche_rwf.experiments import variables
     from avalanche_rwf.experiments.run import run
 
-    os.environ[checkpoint.EVERY] = "200"
+    os.environ[variables.EVERY] = "200"
     seen = steps = 0
 
     def step(samples: int) -> None:

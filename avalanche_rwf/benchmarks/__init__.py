@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.registry import (
-    BenchmarkSpec,
-    StreamOptions,
-    create_benchmark,
-    get_benchmark,
-    list_benchmarks,
-    register_benchmark,
-)
-from avalanche_rwf.benchmarks.splits import ImageSource
+from avalanche_rwf.utils.lazy import lazy
 
 if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.benchmark import Benchmark
+    from avalanche_rwf.benchmarks.benchmark import (
+        Benchmark,
+    )
+    from avalanche_rwf.benchmarks.registry import (
+        BenchmarkSpec,
+        StreamOptions,
+        create_benchmark,
+        get_benchmark,
+        list_benchmarks,
+        register_benchmark,
+    )
+    from avalanche_rwf.benchmarks.splits import (
+        ImageSource,
+    )
+
+_HOMES = {
+    "Benchmark": "benchmark",
+    "BenchmarkSpec": "registry",
+    "StreamOptions": "registry",
+    "create_benchmark": "registry",
+    "get_benchmark": "registry",
+    "list_benchmarks": "registry",
+    "register_benchmark": "registry",
+    "ImageSource": "splits",
+}
 
 __all__ = [
     "Benchmark",
@@ -28,11 +44,4 @@ __all__ = [
     "register_benchmark",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "Benchmark":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Listings and plans need no Avalanche, whose import takes seconds.
-    from avalanche_rwf.benchmarks.benchmark import Benchmark
-
-    return Benchmark
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 
@@ -22,6 +23,13 @@ __all__ = ["VERBS", "build_parser", "main"]
 
 VERBS = ("compare", "status", "inspect", "list", "leaderboard", "submit", "report", "explain")
 """In the order of the help; each is a module of this package."""
+
+
+_FIRST_STEPS = """examples:
+  avalanche-rwf compare                       the default methods, offline, two minutes
+  avalanche-rwf compare --methods rwf,slda --benchmark folder:PATH --test-share 0.2
+  avalanche-rwf list methods
+  avalanche-rwf leaderboard results"""
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -60,12 +68,18 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="avalanche-rwf",
         description="Routing without Forgetting against other continual learners, on one stream.",
+        epilog=_FIRST_STEPS,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     for name in VERBS:
         module = importlib.import_module(f"avalanche_rwf.cli.{name}")
-        one = verbs.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
+        one = verbs.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=f"{module.DESCRIPTION[0].upper()}{module.DESCRIPTION[1:].rstrip('.')}.",
+            epilog="examples:" + textwrap.indent(module.EXAMPLES, "  ").rstrip(),
+        )
         if verb in (None, name):
             try:
                 module.add_flags(one)
@@ -74,6 +88,8 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
                     "A stream of --import has an option whose name must be another one "
                     f"({error.message}: {error.argument_name})."
                 ) from None
+            if len(one._actions) > 12:  # they are below, each with its meaning
+                one.usage = "%(prog)s [options]"
             one.set_defaults(run=module.run)
     return parser
 
@@ -105,8 +121,11 @@ def _main(argv: Sequence[str] | None) -> int:
         # It may bring streams with options of their own: the parser is made after it. And the fork
         # server, which starts later, has a copy of what is in the environment.
         import_now(_imported(words))
-        args = build_parser(next((w for w in words if w in VERBS), None)).parse_args(words)
-        import_now(getattr(args, "imports", []))  # of a flag that was shortened
+        parser = build_parser(next((w for w in words if not w.startswith("-")), ""))
+        if not words:
+            parser.print_help()
+            return 0
+        args = parser.parse_args(words)
         return int(args.run(args))
     except UsageError as error:
         say(f"avalanche-rwf: {error}")

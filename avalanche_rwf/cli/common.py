@@ -1,25 +1,27 @@
-"""What the verbs share: the parser, messages, flags of streams and data."""
+"""What the verbs share: the parser, messages, flags of runs, streams and data."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.utils.untrusted_io import at_home
 
 __all__ = [
     "FORMATS",
     "Messages",
     "Parser",
-    "add_data_root",
+    "add_data",
     "add_import",
-    "add_share",
+    "add_seeds",
+    "add_settings",
     "add_stream",
     "result_folders",
     "say",
@@ -32,13 +34,56 @@ __all__ = [
 FORMATS = ("text", "csv", "md", "latex", "html")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Says a default where there is one that the help does not say already."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=30, **kwargs)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.help or ""
+        silent = action.default in (None, "", False, argparse.SUPPRESS) or action.default == []
+        return said if silent or "default" in said else f"{said} (default: %(default)s)"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Examples keep their lines, a description does not.
+        whole = super(argparse.RawDescriptionHelpFormatter, self)._fill_text
+        return text if "\n" in text else whole(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a `UsageError` like every other."""
+    """argparse, but a mistake is a `UsageError`, no flag is shortened, and names are suggested."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs = {"allow_abbrev": False, "formatter_class": _Formatter, **kwargs}
+        super().__init__(**kwargs)
+        self._optionals.title = "help"
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         said = f"{message[:1].upper()}{message[1:]}"
         raise UsageError(f"{said} ({self.prog} --help shows the usage).")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {near}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but what this verb does not know ends here, with the nearest flag."""
+        known, rest = super().parse_known_args(args, namespace)
+        flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        if flag is not None and self._subparsers is None:
+            self.error(f"there is no {flag}; {nearest(flag, flags)}")
+        return known, rest
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file = file or sys.stderr
+        if message and file.isatty() and "NO_COLOR" not in os.environ:
+            message = re.sub(r"^(\S.*?:)(?=\n| )", "\x1b[1m\\1\x1b[0m", message, flags=re.M)
+            message = re.sub(r"^(  +)(--?[\w-]+)", "\\1\x1b[36m\\2\x1b[0m", message, flags=re.M)
+        file.write(message)
 
 
 class Messages:
@@ -75,13 +120,40 @@ def say_failed(method: Any, seed: Any, error: Any, folder: Path) -> None:
     say(f"FAILED {method} seed {seed}: {error} (see {folder / 'log.txt'})")
 
 
+def add_settings(group: argparse._ActionsContainer, *names: str, **defaults: Any) -> None:
+    """Flags of settings of a run, as :class:`RunConfig` declares them.
+
+    :param names: of its fields.
+    :param defaults: other ones than the fields'.
+    """
+    from avalanche_rwf.experiments.config import run_settings
+
+    declared = run_settings()
+    for name in names:
+        setting = declared[name]
+        kind: dict[str, Any] = {"type": {"whole": int, "number": float}.get(setting.kind, str)}
+        if setting.kind == "flag":
+            kind = {"action": "store_true"}
+        elif setting.metavar is not None:
+            kind["metavar"] = setting.metavar
+        default = defaults.get(name, setting.default)
+        group.add_argument(setting.flag, dest=name, default=default, help=setting.help, **kind)
+
+
+def add_seeds(group: argparse._ActionsContainer, default: str, help: str) -> None:
+    """--seeds, which may be called --seed."""
+    group.add_argument("--seeds", "--seed", default=default, metavar="N", help=help)
+
+
 def add_stream(parser: argparse.ArgumentParser) -> None:
-    """--stream and the options of all kinds, as the registry has them."""
+    """The stream: --benchmark, --stream and the options of all kinds, as the registry has them."""
     from avalanche_rwf.benchmarks.stream_registry import OPTIONS, having, list_streams
 
-    parser.add_argument("--stream", default="split", help=f"one of {', '.join(list_streams())}")
+    group = parser.add_argument_group("stream")
+    add_settings(group, "benchmark", "experiences", benchmark="split-digits")
+    group.add_argument("--stream", default="split", help=f"one of {', '.join(list_streams())}")
     for option in OPTIONS.values():
-        parser.add_argument(
+        group.add_argument(
             option.flag,
             dest=f"stream_{option.name}",
             metavar=option.name.split("_")[-1].upper(),
@@ -99,7 +171,7 @@ def stream_options(args: argparse.Namespace) -> dict[str, Any]:
     return resolve_stream_options(args.stream, given, args.benchmark)
 
 
-def add_import(parser: argparse.ArgumentParser) -> None:
+def add_import(parser: argparse._ActionsContainer) -> None:
     """--import, which :func:`main` has done by then."""
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
@@ -108,23 +180,14 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """--data-root."""
-    parser.add_argument(
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The data behind a stream: what is held out, left out, and where it is."""
+    group = parser.add_argument_group("data")
+    add_settings(group, "test_share", "split_seed", "holdout", "skip_corrupt")
+    group.add_argument(
         "--data-root", metavar="DIR",
         help="where data sets are and go (default: $AVALANCHE_RWF_DATA or ~/.avalanche/data)",
     )  # fmt: skip
-
-
-def add_share(parser: argparse.ArgumentParser) -> None:
-    """--test-share and its seed."""
-    parser.add_argument(
-        "--test-share", type=float, default=0.0, metavar="SHARE",
-        help="of a folder without test images: take this share of each class as the test set",
-    )  # fmt: skip
-    parser.add_argument(
-        "--split-seed", type=int, default=0, metavar="N", help="of --test-share's choice"
-    )
 
 
 def set_data_root(args: argparse.Namespace) -> None:

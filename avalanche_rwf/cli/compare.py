@@ -12,9 +12,10 @@ from typing import Any
 
 from avalanche_rwf.cli.common import (
     FORMATS,
-    add_data_root,
+    add_data,
     add_import,
-    add_share,
+    add_seeds,
+    add_settings,
     add_stream,
     say,
     say_failed,
@@ -29,12 +30,28 @@ from avalanche_rwf.cli.values import (
     read_value,
 )
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.selection import exclude_methods, named_methods, select_names
+from avalanche_rwf.models.names import PACKAGED, checked_path
+from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
 
 SUMMARY = "run methods on a stream and print the leaderboard"
 DESCRIPTION = (
     "Run what is missing, resume what was cut, print the leaderboard. With no argument: the "
     "default methods on the embedded stream with the packaged backbone."
+)
+EXAMPLES = """
+avalanche-rwf compare
+avalanche-rwf compare --methods rwf,l2p,slda --benchmark folder:PATH --seeds 0-4
+avalanche-rwf compare --methods 'rwf*' --set rwf.num_prompts=20 --head linear
+avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
+    --backbone vit_base_patch16_224.augreg_in21k --out results/si-blurry
+"""
+# Settings of a run that a flag of the same name gives as they are.
+_FIELDS = (
+    *("benchmark", "experiences", "stream", "boundary_free", "weights", "image_size", "augment"),
+    *("batch_size", "gradient_steps", "eval_subset", "holdout", "skip_corrupt", "budget"),
+    *("test_share", "split_seed"),
 )
 # Each is a process: more than any machine's cores are a slip.
 _MOST_WORKERS = 1024
@@ -43,23 +60,29 @@ _MOST_WORKERS = 1024
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    add = parser.add_argument
-    add("--benchmark", default="split-digits",
-        help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
-    add("--methods",
-        help="comma-separated names or patterns, or all (default: the default ones); "
+    add = parser.add_argument_group("methods").add_argument
+    add("--methods", metavar="NAME,...",
+        help="names or patterns, or all (default: the default ones of `list methods`); "
         "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
-    add("--exclude", metavar="NAME|PATTERN[,..]", help="methods to leave out of --methods")
-    add_import(parser)
-    add("--seeds", default="0,1,2", help="comma-separated seeds or a range such as 0-4")
-    add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
+    add("--exclude", metavar="NAME,...", help="names or patterns to leave out of --methods")
+    add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE",
+        help="an option of a method, see `list options METHOD`; may be repeated")
+    add("--head", metavar="NAME",
+        help="one head for all methods: a name of `list heads`, such as linear or slda")
+    add("--mask", metavar="NAME",
+        help="one training logit mask for all: none, seen, batch or decoupled")
+    add("--readout", metavar="NAME", help="one read-out for all: cls, mean or cls+mean")
+    add_settings(parser._action_groups[-1], "budget")
+    add_import(parser._action_groups[-1])
     add_stream(parser)
-    add("--boundary-free", action="store_true",
-        help="give strategies mini-batches as sub-experiences that tell no boundaries")
-    add("--backbone", metavar="NAME", help="timm ViT by exact tag (default: the packaged one)")
+    add_settings(parser._action_groups[-1], "boundary_free")
+    add_data(parser)
+
+    group = parser.add_argument_group("backbone and its images")
+    add = group.add_argument
+    add_settings(group, "backbone", backbone=None)
     add("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="passed to timm")
-    add("--weights", metavar="FILE", help="local .safetensors, .pth or .npz")
-    add("--image-size", type=int, metavar="N", help="side in pixels (default: the backbone's)")
+    add_settings(group, "weights", "image_size")
     add("--data-config", metavar="TAG",
         help="prepare images as for this timm tag (default: the backbone's)")
     add("--mean", metavar="R,G,B", help="of images from 0 to 1 (default: the backbone's)")
@@ -68,32 +91,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of resized images, such as bicubic or bicubic-squash (default: the backbone's)")
     add("--crop-pct", type=float, metavar="SHARE",
         help="of the resized image that is taken, from its middle (default: the backbone's)")
-    add("--batch-size", type=int, default=16, metavar="N", help="images per training step")
-    add("--gradient-steps", type=int, default=1, metavar="N", help="updates per mini-batch")
-    add("--head",
-        help="one head for all methods: a name of `list heads`, such as linear or slda")
-    add("--mask", help="one training logit mask for all: none, seen, batch or decoupled")
-    add("--readout", help="one read-out for all: cls, mean or cls+mean")
-    add("--augment", default="none",
-        help="training augmentation: none, flip, flip-crop or autoaug")
-    add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="a method's option")
-    add("--budget", default="default", choices=("default", "tuned"),
-        help="each method's own options, or the best of up to 6 settings on held-out training "
-        "images of the first experiences")
-    add("--eval-every-samples", type=int, metavar="N",
-        help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)")
-    add("--eval-subset", type=int, default=0, metavar="N",
-        help="of these evaluations, on N test images only, a fixed part with all classes; "
-        "experience ends always take all (default: all)")
-    add("--holdout", type=float, default=0.0, metavar="SHARE",
-        help="evaluate on this share of the training images instead of the test set (tuning)")
-    add_share(parser)
-    add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
-    add("--precision", default="auto", help="fp32, bf16 or auto (bf16 on a GPU)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_settings(group, "augment")
+
+    group = parser.add_argument_group("training and evaluation")
+    add_seeds(group, default="0,1,2", help="one, several (0,1,2) or a range (0-4)")
+    add_settings(group, "batch_size", "gradient_steps", "precision", precision="auto")
+    add_settings(group, "eval_every_samples", "eval_subset", eval_every_samples=None)
+
+    add = parser.add_argument_group("where and how runs are done").add_argument
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
-    add("--executor", default="process",
-        help="where runs are done: process (this machine), ray, slurm or one that --import names")
+    add("--executor", default="process", metavar="NAME",
+        help="process (this machine), ray, slurm or one that --import names")
     add("--runs-per-device", type=int, default=1, metavar="N",
         help="small runs at a time on each GPU")
     add("--ray-address", metavar="ADDRESS",
@@ -111,12 +120,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "alone (default: auto, so that writing costs at most 3 per cent of the time)")
     add("--fresh", action="store_true",
         help="begin runs that were cut from their start instead of their last checkpoint")
-    add_data_root(parser)
+
+    add = parser.add_argument_group("output").add_argument
     add("--out", default="results", metavar="DIR", help="where run directories go")
     add("--format", default="text", choices=FORMATS, help="of the leaderboard")
     add("--log", action="append", default=[], metavar="NAME[,..]",
         help="each run also logs to csv, tensorboard or wandb; changes no number")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="show no progress")
 
 
 def _preparation(args: argparse.Namespace) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def _set_loading(args: argparse.Namespace) -> None:
 
     os.environ[LOG] = ",".join(check_loggers(args.log))
 
-    from avalanche_rwf.experiments.checkpoint import EVERY, FRESH, read_every
+    from avalanche_rwf.experiments.variables import EVERY, FRESH, read_every
 
     if args.workers is not None:
         if not 0 <= args.workers <= _MOST_WORKERS:
@@ -155,6 +165,16 @@ def _set_loading(args: argparse.Namespace) -> None:
     if args.fresh:
         os.environ[FRESH] = "1"
     set_data_root(args)
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuse methods that there are not before anything slow is imported."""
+    methods = known("methods")
+    if methods is not None:
+        default = [name for name, entry in methods.items() if entry["default"]]
+        chosen = select_names(args.methods, list(methods), default, lambda word: [word])
+        if not any(":" in name for name in chosen):
+            exclude_methods(chosen, args.exclude)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -173,6 +193,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
+    if args.weights is not None:
+        checked_path(args.weights)
 
     from avalanche_rwf.benchmarks.registry import check_benchmark
     from avalanche_rwf.experiments.config import RunConfig
@@ -187,21 +209,17 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.experiments.signals import listening
 
     out = Path(args.out)
-    RunConfig(
-        benchmark=args.benchmark,
+    base = RunConfig(
         method="",
-        experiences=args.experiences,
-        image_size=args.image_size,
-        batch_size=args.batch_size,
-        gradient_steps=args.gradient_steps,
+        stream_options=of_stream,
+        backbone_args=given,
+        data_config=prepared,
+        **{name: getattr(args, name) for name in _FIELDS},
+        precision="fp32" if args.precision == "auto" else args.precision,
         eval_every_samples=args.eval_every_samples or 0,
-        eval_subset=args.eval_subset,
-        holdout=args.holdout,
-        budget=args.budget,
-        test_share=args.test_share,
-        split_seed=args.split_seed,
     ).validate()
     check_benchmark(args.benchmark, args.test_share)
+    _check_names(args)
     _set_loading(args)
     executor = get_executor(args.executor)
     how = Options(
@@ -227,10 +245,8 @@ def run(args: argparse.Namespace) -> int:
         say("Loading PyTorch, timm and Avalanche ...")
 
     from avalanche_rwf.experiments.compare import (
-        exclude_methods,
         given_options,
         method_options,
-        named_methods,
         plan,
         plan_tuned,
         resolve_device,
@@ -242,7 +258,6 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.experiments.tuning import tune
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.render import render
-    from avalanche_rwf.models.backbone import PACKAGED
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
     if args.data_config is not None:  # as values: a tag's may be others in another timm
@@ -253,32 +268,9 @@ def run(args: argparse.Namespace) -> int:
     left_out = {name: "--exclude names it." for name in chosen if name not in methods}
     common = {"head": args.head, "mask": args.mask, "readout": args.readout}
     options, notes = method_options(methods, common, settings)
-    base = RunConfig(
-        benchmark=args.benchmark,
-        method="",
-        stream=args.stream,
-        stream_options=of_stream,
-        boundary_free=args.boundary_free,
-        experiences=args.experiences,
-        backbone=plain_name(args.backbone or PACKAGED),
-        backbone_args=given,
-        weights=args.weights,
-        image_size=args.image_size,
-        batch_size=args.batch_size,
-        gradient_steps=args.gradient_steps,
-        precision=("bf16" if device.startswith("cuda") else "fp32")
-        if args.precision == "auto"
-        else args.precision,
-        augment=args.augment,
-        eval_every_samples=args.eval_every_samples or 0,
-        eval_subset=args.eval_subset,
-        holdout=args.holdout,
-        skip_corrupt=args.skip_corrupt,
-        budget=args.budget,
-        data_config=prepared,
-        test_share=args.test_share,
-        split_seed=args.split_seed,
-    )
+    if args.precision == "auto" and device.startswith("cuda"):
+        base = replace(base, precision="bf16")
+    base = replace(base, backbone=plain_name(args.backbone or PACKAGED), data_config=prepared)
     planned = plan(
         base, methods, seeds, options, out, notes, args.eval_every_samples is None,
         named_methods(args.methods),

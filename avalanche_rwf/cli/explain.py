@@ -6,9 +6,13 @@ import argparse
 from pathlib import Path
 
 from avalanche_rwf.cli.common import add_import
+from avalanche_rwf.errors import UsageError
 
 SUMMARY = DESCRIPTION = "draw where on an image each prompt was retrieved from"
 
+EXAMPLES = """
+avalanche-rwf explain cat.jpg --run results/runs/split-digits/rwf/HASH/seed0
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +28,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit status."""
+    images = [Path(name) for name in args.images]
+    for path in images:
+        if not path.exists():
+            raise UsageError(
+                f"explain takes image files, and {str(path)!r} is none (No such file or directory)."
+            )
+    if not (Path(args.run_dir) / "config.json").is_file():
+        raise UsageError(
+            "--run takes a run directory (OUT/runs/<benchmark>/<method>/<hash>/seed<k>), and "
+            f"{args.run_dir!r} has no config.json that can be read."
+        )
+
     from avalanche_rwf.leaderboard.explain import explain
 
-    images = [Path(name) for name in args.images]
     for path, _ in explain(images, Path(args.run_dir), Path(args.out), args.format):
         print(path)
     return 0

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from avalanche_rwf.cli.common import (
-    add_data_root,
+    add_data,
     add_import,
-    add_share,
+    add_seeds,
     add_stream,
     say,
     set_data_root,
@@ -20,22 +20,21 @@ from avalanche_rwf.errors import UsageError
 
 SUMMARY = "what a stream brings when, before any training"
 DESCRIPTION = "Sizes and classes of each experience, which are new and which come back."
+EXAMPLES = """
+avalanche-rwf inspect
+avalanche-rwf inspect --benchmark folder:PATH --test-share 0.2
+avalanche-rwf inspect --benchmark split-cifar100 --stream si-blurry --plot stream.png
+"""
 
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    add = parser.add_argument
-    add("--benchmark", default="split-digits",
-        help="a name of `list benchmarks`, such as split-digits, or folder:PATH")
-    add("--experiences", type=int, metavar="N", help="number of experiences (default: its own)")
-    add_import(parser)
     add_stream(parser)
-    add("--seed", default="0", metavar="N", help="of the stream")
-    add("--holdout", type=float, default=0.0, metavar="SHARE", help="as compare takes it")
-    add_share(parser)
-    add("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
-    add_data_root(parser)
+    add_seeds(parser._action_groups[-1], default="0", help="the seed of the stream, one")
+    add_import(parser._action_groups[-1])
+    add_data(parser)
+    add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print JSON instead of the table")
     add("--plot", metavar="FILE", help="also draw it: a .png, .svg or .pdf")
 
@@ -43,8 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit status."""
     options = stream_options(args)
-    if not is_seed(args.seed):
-        raise UsageError(f"--seed takes a whole number from 0 to 2**32 - 1, not {args.seed!r}.")
+    if not is_seed(args.seeds):
+        raise UsageError(f"--seed takes one whole number from 0 to 2**32 - 1, not {args.seeds!r}.")
     set_data_root(args)
 
     from avalanche_rwf.benchmarks.inspection import (
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     plot = check_plot(Path(args.plot)) if args.plot is not None else None
     plan = plan_benchmark(
         args.benchmark,
-        seed=int(args.seed),
+        seed=int(args.seeds),
         experiences=args.experiences,
         skip_corrupt=args.skip_corrupt,
         holdout=args.holdout,
@@ -71,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         say(note)
     said = ", ".join(f"{key}={value}" for key, value in plan.options.items())
     stream = f"{args.stream} ({said})" if said else args.stream
-    title = f"{args.benchmark}, stream {stream}, seed {args.seed}"
+    title = f"{args.benchmark}, stream {stream}, seed {args.seeds}"
     if args.json:
-        values = {"benchmark": args.benchmark, "stream": args.stream, "seed": int(args.seed)}
+        values = {"benchmark": args.benchmark, "stream": args.stream, "seed": int(args.seeds)}
         print(json.dumps({**values, **describe(plan)}))
     else:
         print(f"{title}\n{stream_table(plan)}")

@@ -12,6 +12,12 @@ from avalanche_rwf.errors import UsageError
 
 SUMMARY = DESCRIPTION = "rank the runs in a folder"
 
+EXAMPLES = """
+avalanche-rwf leaderboard results
+avalanche-rwf leaderboard results --reference l2p --format md
+avalanche-rwf leaderboard results --format latex > table.tex
+avalanche-rwf leaderboard results other-machine/results --plots figures
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

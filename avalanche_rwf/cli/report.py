@@ -9,6 +9,10 @@ from avalanche_rwf.cli.common import say
 
 SUMMARY = DESCRIPTION = "write the leaderboard as a page for a browser"
 
+EXAMPLES = """
+avalanche-rwf report results
+avalanche-rwf report results other-machine/results --out page
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

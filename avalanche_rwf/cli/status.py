@@ -14,6 +14,10 @@ DESCRIPTION = (
     "What is running, waiting, done and failed, from any machine that sees the folder."
 )
 
+EXAMPLES = """
+avalanche-rwf status results
+avalanche-rwf status results --watch
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

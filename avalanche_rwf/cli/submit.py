@@ -11,6 +11,10 @@ from avalanche_rwf.errors import UsageError
 
 SUMMARY = DESCRIPTION = "make a checked file of a method's runs for others"
 
+EXAMPLES = """
+avalanche-rwf submit results --method rwf --out rwf.json
+avalanche-rwf submit --schema
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,8 +43,6 @@ from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 from avalanche_rwf.utils.validation import check_flag, check_whole
 
 __all__ = [
-    "EVERY",
-    "FRESH",
     "NAME",
     "PREVIOUS",
     "CheckpointPlugin",
@@ -56,20 +53,11 @@ __all__ = [
     "Schedule",
     "StaleCheckpointError",
     "StopWhenAsked",
-    "checkpoint_every",
     "clear_leftovers",
     "difference",
     "part_of",
-    "read_every",
     "remove",
 ]
-
-EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
-"""Environment variable with the training steps between checkpoints; ``--checkpoint-every`` sets it.
-"""
-
-FRESH = "AVALANCHE_RWF_FRESH"
-"""Environment variable: not empty, no run goes on from a checkpoint; ``--fresh`` sets it."""
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 """The newest generation in a run directory and the one before."""
@@ -105,26 +93,6 @@ class Position:
     experience: int = 0
     samples: int = 0
     trained: bool = False
-
-
-def checkpoint_every() -> int | None:
-    """The setting of :data:`EVERY`; None spaces checkpoints by what they cost.
-
-    :raises UsageError: for anything but "auto" and a whole number from 0.
-    """
-    return read_every(os.environ.get(EVERY) or "auto", EVERY)
-
-
-def read_every(text: str, name: str) -> int | None:
-    """:func:`checkpoint_every` of a text.
-
-    :param name: of the setting, for the error.
-    """
-    if text == "auto":
-        return None
-    if not re.fullmatch("[0-9]{1,12}", text):
-        raise UsageError(f"{name} takes auto or a whole number of at least 0, not {text!r}.")
-    return int(text)
 
 
 class Schedule:

@@ -9,7 +9,7 @@ from typing import Any
 
 from avalanche_rwf.benchmarks.stream_registry import OPTIONS, resolve_stream_options
 from avalanche_rwf.experiments.config import RunConfig, run_settings
-from avalanche_rwf.models.backbone import PACKAGED
+from avalanche_rwf.models.names import PACKAGED
 
 __all__ = ["command_line", "command_words"]
 

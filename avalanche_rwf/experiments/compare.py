@@ -20,6 +20,7 @@ from avalanche_rwf.experiments.build import (
     with_code,
 )
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.selection import select_names
 from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
@@ -32,10 +33,8 @@ from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_
 
 __all__ = [
     "Plan",
-    "exclude_methods",
     "given_options",
     "method_options",
-    "named_methods",
     "plan",
     "plan_tuned",
     "resolve_device",
@@ -68,51 +67,19 @@ class Plan:
 
 
 def select_methods(text: str | None) -> list[str]:
-    """Names from a comma-separated list of names and shell patterns; None is the default ones.
-
-    "all" is every registered method; Avalanche's own strategies are ``avalanche:*``.
+    """:func:`.selection.select_names` of the registered methods.
 
     :raises UsageError: for a name or pattern that matches none.
     """
     names = list_methods()
-    if text is None:
-        return [name for name in names if get_method(name).default]
-    chosen: list[str] = []
-    for word in (w.strip() for w in text.split(",")):
-        if not word:
-            continue
-        found = names if word == "all" else list_methods(word)
-        if not found and ":" in word and not any(sign in word for sign in "*?"):
-            found = [get_method(word).name]  # says what is wrong with a name of another module
-        if not found:
-            raise UsageError(f"There is no method {word!r}; {nearest(word, names)}.")
-        chosen += [name for name in found if name not in chosen]
-    if not chosen:
-        raise UsageError(f"--methods takes names or patterns, not {text!r}.")
-    return chosen
 
+    def elsewhere(word: str) -> list[str]:
+        found = list_methods(word)
+        pattern = any(sign in word for sign in "*?")
+        # It says what is wrong with a name of another module.
+        return found if found or pattern else [get_method(word).name]
 
-def named_methods(text: str | None) -> set[str]:
-    """Of :func:`select_methods`' names those that are named by themselves, by no pattern."""
-    words = () if text is None else (w.strip() for w in text.split(","))
-    return {w for w in words if w and w != "all" and not any(sign in w for sign in "*?[")}
-
-
-def exclude_methods(methods: Sequence[str], text: str | None) -> list[str]:
-    """The methods less those of a comma-separated list of names and shell patterns.
-
-    :raises UsageError: for a name or pattern of no method here, and if no method is left.
-    """
-    left = list(methods)
-    for word in () if text is None else (w.strip() for w in text.split(",")):
-        if word and not fnmatch.filter(methods, word):
-            raise UsageError(
-                f"--exclude {word} names no method of this comparison; {nearest(word, methods)}."
-            )
-        left = [name for name in left if not fnmatch.fnmatchcase(name, word)]
-    if not left:
-        raise UsageError(f"--exclude {text} leaves no method of {', '.join(methods)}.")
-    return left
+    return select_names(text, names, [n for n in names if get_method(n).default], elsewhere)
 
 
 def resolve_device(name: str) -> str:

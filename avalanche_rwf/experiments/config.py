@@ -305,7 +305,7 @@ class RunConfig:
     budget: str = declare(
         "default", "text", role="method", flag="--budget", choices=("default", "tuned"),
         column="budget",
-        help="each method's own options, or the best of up to 6 settings on held-out training "
+        help="each method's own options, or the best of up to 10 settings on held-out training "
         "images of the first experiences",
     )  # fmt: skip
     tuning: Mapping[str, Any] = declare({}, "mapping", role="run", column="tuning")

@@ -47,13 +47,11 @@ from avalanche_rwf.experiments.build import (
     origins_of,
 )
 from avalanche_rwf.experiments.checkpoint import (
-    FRESH,
     Checkpoints,
     Keeps,
     Position,
     RunState,
     StaleCheckpointError,
-    checkpoint_every,
     clear_leftovers,
     part_of,
     remove,
@@ -82,6 +80,7 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
+from avalanche_rwf.experiments.variables import FRESH, checkpoint_every
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.models.feature_cache import MEMORY, NO_CACHE
 from avalanche_rwf.routing.model import RoutedViT

@@ -13,16 +13,16 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
+from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.utils.atomic_io import write_whole
 from avalanche_rwf.utils.untrusted_io import read_object
 from avalanche_rwf.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "check_writable",
@@ -77,6 +77,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
 
     :param about: text that the file's header holds.
     """
+    import safetensors.torch
+
     # The format takes no views and nothing of another device.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = safetensors.torch.save(plain, metadata=dict(about))
@@ -148,6 +150,8 @@ def _cpu_name() -> str:
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, hardware and revision, for ``config.json``."""
+    import torch
+
     versions = {"python": platform.python_version(), "avalanche-rwf": __version__}
     for name in ("avalanche-lib", "torch", "timm", "numpy", "pandas"):
         versions[name] = metadata.version(name)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.families import ViT, forms_of, pooling, unsupported_because
+from avalanche_rwf.models.names import PACKAGED, checked_path
 from avalanche_rwf.models.preprocessing import (
     KEYS,
     cfg_config,
@@ -40,7 +41,6 @@ from avalanche_rwf.models.preprocessing import (
     tag_config,
 )
 from avalanche_rwf.models.weights import (
-    checked_path,
     first_line,
     load_file,
     load_hub,
@@ -71,7 +71,6 @@ __all__ = [
     "weights_sha256",
 ]
 
-PACKAGED = "rwf_vit_mini_patch8_32"
 
 _PACKAGED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.families import form_of, pooling
 
-__all__ = ["checked_path", "first_line", "load_file", "load_hub", "weights_sha256"]
+__all__ = ["first_line", "load_file", "load_hub", "weights_sha256"]
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 # Where a file has several models: averaged weights and teachers are what their authors evaluate.
 _WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
 # A classifier is no part of a backbone, nor is a pooling layer behind a class token.
@@ -51,25 +50,6 @@ def weights_sha256(module: nn.Module) -> str:
         # As bytes, because numpy has no bfloat16.
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def checked_path(weights: str | Path) -> Path:
-    """The path of a weights file.
-
-    :raises UsageError: no path, another ending than `_SUFFIXES`, or no such file.
-    """
-    if not isinstance(weights, (str, Path)):
-        raise UsageError(f"weights must be the path of a file or None, not {weights!r}.")
-    path = Path(weights)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"weights file {str(path)!r} is none of {', '.join(_SUFFIXES)}.")
-    try:
-        there = path.is_file()
-    except OSError:  # a name that the system does not take
-        there = False
-    if not there:
-        raise UsageError(f"weights file {str(path)!r} does not exist or is not a file.")
-    return path
 
 
 def load_hub(model: Any, name: str) -> None:

@@ -17,7 +17,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,6 +161,8 @@ def load_extensions(kind: str) -> None:
     if group in _LOADED:
         return
     _LOADED.add(group)
+    from importlib import metadata  # 20 ms, which `--help` does not need
+
     for entry in metadata.entry_points(group=group):
         try:
             entry.load()
@@ -192,6 +193,8 @@ def origin_of(code: Any) -> dict[str, str]:
         origin["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     names = _distributions(tuple(sys.path)).get(top, [])
     if names:
+        from importlib import metadata
+
         origin["version"] = f"{names[0]} {metadata.version(names[0])}"
     return origin
 
@@ -219,4 +222,6 @@ def told(what: str, origin: Mapping[str, str]) -> Iterator[None]:
 @functools.lru_cache(maxsize=1)
 def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Installed distributions by top-level module; their file lists are read once for a path."""
+    from importlib import metadata
+
     return metadata.packages_distributions()

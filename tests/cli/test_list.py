@@ -1,10 +1,6 @@
-"""``list``, help and version."""
+"""``list``."""
 
 from __future__ import annotations
-
-import pytest
-
-from avalanche_rwf import cli
 
 from .command import call
 
@@ -23,17 +19,17 @@ def test_lists(capsys):
     assert (status, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()][:2] == ["rwf", "rwf-lda"]
     benchmarks = call(capsys, "list", "benchmarks")[1].splitlines()
-    assert benchmarks[0] == "folder:PATH"
-    assert {"split-digits", "split-cifar100", "split-imagenet-r"} < set(benchmarks)
+    names = [line.split()[0] for line in benchmarks]
+    assert names[0] == "folder:PATH"
+    assert {"split-digits", "split-cifar100", "split-imagenet-r"} < set(names)
     names = call(capsys, "list", "backbones", "*patch8_32")[1]
     assert names == "rwf_vit_mini_patch8_32\n"
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--version"], ["compare", "--help"]])
-def test_help_and_version_go_to_stdout(flags, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(flags)
-    captured = capsys.readouterr()
-    assert stopped.value.code == 0
-    assert captured.out
-    assert captured.err == ""
+def test_options_say_type_default_and_meaning(capsys):
+    status, out, err = call(capsys, "list", "options", "slda")
+    assert (status, err) == (0, "")
+    header, *rows = out.splitlines()
+    assert header.split() == ["option", "type", "default", "meaning"]
+    assert [row.split()[:2] for row in rows] == [["readout", "str"], ["shrinkage", "float"]]
+    assert all(len(row.split()) > 4 for row in rows)

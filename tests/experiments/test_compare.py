@@ -12,15 +12,14 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import compare
 from avalanche_rwf.experiments.build import build_strategy, load_backbone
 from avalanche_rwf.experiments.compare import (
-    exclude_methods,
     method_options,
-    named_methods,
     plan,
     resolve_device,
     select_methods,
     write_left_out,
 )
 from avalanche_rwf.experiments.run import run
+from avalanche_rwf.experiments.selection import exclude_methods, named_methods
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.models.backbone import PACKAGED, backbone_info, list_backbones
 from avalanche_rwf.strategies.registry import (

@@ -13,7 +13,7 @@ import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams, resolve_stream_options
 from avalanche_rwf.evaluation import plugins
-from avalanche_rwf.experiments import build, checkpoint
+from avalanche_rwf.experiments import build, checkpoint, variables
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig, run_directory
@@ -61,7 +61,7 @@ def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
 
     checkpoint_save = checkpoint.save_state
     patch.setattr(checkpoint, "save_state", save)
-    patch.setenv(checkpoint.EVERY, "0")  # at experience ends, whatever it costs
+    patch.setenv(variables.EVERY, "0")  # at experience ends, whatever it costs
 
 
 REPLAYING = [

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import checkpoint
+from avalanche_rwf.experiments import checkpoint, variables
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import read_runs
@@ -174,7 +174,7 @@ class Cut:
 
 @pytest.fixture
 def cut(configure, do, tmp_path, monkeypatch) -> Cut:
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     return Cut(configure, do, tmp_path)
 
 

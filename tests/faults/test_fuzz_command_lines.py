@@ -198,8 +198,9 @@ def unknown(draw: st.DrawFn) -> list[str]:
 HARMLESS = (
     *(["--fresh"], ["--quiet"], ["--skip-corrupt"], ["--boundary-free"], ["--batch-size=3"]),
     *(["--seeds", "1,1"], ["--eval-every-samples", "0"], ["--holdout", "0"], ["--mask", "none"]),
-    *(["--format", "csv"], ["--gradient", "2"], ["--exp=2"], ["--workers=0"], ["--seeds", "3-4"]),
-    *(["--checkpoint-every", "0"], ["--augment", "flip"], ["--set", "n*.readout=cls"]),
+    *(["--format", "csv"], ["--gradient-steps", "2"], ["--workers=0"], ["--seed", "3-4"]),
+    *(["--experiences=2"], ["--checkpoint-every", "0"], ["--augment", "flip"]),
+    *(["--set", "n*.readout=cls"],),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams
-from avalanche_rwf.experiments import checkpoint
+from avalanche_rwf.experiments import checkpoint, variables
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
@@ -47,7 +47,7 @@ def test_every_method_goes_on_within_an_experience(
     method, options, configure, do, tmp_path, monkeypatch
 ):
     rng = draw("method", method, options)
-    monkeypatch.setenv(checkpoint.EVERY, str(rng.choice([1, 2])))
+    monkeypatch.setenv(variables.EVERY, str(rng.choice([1, 2])))
     config = configure(method, options=options, gradient_steps=steps_of(method))
     whole = do(config, tmp_path / "whole")
     # Within the first experience, and somewhere after that.
@@ -64,7 +64,7 @@ def test_every_method_goes_on_within_an_experience(
 @pytest.mark.parametrize("boundary_free", [False, True])
 def test_every_stream_goes_on(stream, boundary_free, configure, do, tmp_path, monkeypatch):
     rng = draw("stream", stream, boundary_free)
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     options = {"shots": 3} if stream == "k-shot" else {}
     if stream == "fscil":
         options = {"base": 3, "way": 3, "shots": 3}
@@ -81,7 +81,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     method, configure, do, tmp_path, monkeypatch
 ):
     rng = draw("truncated", method)
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     config = configure(method)
     whole = do(config, tmp_path / "whole")
     folder = run_directory(tmp_path / "cut", config)
@@ -108,7 +108,7 @@ def test_at_every_write_boundary_a_run_is_absent_resumable_or_complete(
 ):
     """Power cuts: what is on the disk whenever the run touches it, unsynced files cut short."""
     rng = draw("boundaries")
-    monkeypatch.setenv(checkpoint.EVERY, "3")
+    monkeypatch.setenv(variables.EVERY, "3")
     config = configure("er", options={"buffer": 3})
     whole = do(config, tmp_path / "whole")
     snapshots: list[Path] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import fault_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import checkpoint
+from avalanche_rwf.experiments import checkpoint, variables
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.strategies.registry import list_methods
 
@@ -44,7 +44,7 @@ def test_thirty_sigkills_change_no_bit(method, configure, do, tmp_path, monkeypa
     A run that comes to its end before it is killed is compared, and another one begun.
     """
     rng = draw("sigkill", method)
-    monkeypatch.setenv(checkpoint.EVERY, str(rng.choice([1, 2])))
+    monkeypatch.setenv(variables.EVERY, str(rng.choice([1, 2])))
     config = configure(method, boundary_free=rng.random() < 0.3, **AT_WORK.get(method, {}))
     whole = do(config, tmp_path / "whole")
     cut = tmp_path / "cut"

@@ -16,7 +16,7 @@ from pathlib import Path
 import fault_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import checkpoint, signals
+from avalanche_rwf.experiments import checkpoint, signals, variables
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.executors import execute
@@ -96,7 +96,7 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
     code, after, configure, tmp_path, monkeypatch
 ):
     """Some files are written, then one run's directory takes no more."""
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     first, bad, last = (configure(method) for method in ("ncm", "linear-probe", "slda"))
     assert run(first, tmp_path)["status"] == "done"
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -128,7 +128,7 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
 
 
 def test_a_folder_that_is_removed_ends_its_run_with_a_sentence(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     config, other = configure("linear-probe"), configure("ncm")
     folder = run_directory(tmp_path, config)
 
@@ -164,7 +164,7 @@ def interrupting(at: int, number: int = signal.SIGINT):
 def test_asked_once_a_run_stops_after_its_step_with_a_checkpoint(
     number, configure, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv(checkpoint.EVERY, "0")
+    monkeypatch.setenv(variables.EVERY, "0")
     config = configure("rwf", eval_every_samples=0)
     whole = run(config, tmp_path / "whole")
     said: list[str] = []
@@ -183,7 +183,7 @@ def test_asked_once_a_run_stops_after_its_step_with_a_checkpoint(
 
 
 def test_asked_in_an_evaluation_it_is_done_again(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(checkpoint.EVERY, "0")
+    monkeypatch.setenv(variables.EVERY, "0")
     config = configure("er", options={"buffer": 4}, batch_size=2)
     run(config, tmp_path / "whole")
     ask = module.PredictionRecorder.before_eval
@@ -204,7 +204,7 @@ def test_asked_in_an_evaluation_it_is_done_again(configure, tmp_path, monkeypatc
 
 
 def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     config = configure("linear-probe")
     stop_at = interrupting(2)
 
@@ -224,7 +224,7 @@ def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
 @pytest.mark.parametrize("stop", [True, False])
 def test_an_error_while_stopping_is_no_failure(stop, configure, tmp_path, monkeypatch):
     """A signal to all processes ends those that load images, too."""
-    monkeypatch.setenv(checkpoint.EVERY, "1")
+    monkeypatch.setenv(variables.EVERY, "1")
     config = configure("linear-probe")
     steps = []
 

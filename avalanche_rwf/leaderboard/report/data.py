@@ -26,7 +26,7 @@ from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, summary_column
 from avalanche_rwf.leaderboard.curves import Curve, Metrics, measured, over_seeds
 from avalanche_rwf.leaderboard.style import Look, looks
-from avalanche_rwf.strategies.registry import get_method
+from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.untrusted_io import read_end
 from avalanche_rwf.utils.user_code import may_import
 from avalanche_rwf.version import __version__
@@ -297,12 +297,18 @@ def _defaults(method: str) -> dict[str, Any] | None:
 
     What a file of a run or an entry names is not imported for that: it may be anybody's.
     """
+    there = known("methods")
+    if there is not None and method in there:  # without PyTorch, which takes seconds
+        return {key: default for key, (_, default, _) in there[method]["options"].items()}
     if not may_import(method):
         return None
+    from avalanche_rwf.strategies.registry import get_method
+
     try:
-        return dict(get_method(method).options)
+        options = get_method(method).options
     except UsageError:
         return None
+    return {key: str(v) if isinstance(v, str) else v for key, v in options.items()}
 
 
 def _command(content: Mapping[str, Any], seeds: Sequence[int]) -> str | None:

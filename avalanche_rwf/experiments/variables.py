@@ -1,0 +1,37 @@
+"""What changes no number of a run: environment variables, which worker processes inherit."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from avalanche_rwf.errors import UsageError
+
+__all__ = ["EVERY", "FRESH", "checkpoint_every", "read_every"]
+
+EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
+"""Environment variable with the training steps between checkpoints; ``--checkpoint-every`` sets it.
+"""
+
+FRESH = "AVALANCHE_RWF_FRESH"
+"""Environment variable: not empty, no run goes on from a checkpoint; ``--fresh`` sets it."""
+
+
+def checkpoint_every() -> int | None:
+    """The setting of :data:`EVERY`; None spaces checkpoints by what they cost.
+
+    :raises UsageError: for anything but "auto" and a whole number from 0.
+    """
+    return read_every(os.environ.get(EVERY) or "auto", EVERY)
+
+
+def read_every(text: str, name: str) -> int | None:
+    """:func:`checkpoint_every` of a text.
+
+    :param name: of the setting, for the error.
+    """
+    if text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise UsageError(f"{name} takes auto or a whole number of at least 0, not {text!r}.")
+    return int(text)
