@@ -66,8 +66,11 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            near = nearest(str(value), map(str, action.choices))
-            raise argparse.ArgumentError(action, f"there is no {value!r}; {near}")
+            names = list(map(str, action.choices))
+            said = f"takes one of {', '.join(names)}, not {value!r}"
+            if action.dest == "verb":
+                said = f"there is no {value!r}; {nearest(str(value), names)}"
+            raise argparse.ArgumentError(action, said)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but what this verb does not know ends here, with the nearest flag."""
