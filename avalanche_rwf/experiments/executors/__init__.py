@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.cpus import available_cores, thread_limit
 from avalanche_rwf.experiments.executors.base import (
     Context,
     Executor,
@@ -43,28 +43,19 @@ def default_jobs(device: str, runs: int, per_device: int = 1) -> int:
     """
     if device != "cpu":
         return max(1, len(gpus(device))) * per_device
-    return max(1, min(_cores(), runs))
+    return max(1, min(available_cores(), runs))
 
 
 def default_threads(device: str, runs: int, per_device: int = 1) -> int:
     """Threads per run: the cores that a comparison of so many runs leaves idle, or that a GPU's
-    runs have each.
+    runs have each, and never more than ``OMP_NUM_THREADS``.
 
     Sums are rounded differently by another number of threads. So the number depends on the whole
     comparison and the machine, and never on the runs at a time or on those that are left to do:
     ``--jobs 1``, ``--jobs 2`` and a resumed comparison give the same numbers to the last bit.
     """
     at_once = default_jobs(device, runs, per_device) if device != "cpu" else runs
-    return max(1, _cores() // max(1, at_once))
-
-
-def _cores() -> int:
-    """Cores that this process may use, at most 8: a small batch does not fill more."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, 8))
+    return max(1, min(thread_limit(), available_cores() // max(1, at_once)))
 
 
 def execute(
