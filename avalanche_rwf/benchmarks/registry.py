@@ -11,24 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from avalanche_rwf.benchmarks.options import (
+    AUGMENTATIONS,
+    StreamOptions,
+    check_options,
+    three_numbers,
+)
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.registry import Registry, check_call
 from avalanche_rwf.utils.user_code import origin_of, told
-from avalanche_rwf.utils.validation import (
-    FAR,
-    INTERPOLATIONS,
-    LARGEST_IMAGE,
-    LEAST_CROP,
-    check_choice,
-    check_flags,
-    check_mapping,
-    check_number,
-    check_whole,
-    is_finite,
-    is_number,
-    is_whole,
-    shown,
-)
+from avalanche_rwf.utils.validation import INTERPOLATIONS, check_mapping
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,36 +40,6 @@ __all__ = [
     "register_benchmark",
 ]
 
-AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """What a stream is made with; checked by `create_benchmark`, see there for the meaning of each
-    field.
-
-    :param decode: False where nobody will look at pixels (`plan_benchmark`): a source then reads no
-        image, unless it is to find out which ones to leave out.
-    """
-
-    seed: int
-    experiences: int | None
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    crop_pct: float = 1.0
-    skip_corrupt: bool = False
-    augment: str = "none"
-    holdout: float = 0.0
-    stream: str = "split"
-    stream_options: Mapping[str, Any] = field(default_factory=dict)
-    normalised: bool = True
-    decode: bool = True
-    test_share: float = 0.0
-    split_seed: int = 0
-
-
 @dataclass(frozen=True)
 class BenchmarkSpec:
     """A registered image source.
@@ -86,12 +48,15 @@ class BenchmarkSpec:
     :param load: `load(options)`, or `load(options, argument)` for a name with an argument.
     :param summary: one line for listings.
     :param origin: where the code is, if not in this package; see :func:`.user_code.origin_of`.
+    :param check: `check(argument, test_share)` refuses what can be refused before anything is read;
+        None if the images have a test set of their own.
     """
 
     name: str
     load: Callable[..., ImageSource]
     summary: str
     origin: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[str, float], object] | None = None
 
 
 BENCHMARKS: Registry[BenchmarkSpec] = Registry(
@@ -103,13 +68,14 @@ BENCHMARKS: Registry[BenchmarkSpec] = Registry(
 
 
 def register_benchmark(
-    name: str, *, summary: str = ""
+    name: str, *, summary: str = "", check: Callable[[str, float], object] | None = None
 ) -> Callable[[Callable[..., ImageSource]], Callable[..., ImageSource]]:
     """Register a function that loads an image source: `load(options: StreamOptions[, argument:
     str])`.
 
     :param name: unique; with a trailing ":" the text after it is passed as the second argument.
     :param summary: one line for listings; default: the first line of the function's docstring.
+    :param check: see :class:`BenchmarkSpec`.
     :raises ValueError: if the name is taken, or the function takes other arguments.
     """
 
@@ -117,7 +83,7 @@ def register_benchmark(
         takes = ("options", "argument") if name.endswith(":") else ("options",)
         check_call("benchmark", name, load, takes)
         line = summary or (load.__doc__ or "").strip().split("\n")[0]
-        BENCHMARKS.add(name, BenchmarkSpec(name, load, line, origin_of(load)), load)
+        BENCHMARKS.add(name, BenchmarkSpec(name, load, line, origin_of(load), check), load)
         return load
 
     return decorate
@@ -143,15 +109,14 @@ def check_benchmark(name: str, test_share: float = 0.0) -> None:
     :raises UsageError: as :func:`create_benchmark`.
     """
     spec = get_benchmark(name)
-    if test_share and spec.name != "folder:":
+    if test_share and spec.check is None:
         raise UsageError(
             f"test_share (--test-share) is for folder:PATH without test images; {name!r} has them, "
             f"so it takes 0, not {test_share}."
         )
-    if spec.name == "folder:" and name != "folder:":
-        from avalanche_rwf.benchmarks.datasets.folder import check_splits
-
-        check_splits(name.partition(":")[2], test_share)
+    argument = name[len(spec.name) :]
+    if spec.check is not None and argument:
+        spec.check(argument, test_share)
 
 
 def create_benchmark(
@@ -223,13 +188,13 @@ def create_benchmark(
     else:
         seen = _wanted_by(backbone)
     wanted: dict[str, Any] = {**seen, **{k: v for k, v in given.items() if v is not None}}
-    options = _check_options(
+    options = check_options(
         StreamOptions(
             seed=seed,
             experiences=experiences,
             image_size=wanted["image_size"],
-            mean=_three("mean", wanted["mean"]),
-            std=_three("std", wanted["std"]),
+            mean=three_numbers("mean", wanted["mean"]),
+            std=three_numbers("std", wanted["std"]),
             interpolation=wanted["interpolation"],
             crop_pct=wanted["crop_pct"],
             test_share=test_share,
@@ -281,7 +246,7 @@ def plan_benchmark(
     :raises UsageError: as there.
     """
     check_mapping("stream_options", stream_options)
-    options = _check_options(
+    options = check_options(
         StreamOptions(
             seed=seed,
             experiences=experiences,
@@ -318,44 +283,3 @@ def _load(name: str, options: StreamOptions) -> ImageSource:
 
     splits.check_source(name, source)
     return source
-
-
-def _check_options(options: StreamOptions) -> StreamOptions:
-    o = options
-    if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
-        raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {shown(o.seed)}.")
-    if not is_whole(o.split_seed) or not 0 <= o.split_seed < 2**32:
-        raise UsageError(
-            f"split_seed is a whole number from 0 to 2**32 - 1, not {shown(o.split_seed)}."
-        )
-    if not is_number(o.test_share) or not 0 <= o.test_share < 1:
-        raise UsageError(
-            f"test_share (--test-share) is a share of at least 0 and below 1, not "
-            f"{shown(o.test_share)}."
-        )
-    if o.split_seed and not o.test_share:
-        raise UsageError("split_seed (--split-seed) goes with test_share, which is 0.")
-    check_whole("experiences", o.experiences, optional=True)
-    check_whole("image_size", o.image_size, most=LARGEST_IMAGE)
-    check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
-    if any(value < 1 / FAR for value in o.std):
-        least = f"of at least {1 / FAR}"
-        raise UsageError(f"std is three positive numbers, {least}, not {shown(o.std)}.")
-    check_choice("interpolation", o.interpolation, INTERPOLATIONS)
-    check_number("crop_pct", o.crop_pct, least=LEAST_CROP, most=1)
-    check_choice("augment", o.augment, AUGMENTATIONS)
-    if not is_number(o.holdout) or not 0 <= o.holdout < 1:
-        raise UsageError(f"holdout is a share of at least 0 and below 1, not {shown(o.holdout)}.")
-    return options
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    # Arrays and tensors are no sequences to Python.
-    given = values.tolist() if hasattr(values, "tolist") else values
-    plain = isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray))
-    numbers = list(given) if plain else []
-    if len(numbers) != 3 or not all(is_finite(v) and abs(v) <= FAR for v in numbers):
-        raise UsageError(
-            f"{name} is three numbers, one per channel, of images from 0 to 1, not {shown(values)}."
-        )
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])

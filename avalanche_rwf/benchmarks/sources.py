@@ -31,7 +31,7 @@ from avalanche_rwf.benchmarks.download import (
     is_inside,
     prepare,
 )
-from avalanche_rwf.benchmarks.registry import StreamOptions
+from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import read_file, read_object
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from avalanche_rwf.benchmarks.benchmark import Benchmark
     from avalanche_rwf.benchmarks.images import RawImages, Subset
-    from avalanche_rwf.benchmarks.registry import StreamOptions
+    from avalanche_rwf.benchmarks.options import StreamOptions
 
 __all__ = [
     "ImageSource",

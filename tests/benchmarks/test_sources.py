@@ -12,7 +12,7 @@ from PIL import Image
 
 from avalanche_rwf.benchmarks import download
 from avalanche_rwf.benchmarks.images import Geometry, read_image
-from avalanche_rwf.benchmarks.registry import StreamOptions
+from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.benchmarks.sources import (
     INDEX,
     FileDataset,

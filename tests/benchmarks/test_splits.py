@@ -18,7 +18,7 @@ from avalanche.training.supervised import Naive
 from torch.utils.data import DataLoader
 
 from avalanche_rwf.benchmarks.images import Subset
-from avalanche_rwf.benchmarks.registry import StreamOptions
+from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.benchmarks.splits import (
     ImageSource,
     class_order,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from avalanche_rwf.benchmarks.registry import StreamOptions
+from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.benchmarks.splits import ImageSource, make_benchmark
 from avalanche_rwf.benchmarks.stream_registry import list_streams
 from avalanche_rwf.errors import UsageError

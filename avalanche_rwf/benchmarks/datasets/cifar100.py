@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
+from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import register_benchmark
 from avalanche_rwf.benchmarks.sources import ArrayDataset, array_source
 
 if TYPE_CHECKING:

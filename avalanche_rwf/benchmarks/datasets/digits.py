@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
+from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import register_benchmark
 
 if TYPE_CHECKING:
     from torch import Tensor

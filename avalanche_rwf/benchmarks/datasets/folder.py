@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
+from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import register_benchmark
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import at_home
 
@@ -73,8 +74,57 @@ class _Found:
 _memory: dict[object, _Folder] = {}
 
 
+def check_splits(path: str, test_share: float = 0.0) -> dict[str, Path]:
+    """The folders of training and test images; with `test_share` the one of all, as "train".
+
+    :raises UsageError: the folder, or one of the two, is missing.
+    """
+    root = at_home(path)
+    try:
+        exists = root.exists()
+    except (OSError, ValueError):  # a name that the system does not take
+        exists = False
+    if not exists:
+        raise UsageError(f"folder {str(root)!r} does not exist.")
+    if not root.is_dir():
+        raise UsageError(
+            f"{str(root)!r} is not a folder; folder:PATH takes one with train and test in it."
+        )
+    tops = {
+        split: root / name
+        for split, names in _SPLITS.items()
+        for name in reversed(names)
+        if (root / name).is_dir()
+    }
+    names = {*_SPLITS["train"], *_SPLITS["test"]}
+    if len(tops) < 2:  # else "Train" and "Test" would be two classes
+        for entry in sorted(root.iterdir()) if os.access(root, os.R_OK) else ():
+            small = entry.name.lower()
+            if small in names and entry.name != small and entry.is_dir():
+                raise UsageError(
+                    f"folder {str(entry)!r} has to be named {small!r}, in small letters."
+                )
+    if test_share:
+        if "test" in tops:
+            raise UsageError(
+                f"test_share (--test-share) is for folders without test images, and "
+                f"{str(tops['test'])!r} has some; it takes 0 here, not {test_share}."
+            )
+        return {"train": tops.get("train", root)}
+    for split in _SPLITS:
+        if split not in tops:
+            raise UsageError(
+                f"folder {str(root)!r} has no folder {split!r}; it takes train/<class>/* and "
+                "test/<class>/*, or --test-share 0.2 (test_share) to take a fifth of the images of "
+                "each class as the test set."
+            )
+    return {split: tops[split] for split in _SPLITS}
+
+
 @register_benchmark(
-    "folder:", summary="images of one's own: PATH/train/<class>/* and PATH/test/<class>/*"
+    "folder:",
+    summary="images of one's own: PATH/train/<class>/* and PATH/test/<class>/*",
+    check=check_splits,
 )
 def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     """Load a folder of images with the same classes under `train` and `test`.
@@ -238,53 +288,6 @@ def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
         f"{what} among the training images too, such as {str(test)!r} ({str(train)!r}): "
         "accuracies will be too high.",
     )
-
-
-def check_splits(path: str, test_share: float = 0.0) -> dict[str, Path]:
-    """The folders of training and test images; with `test_share` the one of all, as "train".
-
-    :raises UsageError: the folder, or one of the two, is missing.
-    """
-    root = at_home(path)
-    try:
-        exists = root.exists()
-    except (OSError, ValueError):  # a name that the system does not take
-        exists = False
-    if not exists:
-        raise UsageError(f"folder {str(root)!r} does not exist.")
-    if not root.is_dir():
-        raise UsageError(
-            f"{str(root)!r} is not a folder; folder:PATH takes one with train and test in it."
-        )
-    tops = {
-        split: root / name
-        for split, names in _SPLITS.items()
-        for name in reversed(names)
-        if (root / name).is_dir()
-    }
-    names = {*_SPLITS["train"], *_SPLITS["test"]}
-    if len(tops) < 2:  # else "Train" and "Test" would be two classes
-        for entry in sorted(root.iterdir()) if os.access(root, os.R_OK) else ():
-            small = entry.name.lower()
-            if small in names and entry.name != small and entry.is_dir():
-                raise UsageError(
-                    f"folder {str(entry)!r} has to be named {small!r}, in small letters."
-                )
-    if test_share:
-        if "test" in tops:
-            raise UsageError(
-                f"test_share (--test-share) is for folders without test images, and "
-                f"{str(tops['test'])!r} has some; it takes 0 here, not {test_share}."
-            )
-        return {"train": tops.get("train", root)}
-    for split in _SPLITS:
-        if split not in tops:
-            raise UsageError(
-                f"folder {str(root)!r} has no folder {split!r}; it takes train/<class>/* and "
-                "test/<class>/*, or --test-share 0.2 (test_share) to take a fifth of the images of "
-                "each class as the test set."
-            )
-    return {split: tops[split] for split in _SPLITS}
 
 
 def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
+from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import register_benchmark
 from avalanche_rwf.benchmarks.sources import FileDataset, Row, file_source, hashed_rows
 
 if TYPE_CHECKING:

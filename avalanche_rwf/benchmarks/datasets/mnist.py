@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from avalanche_rwf.benchmarks.download import MARKER, Archive, DataFacts
-from avalanche_rwf.benchmarks.registry import StreamOptions, register_benchmark
+from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import register_benchmark
 from avalanche_rwf.benchmarks.sources import ArrayDataset, array_source
 
 if TYPE_CHECKING:
