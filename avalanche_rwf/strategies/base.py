@@ -41,6 +41,7 @@ from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.strategies.hosted import Hosted, unnoticed
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
+from avalanche_rwf.utils.device import on_host
 from avalanche_rwf.utils.validation import (
     check_choice,
     check_flag,
@@ -218,6 +219,9 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
 
     resumable = True
     step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left", "_asked")
+    checks = True
+    """Whether features, loss and gradients are looked at in each step: the one time that a step
+    waits for a GPU. Without it a run that diverges goes on."""
 
     def __init__(
         self,
@@ -300,6 +304,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._raw: Tensor | None = None
         self._asked: dict[bool, Tensor] = {}  # the step's logits for the loss, by held_fixed
         self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
+        self._unsure: tuple[Tensor, dict[str, Tensor]] | None = None  # finite? if not: the state
         self._observed = False
         self._checked = False  # whether the first batch and the model's observe were looked at
         super().__init__(
@@ -355,16 +360,16 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._left = {name: getattr(self.model, name) for name in self.model.transient}
         if self.is_training:
             if not self._observed:
-                if not bool(torch.isfinite(features).all()):
-                    raise NonFiniteLossError(
-                        f"The features are not finite at training step "
-                        f"{self.clock.train_iterations}; nothing was changed by this batch."
-                    )
+                self._look_at(features)
                 self._make_room(self.mb_y)
-                if self.replay is None:
-                    self.model.observe(features.detach(), self.mb_y)
-                else:
-                    self.replay.observe(self.model, features.detach(), self.mb_y)
+                try:
+                    if self.replay is None:
+                        self.model.observe(features.detach(), self.mb_y)
+                    else:
+                        self.replay.observe(self.model, features.detach(), self.mb_y)
+                except RuntimeError:  # of NaN there is no eigendecomposition
+                    self._check_finite([])
+                    raise
                 if not self._checked:
                     self._checked = True
                     if note := range_note(self.model.backbone, self.mb_x):
@@ -386,6 +391,53 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
                 self._raw = nn.functional.pad(self._raw, (0, more), value=later)
                 return nn.functional.pad(logits, (0, more), value=float("-inf"))
         return mask_logits(self._raw, self.model.seen)
+
+    def _look_at(self, features: Tensor) -> None:
+        """See to it that features that are not finite change nothing.
+
+        A device is not waited for if the step has a second look (:meth:`optimizer_step`): what the
+        batch may change is copied, to be put back. Statistics of closed forms are too large.
+
+        :raises NonFiniteLossError: if it can be said now.
+        """
+        self._unsure = None
+        if not self.checks:
+            return
+        finite = torch.isfinite(features).all()
+        later = self.trains and finite.device.type != "cpu" and not self.model.head.closed_form
+        before = {}
+        if later and not self._missing_classes(self.mb_y):
+            state = self.model.state_dict().items()
+            before = {n: t.clone() for n, t in state if not n.startswith("backbone.")}
+        self._unsure = finite, before
+        if not before:
+            self._check_finite([])
+
+    def _check_finite(self, numbers: list[Tensor]) -> None:
+        """The step's one wait for a GPU: whether numbers, and what is still unsure, are finite.
+
+        :raises NonFiniteLossError: naming the step.
+        """
+        checked = [torch.isfinite(torch.stack(numbers)).all()] if numbers else []
+        if self._unsure is not None:
+            checked.append(self._unsure[0])
+        finite = torch.stack(checked).tolist() if checked else [True]
+        if all(finite):
+            self._unsure = None
+            return
+        step = self.clock.train_iterations
+        if self._unsure is not None and not finite[-1]:
+            if self._unsure[1]:
+                self.model.load_state_dict(self._unsure[1], strict=False)
+            raise NonFiniteLossError(
+                f"The features are not finite at training step {step}; nothing was changed by this "
+                "batch."
+            )
+        raise NonFiniteLossError(
+            f"The loss or its gradient is not finite at training step {step} (loss "
+            f"{float(self.loss.detach()):g}); the weights are those before this step: lower the "
+            "learning rates."
+        )
 
     def _ask_head(self, features: Tensor, n: int) -> Tensor:
         """Logits [n, C] of the mini-batch; they, or their two parts, serve the loss as well."""
@@ -522,13 +574,11 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
             if parameters:
                 limit = float("inf") if self.clip_norm is None else self.clip_norm
                 norms.append(nn.utils.clip_grad_norm_(parameters, limit))
-        checked = torch.stack([x.detach().reshape(()).to(self.device) for x in (self.loss, *norms)])
-        if not bool(torch.isfinite(checked).all()):
-            raise NonFiniteLossError(
-                f"The loss or its gradient is not finite at training step "
-                f"{self.clock.train_iterations} (loss {float(self.loss.detach()):g}); "
-                "the weights are those before this step: lower the learning rates."
-            )
+        if self.checks:
+            if self.replay is not None:
+                self.replay.fetch(self.mb_x)
+            numbers = (self.loss, *norms)
+            self._check_finite([x.detach().reshape(()).to(self.device) for x in numbers])
         self.optimizer.step()
 
     def _missing_classes(self, targets: Tensor) -> int:
@@ -536,7 +586,8 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
 
         :raises ValueError: for a label that does not fit.
         """
-        lowest, highest = torch.stack([targets.min(), targets.max()]).tolist()
+        labels = on_host(targets)
+        lowest, highest = min(labels), max(labels)
         more = max(0, highest + 1 - self.model.num_classes)
         if lowest < 0 or (more and not self.grows):
             raise ValueError(

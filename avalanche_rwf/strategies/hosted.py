@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.strategies.description import Description, of_model
+from avalanche_rwf.utils.device import note_labels
 
 __all__ = ["Hosted", "class_numbers", "unnoticed"]
 
@@ -140,7 +141,10 @@ class Hosted:
 
     def _unpack_minibatch(self) -> None:
         self._plain_labels()
+        labels = self.mbatch[1]
         super()._unpack_minibatch()  # type: ignore[misc]
+        if labels.device.type == "cpu" and self.mbatch[1] is not labels:
+            note_labels(self.mbatch[1], labels.tolist())
 
     def _plain_labels(self) -> None:
         images, labels, *rest = self.mbatch

@@ -41,6 +41,7 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.masks import batch_classes
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
+from avalanche_rwf.utils.device import on_host, to_device
 from avalanche_rwf.utils.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Replay:
         self._flat: dict[int, tuple[AvalancheDataset, list[int], Tensor]] = {}
         self._drawn: list[list[int]] = []
         self._logits: Tensor | None = None
+        self._fetched: tuple[Tensor, Tensor | None, Tensor | None] | None = None
         with torch.random.fork_rng(devices=[]):
             seed = int(torch.randint(2**62, ()))
         self._random = torch.Generator().manual_seed(seed).get_state()
@@ -202,7 +204,7 @@ class Replay:
                 places = torch.randperm(len(self))[:wanted].tolist()
                 self._drawn.append([self._order[place] for place in places])
         drawn = [self._store[number][0] for sample in self._drawn for number in sample]
-        return torch.cat([images, torch.stack(drawn).to(images.device)])
+        return torch.cat([images, to_device(torch.stack(drawn), images.device)])
 
     def observe(self, model: FrozenViT, features: Tensor, targets: Tensor) -> None:
         """Let the model take in the mini-batch's part of the forward's features, and no other."""
@@ -236,17 +238,27 @@ class Replay:
         start = len(features) - size  # the only sample, or DER++'s second
         classes = [self._store[number][1] for number in self._drawn[-1]]
         with _rows(model, start, len(features), len(features)):
-            again = strategy.classification_loss(
-                features[start:], torch.tensor(classes, device=targets.device), replayed
-            )
+            labels = to_device(torch.tensor(classes), targets.device)
+            again = strategy.classification_loss(features[start:], labels, replayed)
         if self.replay == "er":  # one mean over all images
             return (n * loss + size * again) / (n + size)
         return loss + (self.beta if self.replay == "der" else 1.0) * again
 
     @torch.no_grad()
+    def fetch(self, images: Tensor) -> None:
+        """Begin to copy a mini-batch from a GPU; whoever calls it waits for the GPU afterwards.
+
+        So the wait is for the copy too: what is on the GPU's stream before has been done by then.
+        """
+        if images.device.type == "cuda":
+            parts = (images, self._logits)
+            copies = [None if x is None else x.to("cpu", non_blocking=True) for x in parts]
+            self._fetched = images, *copies
+
+    @torch.no_grad()
     def take_in(self, images: Tensor, targets: Tensor) -> None:
         """Offer the buffer a mini-batch that has been learned: images [B, 3, H, W], targets [B]."""
-        first, classes = self._came, targets.tolist()
+        first, classes = self._came, on_host(targets)
         self._came += len(classes)
         numbers = list(range(first, self._came))
         with self._own_random():
@@ -256,15 +268,17 @@ class Replay:
         kept = set(self._order)
         for number in self._store.keys() - kept:
             del self._store[number]
+        if self._fetched is None or self._fetched[0] is not images:
+            here = images.detach().to("cpu"), None if self._logits is None else self._logits.cpu()
+        else:
+            here = self._fetched[1:]
         for row, number in enumerate(numbers):
             if number in kept:
                 # Copies: a row of the batch would keep all of it in memory.
-                logits = None
-                if self._logits is not None:
-                    logits = self._logits[row].to("cpu", copy=True)
-                image = images[row].detach().to("cpu", copy=True)
-                self._store[number] = image, classes[row], logits
-        self._logits = None
+                rows = [None if part is None else part[row].clone() for part in here]
+                assert rows[0] is not None
+                self._store[number] = rows[0], classes[row], rows[1]
+        self._logits = self._fetched = None
         self._drawn = []
 
     # -- saving ---------------------------------------------------------------------------------
@@ -311,7 +325,7 @@ class Replay:
             raise ValueError(f"The saved buffer is of {list(state['settings'])}, not of {mine}.")
         self._came = int(state["came"])
         self._random = state["random"].clone()
-        self._flat, self._drawn, self._logits = {}, [], None
+        self._flat, self._drawn, self._logits, self._fetched = {}, [], None, None
         saved = {int(key): group for key, *group in state["groups"]}
         if isinstance(self._policy, ClassBalancedBuffer):
             self._policy.seen_classes = _Ordered(state["classes"])
@@ -381,10 +395,11 @@ class Replay:
 
 def _squared_error(logits: Tensor, stored: list[Tensor]) -> Tensor:
     """Mean over images and over the classes that each had when it was stored: [R, C] -> scalar."""
-    target, known = torch.zeros_like(logits), torch.zeros_like(logits)
+    target, known = (torch.zeros(logits.shape, dtype=logits.dtype) for _ in range(2))
     for row, values in enumerate(stored):
-        target[row, : len(values)] = values.to(logits.device)
+        target[row, : len(values)] = values
         known[row, : len(values)] = 1
+    target, known = to_device(target, logits.device), to_device(known, logits.device)
     return ((logits - target).square() * known).sum() / known.sum()
 
 

@@ -6,7 +6,8 @@ the device (and each blocking copy) is counted with the line it came from.
 
 How: the C++ part of a tensor is a storage-less wrapper on PrivateUse1 (the one device type that a
 machine without a GPU can run autograd for); Python sees ``cuda:0``. A TorchDispatchMode catches
-factories and copies from the CPU, ``__torch_dispatch__`` of the wrapper all else.
+factories and copies from the CPU, ``__torch_dispatch__`` of the wrapper all else. What a copy to
+the host has that is not waited for is wrong until the host waits for the device.
 
 Not simulated: kernels (numbers, limits and dtypes of CUDA's own), streams and races, memory, time,
 nondeterminism of atomics, device asserts (an index out of range raises here as on the CPU), several
@@ -63,7 +64,7 @@ def counting():
 
 def waits(found) -> int:
     """How often the host waited, of what :func:`counting` gave."""
-    return sum(count for (kind, _, _), count in found.items() if kind != "h2d-async")
+    return sum(count for (kind, _, _), count in found.items() if not kind.endswith("async"))
 
 
 def _where() -> str:
@@ -81,7 +82,27 @@ def _where() -> str:
     return outer or "(backward)"
 
 
+_coming: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+
+def _later(copy: torch.Tensor) -> torch.Tensor:
+    """A copy to the host that has not been waited for: wrong until the next wait."""
+    values = copy.clone()
+    with torch.no_grad():
+        copy.fill_(1 if copy.dtype == torch.bool else 99)
+    _coming.append((copy, values))
+    return copy
+
+
+def _arrive() -> None:
+    while _coming:
+        copy, values = _coming.pop()
+        copy.copy_(values)
+
+
 def _sync(kind: str, func) -> None:
+    if not kind.endswith("-async"):
+        _arrive()
     if state.count:
         syncs[kind, str(func).replace("aten.", ""), _where()] += 1
 
@@ -336,7 +357,7 @@ def _run(func, args, kwargs):
             state.dead = "CUDA error: device-side assert triggered"
             raise torch.AcceleratorError(state.dead) from error
     if name == "_to_copy" and not there:
-        return result
+        return _later(result) if kwargs.get("non_blocking") else result
     known = {id(x._inner): x for x in sims}
 
     def wrap(x):
@@ -564,7 +585,8 @@ def _patch_cuda() -> None:
         "_lazy_init": _use, "init": _use, "is_available": lambda: True, "device_count": lambda: 1,
         "is_initialized": lambda: state.initialized and not cuda._is_in_bad_fork(),
         "_is_in_bad_fork": lambda: state.initialized and os.getpid() != state.pid,
-        "current_device": lambda: (_use(), 0)[1], "synchronize": lambda device=None: _use(),
+        "current_device": lambda: (_use(), 0)[1],
+        "synchronize": lambda device=None: (_use(), _arrive()),
         "get_device_name": lambda device=None: "Simulated", "empty_cache": _use,
         "get_device_capability": lambda device=None: (9, 0),
         "is_bf16_supported": lambda *a, **k: True,

@@ -177,6 +177,13 @@ def test_waits_are_counted(name):
     assert simcuda.waits(found) == WAITS[name][1], found
 
 
+def test_a_copy_to_the_host_is_there_after_a_wait_and_not_before(x, y):
+    copy = x.to("cpu", non_blocking=True)
+    assert not torch.equal(copy, y)
+    x.sum().item()
+    assert torch.equal(copy, y)
+
+
 def test_a_pinned_copy_that_need_not_wait_is_told_apart():
     with simcuda.counting() as found:
         torch.ones(3).pin_memory().to(D, non_blocking=True)

@@ -227,7 +227,7 @@ class StreamingMoments(nn.Module):
         scatter.addmm_((means * self.counts.unsqueeze(1)).T, means, alpha=-1)
         seen = self.counts > 0
         # Seen from the mean of the means the solution is the same and loses fewer digits.
-        centre = means[seen].mean(0) if bool(seen.any()) else means.mean(0)
+        centre = means[seen].mean(0) if self.samples else means.mean(0)
         centred = means - centre
         s = self._share(shrinkage, scatter)
         weight, some, ridge = self._ridge(1 - s, s, scatter.diagonal().mean(), whole)

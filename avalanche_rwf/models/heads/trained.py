@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_rwf.models.heads.base import Head, register_head, with_rows
+from avalanche_rwf.utils.device import on_host, to_device
 from avalanche_rwf.utils.validation import check_number
 
 __all__ = ["CosineHead", "LinearHead", "WhiteHead"]
@@ -177,13 +178,15 @@ class WhiteHead(CosineHead):
         self.register_buffer("transform", torch.eye(in_features))
         self.register_buffer("inverse", torch.eye(in_features))
         self.register_buffer("known", torch.zeros(num_classes, dtype=torch.bool))
-        # The count on the host, so that a step does not wait for the device to read it.
+        # What of it is on the host, so that a step does not wait for the device to read it.
         self._n = 0
         self._n_fitted = 0
+        self._known: set[int] = set()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._n, self._n_fitted = int(self.count), int(self.fitted)
+        self._known = set(self.known.nonzero().flatten().tolist())
 
     def whiten(self, features: Tensor) -> Tensor:
         """Features [B, F] -> whitened features [B, F]."""
@@ -202,14 +205,16 @@ class WhiteHead(CosineHead):
         self._n += len(f)
         if self._n >= self.refresh * self._n_fitted:
             self._renew()
-        new = torch.unique(targets)
-        new = new[~self.known[new]]
-        if len(new):
+        labels = on_host(targets)
+        new = sorted(set(labels) - self._known)
+        if new:
             white = self.whiten(features.detach())
-            for c in new.tolist():
-                row = white[targets == c].mean(0)
+            for c in new:
+                mine = torch.tensor([i for i, label in enumerate(labels) if label == c])
+                row = white[to_device(mine, white.device)].mean(0)
                 self.weight[c] = 0.4 * F.normalize(row, dim=0)
-            self.known[new] = True
+            self.known.index_fill_(0, to_device(torch.tensor(new), self.known.device), True)
+            self._known.update(new)
 
     def _renew(self) -> None:
         n = self._n
@@ -220,17 +225,18 @@ class WhiteHead(CosineHead):
         covariance.diagonal().add_(self.shrinkage * variance)
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         # The shrunk matrix is positive definite; the floor guards against rounding alone.
-        eigenvalues = eigenvalues.clamp_min(1e-6 * float(variance))
+        eigenvalues = torch.maximum(eigenvalues, 1e-6 * variance)
         transform = (vectors * eigenvalues.rsqrt()) @ vectors.T
         inverse = (vectors * eigenvalues.sqrt()) @ vectors.T
-        if self._n_fitted and bool(self.known.any()):
-            rows = self.weight[self.known].double()
+        if self._n_fitted and self._known:
+            known = to_device(torch.tensor(sorted(self._known)), self.weight.device)
+            rows = self.weight[known].double()
             norms = rows.norm(dim=1, keepdim=True)
             # A row is a direction; as a prototype it stands at the norm of a whitened feature.
             rows = rows / norms.clamp_min(1e-12) * math.sqrt(self.in_features)
             shift = self.mean.double() - mean
             moved = (rows @ self.inverse.double() + shift) @ transform
-            self.weight[self.known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
+            self.weight[known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
         self.mean.copy_(mean)
         self.transform.copy_(transform)
         self.inverse.copy_(inverse)

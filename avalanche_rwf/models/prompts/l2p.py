@@ -139,4 +139,5 @@ class L2PViT(QueriedViT):
         """Count the choices, after they were made: an image's choice does not depend on mates."""
         super().observe(features, targets)
         assert self._chosen is not None
-        self.counts += torch.bincount(self._chosen.flatten(), minlength=len(self.counts))
+        chosen = self._chosen.flatten()  # a bincount would wait for the device
+        self.counts.index_add_(0, chosen, torch.ones_like(chosen))

@@ -162,7 +162,7 @@ class MVPViT(DualPromptViT):
         """Count the choices, after they were made."""
         super().observe(features, targets)
         assert self._chosen is not None
-        self.counts += torch.bincount(self._chosen, minlength=len(self.counts))
+        self.counts.index_add_(0, self._chosen, torch.ones_like(self._chosen))
 
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes in all."""
