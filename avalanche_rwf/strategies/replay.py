@@ -251,9 +251,12 @@ class Replay:
         So the wait is for the copy too: what is on the GPU's stream before has been done by then.
         """
         if images.device.type == "cuda":
-            parts = (images, self._logits)
-            copies = [None if x is None else x.to("cpu", non_blocking=True) for x in parts]
-            self._fetched = images, *copies
+            logits = self._logits
+            self._fetched = (
+                images,
+                images.to("cpu", non_blocking=True),
+                None if logits is None else logits.to("cpu", non_blocking=True),
+            )
 
     @torch.no_grad()
     def take_in(self, images: Tensor, targets: Tensor) -> None:
@@ -268,16 +271,16 @@ class Replay:
         kept = set(self._order)
         for number in self._store.keys() - kept:
             del self._store[number]
-        if self._fetched is None or self._fetched[0] is not images:
-            here = images.detach().to("cpu"), None if self._logits is None else self._logits.cpu()
+        if self._fetched is not None and self._fetched[0] is images:
+            _, pixels, logits = self._fetched
         else:
-            here = self._fetched[1:]
+            pixels, logits = images.detach().cpu(), self._logits
+            logits = None if logits is None else logits.cpu()
         for row, number in enumerate(numbers):
             if number in kept:
                 # Copies: a row of the batch would keep all of it in memory.
-                rows = [None if part is None else part[row].clone() for part in here]
-                assert rows[0] is not None
-                self._store[number] = rows[0], classes[row], rows[1]
+                stored = None if logits is None else logits[row].clone()
+                self._store[number] = pixels[row].clone(), classes[row], stored
         self._logits = self._fetched = None
         self._drawn = []
 
