@@ -271,11 +271,10 @@ class Replay:
         kept = set(self._order)
         for number in self._store.keys() - kept:
             del self._store[number]
-        if self._fetched is not None and self._fetched[0] is images:
-            _, pixels, logits = self._fetched
-        else:
-            pixels, logits = images.detach().cpu(), self._logits
-            logits = None if logits is None else logits.cpu()
+        if self._fetched is None or self._fetched[0] is not images:
+            logits = None if self._logits is None else self._logits.cpu()
+            self._fetched = images, images.detach().cpu(), logits
+        _, pixels, logits = self._fetched
         for row, number in enumerate(numbers):
             if number in kept:
                 # Copies: a row of the batch would keep all of it in memory.
