@@ -271,15 +271,16 @@ class Replay:
         kept = set(self._order)
         for number in self._store.keys() - kept:
             del self._store[number]
-        if self._fetched is None or self._fetched[0] is not images:
-            logits = None if self._logits is None else self._logits.cpu()
-            self._fetched = images, images.detach().cpu(), logits
-        _, pixels, logits = self._fetched
+        fetched = self._fetched
+        if fetched is None or fetched[0] is not images:
+            mine = self._logits
+            fetched = images, images.detach().cpu(), None if mine is None else mine.cpu()
+        pixels, logits = fetched[1], fetched[2]
         for row, number in enumerate(numbers):
             if number in kept:
                 # Copies: a row of the batch would keep all of it in memory.
-                stored = None if logits is None else logits[row].clone()
-                self._store[number] = pixels[row].clone(), classes[row], stored
+                of_it = None if logits is None else logits[row].clone()
+                self._store[number] = pixels[row].clone(), classes[row], of_it
         self._logits = self._fetched = None
         self._drawn = []
 
