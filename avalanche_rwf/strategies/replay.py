@@ -159,7 +159,7 @@ class Replay:
         self._flat: dict[int, tuple[AvalancheDataset, list[int], Tensor]] = {}
         self._drawn: list[list[int]] = []
         self._logits: Tensor | None = None
-        self._fetched: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+        self._fetched: tuple[Tensor, Tensor, Tensor | None] | None = None
         with torch.random.fork_rng(devices=[]):
             seed = int(torch.randint(2**62, ()))
         self._random = torch.Generator().manual_seed(seed).get_state()
