@@ -21,7 +21,10 @@ from avalanche_rwf.version import __version__
 
 __all__ = ["VERBS", "build_parser", "main"]
 
-VERBS = ("compare", "status", "inspect", "list", "leaderboard", "submit", "report", "explain")
+VERBS = (
+    *("compare", "tune", "status", "inspect", "list", "leaderboard", "submit", "report"),
+    "explain",
+)
 """In the order of the help; each is a module of this package."""
 
 

@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.cli.common import (
     FORMATS,
@@ -35,6 +36,10 @@ from avalanche_rwf.models.names import PACKAGED, checked_path
 from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
 
+if TYPE_CHECKING:
+    from avalanche_rwf.experiments.compare import Plan
+    from avalanche_rwf.experiments.executors import Options
+
 SUMMARY = "run methods on a stream and print the leaderboard"
 DESCRIPTION = (
     "Run what is missing, resume what was cut, print the leaderboard. With no argument: the "
@@ -60,11 +65,20 @@ _MOST_WORKERS = 1024
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
+    add_run_flags(parser, compares=True)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
+    """What is run and where.
+
+    :param compares: False leaves out what `tune` does not have.
+    """
     add = parser.add_argument_group("methods").add_argument
-    add("--methods", metavar="NAME,...",
-        help="names or patterns, or all (default: the default ones of `list methods`); "
-        "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
-    add("--exclude", metavar="NAME,...", help="names or patterns to leave out of --methods")
+    if compares:
+        add("--methods", metavar="NAME,...",
+            help="names or patterns, or all (default: the default ones of `list methods`); "
+            "'avalanche:*' are Avalanche's own strategies, MODULE:NAME or FILE.py:NAME is yours")
+        add("--exclude", metavar="NAME,...", help="names or patterns to leave out of --methods")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE",
         help="an option of a method, see `list options METHOD`; may be repeated")
     add("--head", metavar="NAME",
@@ -72,7 +86,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--mask", metavar="NAME",
         help="one training logit mask for all: none, seen, batch or decoupled")
     add("--readout", metavar="NAME", help="one read-out for all: cls, mean or cls+mean")
-    add_settings(parser._action_groups[-1], "budget")
+    if compares:
+        add_settings(parser._action_groups[-1], "budget")
     add_import(parser._action_groups[-1])
     add_stream(parser)
     add_settings(parser._action_groups[-1], "boundary_free")
@@ -94,9 +109,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_settings(group, "augment")
 
     group = parser.add_argument_group("training and evaluation")
-    add_seeds(group, default="0,1,2", help="one, several (0,1,2) or a range (0-4)")
+    if compares:
+        add_seeds(group, default="0,1,2", help="one, several (0,1,2) or a range (0-4)")
+    else:
+        add_seeds(group, default="0", help="of the stream and of the search's choices")
     add_settings(group, "batch_size", "gradient_steps", "precision", precision="auto")
-    add_settings(group, "eval_every_samples", "eval_subset", eval_every_samples=None)
+    if compares:
+        add_settings(group, "eval_every_samples", "eval_subset", eval_every_samples=None)
 
     add = parser.add_argument_group("where and how runs are done").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
@@ -115,17 +134,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")
-    add("--checkpoint-every", metavar="N",
-        help="training steps between checkpoints, besides those at experience ends; 0: at these "
-        "alone (default: auto, so that writing costs at most 3 per cent of the time)")
-    add("--fresh", action="store_true",
-        help="begin runs that were cut from their start instead of their last checkpoint")
+    if compares:
+        add("--checkpoint-every", metavar="N",
+            help="training steps between checkpoints, besides those at experience ends; 0: at "
+            "these alone (default: auto, so that writing costs at most 3 per cent of the time)")
+        add("--fresh", action="store_true",
+            help="begin runs that were cut from their start instead of their last checkpoint")
 
     add = parser.add_argument_group("output").add_argument
     add("--out", default="results", metavar="DIR", help="where run directories go")
-    add("--format", default="text", choices=FORMATS, help="of the leaderboard")
-    add("--log", action="append", default=[], metavar="NAME[,..]",
-        help="each run also logs to csv, tensorboard or wandb; changes no number")
+    if compares:
+        add("--format", default="text", choices=FORMATS, help="of the leaderboard")
+        add("--log", action="append", default=[], metavar="NAME[,..]",
+            help="each run also logs to csv, tensorboard or wandb; changes no number")
     add("--quiet", action="store_true", help="show no progress")
 
 
@@ -177,8 +198,29 @@ def _check_names(args: argparse.Namespace) -> None:
             exclude_methods(chosen, args.exclude)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do it; returns the exit status."""
+@dataclass(frozen=True)
+class Prepared:
+    """A command line that was checked.
+
+    :param planned: its runs.
+    :param how: they are done.
+    :param given: options that the user gave, by method.
+    :param left_out: methods that are not compared, with the reason.
+    """
+
+    planned: Plan
+    out: Path
+    device: str
+    how: Options
+    given: Mapping[str, Mapping[str, Any]]
+    left_out: Mapping[str, str]
+
+
+def prepare(args: argparse.Namespace) -> Prepared:
+    """Check everything that can be checked before any work, and say what is to be known.
+
+    :raises UsageError: for the first thing that is wrong.
+    """
     seeds, settings = read_seeds(args.seeds), read_settings(args.set)
     given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
     prepared = _preparation(args)
@@ -200,13 +242,9 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.experiments.config import RunConfig
     from avalanche_rwf.experiments.executors import (
         Options,
-        default_jobs,
-        default_threads,
-        execute,
         get_executor,
         start_server,
     )
-    from avalanche_rwf.experiments.signals import listening
 
     out = Path(args.out)
     base = RunConfig(
@@ -248,16 +286,9 @@ def run(args: argparse.Namespace) -> int:
         given_options,
         method_options,
         plan,
-        plan_tuned,
         resolve_device,
         select_methods,
-        write_left_out,
     )
-    from avalanche_rwf.experiments.config import run_directory
-    from avalanche_rwf.experiments.status import write_list
-    from avalanche_rwf.experiments.tuning import tune
-    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
-    from avalanche_rwf.leaderboard.render import render
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
     if args.data_config is not None:  # as values: a tag's may be others in another timm
@@ -275,21 +306,53 @@ def run(args: argparse.Namespace) -> int:
         base, methods, seeds, options, out, notes, args.eval_every_samples is None,
         named_methods(args.methods),
     )  # fmt: skip
-    methods = planned.methods
     left_out.update(planned.left_out)
     for note in planned.notes:
         say(note)
+    typed = {name: given_options(name, common, settings) for name in planned.methods}
+    return Prepared(planned, out, device, how, typed, left_out)
+
+
+def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
+    """The runs with the options of the budget."""
+    planned, said = ready.planned, list[str]()
     if args.budget == "tuned":
-        fixed = {name: given_options(name, common, settings) for name in methods}
-        first = planned.configs[: len(methods)]
+        from avalanche_rwf.experiments.compare import plan_tuned
+        from avalanche_rwf.experiments.signals import listening
+        from avalanche_rwf.experiments.tuning import tune
+
         with listening(say):
             choices = tune(
-                *(first, fixed, out, device, args.jobs, args.quiet),
-                *(args.executor, replace(how, detach=False)),
+                planned.configs[: len(planned.methods)],
+                *(ready.given, ready.out, ready.device, args.jobs, args.quiet),
+                *(args.executor, replace(ready.how, detach=False)),
             )
-        for choice in choices.values():
-            say(choice.sentence())
-        planned = plan_tuned(planned, choices, out)
+        said = [choice.sentence() for choice in choices.values()]
+        planned = plan_tuned(planned, choices, ready.out)
+    elif args.budget != "default":
+        from avalanche_rwf.experiments.study import plan_studies
+
+        planned, said = plan_studies(planned, args.budget, ready.given, ready.out)
+    for line in said:
+        say(line)
+    return planned
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns the exit status."""
+    ready = prepare(args)
+
+    from avalanche_rwf.experiments.compare import write_left_out
+    from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.experiments.executors import default_jobs, default_threads, execute
+    from avalanche_rwf.experiments.signals import listening
+    from avalanche_rwf.experiments.status import write_list
+    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+    from avalanche_rwf.leaderboard.render import render
+
+    planned = _choose_options(args, ready)
+    out, device, how = ready.out, ready.device, ready.how
+    methods, seeds = planned.methods, {config.seed for config in planned.configs}
     here = args.executor in ("process", "serial")
     jobs = args.jobs or default_jobs(device, len(planned.todo), args.runs_per_device)
     where = f"{jobs} at a time on {device}" if here else f"on {args.executor}, device {device}"
@@ -335,10 +398,10 @@ def run(args: argparse.Namespace) -> int:
     if len(runs):
         board = aggregate(runs[runs["config_hash"].isin(hashes)])
         print(render(board, args.format), end="")
-    for method, why in left_out.items():
+    for method, why in ready.left_out.items():
         say(f"not compared: {method}: {why}")
     if written:
         with contextlib.suppress(OSError):  # a full disk: it was printed
-            write_left_out(out, args.benchmark, base.backbone, left_out)
+            write_left_out(out, args.benchmark, planned.configs[0].backbone, ready.left_out)
         say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
     return 1 if failed or not written else 0

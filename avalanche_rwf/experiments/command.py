@@ -26,7 +26,8 @@ def command_words(
     """The arguments of ``avalanche-rwf`` that make this run: parsed, they give the same hash.
 
     With ``budget="tuned"`` the command tunes again rather than being told the outcome; it comes to
-    the same choice if the first of `seeds` is that of the comparison.
+    the same choice if the first of `seeds` is that of the comparison. With "study:NAME" it reads
+    the study, which must be in its ``OUT/tuning``.
 
     :param config: of the run.
     :param seeds: of the row; by default the run's own.
@@ -49,7 +50,7 @@ def command_words(
         text = ",".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
         words += ["--" + key.replace("_", "-"), text]
     words += _stream_words(config)
-    found_again = config.tuning.get("chosen", {}) if config.budget == "tuned" else {}
+    found_again = config.tuning.get("chosen", {}) if config.budget != "default" else {}
     for key, value in config.options.items():
         same = defaults is not None and key in defaults and _same(defaults[key], value)
         if not same and key not in found_again:

@@ -33,6 +33,7 @@ from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_
 
 __all__ = [
     "Plan",
+    "check_method",
     "given_options",
     "method_options",
     "plan",
@@ -224,7 +225,7 @@ def plan(
     for method in methods:
         config = with_code(replace(base, method=method, options=dict(options[method])))
         try:
-            said += _try(config, benchmark)
+            said += check_method(config, benchmark)
         except UsageError as error:
             if named is None or method in named or not _is_unfit(config, benchmark):
                 raise
@@ -254,7 +255,7 @@ def plan(
     )
 
 
-def _try(config: RunConfig, benchmark: Benchmark) -> list[str]:
+def check_method(config: RunConfig, benchmark: Benchmark) -> list[str]:
     """Build a method once; returns what is otherwise with it because of the backbone.
 
     :raises UsageError: naming the method, if it cannot be built or has no room for the stream.
@@ -290,7 +291,7 @@ def _is_unfit(config: RunConfig, benchmark: Benchmark) -> bool:
     if all(config.options.get(key) is value for key, value in own.items()):
         return True
     try:
-        _try(replace(config, options=own), benchmark)
+        check_method(replace(config, options=own), benchmark)
     except UsageError:
         return True
     return False

@@ -27,6 +27,7 @@ from avalanche_rwf.version import __version__
 __all__ = [
     "BUSY",
     "LARGEST",
+    "STUDY",
     "RunConfig",
     "Setting",
     "declare",
@@ -39,6 +40,9 @@ __all__ = [
 
 BUSY = "busy"
 """The status of a run that another process is doing."""
+
+STUDY = "study:"
+"""Before the name of a study, as the budget of a run."""
 
 LARGEST = 10**9
 """The largest size or count in a run or in an entry of the leaderboard."""
@@ -61,6 +65,7 @@ class Setting:
     :param most: the largest value that is taken.
     :param below: the smallest value that is too large.
     :param choices: the values that are taken.
+    :param prefix: of names that are taken too.
     :param computed: whether the command line computes it where the flag is not given, so that the
         command of a row always says it.
     :param young: whether it is younger than the first runs: it is in the hash only where it is not
@@ -83,6 +88,7 @@ class Setting:
     most: float | None = LARGEST
     below: float | None = None
     choices: tuple[str, ...] = ()
+    prefix: str = ""
     computed: bool = False
     young: bool = False
     column: str = ""
@@ -107,12 +113,16 @@ class Setting:
                 takes = f"a number from {self.least:g} to below {self.below:g}"
         elif self.kind == "flag":
             takes = "" if isinstance(value, bool) else "True or False"
-        elif self.choices and value not in self.choices:
-            takes = " or ".join(self.choices)
+        elif self.choices and value not in self.choices and not self._named(value):
+            takes = " or ".join((*self.choices, *([f"{self.prefix}NAME"] if self.prefix else ())))
         if takes:
             name = self.flag or self.name
             shown = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{name} takes {takes}, not {shown}.")
+
+    def _named(self, value: Any) -> bool:
+        """Whether a text is the prefix and a name."""
+        return bool(self.prefix and re.fullmatch(f"{self.prefix}.+", str(value)))
 
     def _within(self, value: Any) -> bool:
         return (
@@ -213,8 +223,8 @@ class RunConfig:
     :param skip_corrupt: whether unreadable images are left out.
     :param weights: a local file, or None.
     :param weights_sha256: of the loaded weights; stands for `weights` in the hash.
-    :param budget: "default" or "tuned": whether the options were chosen on held-out training
-        images before the comparison.
+    :param budget: "default"; "tuned", where the options were chosen on held-out training images
+        before the comparison; or "study:NAME", where a study of ``tune`` found them.
     :param tuning: the record of that choice; the options are in the hash, how they were found is
         not.
     :param stream_options: all options of that kind of stream but those that are left to the data.
@@ -304,9 +314,9 @@ class RunConfig:
     weights_sha256: str = declare("", "hash", column="backbone_sha256", header=_nothing)
     budget: str = declare(
         "default", "text", role="method", flag="--budget", choices=("default", "tuned"),
-        column="budget",
-        help="each method's own options, or the best of up to 10 settings on held-out training "
-        "images of the first experiences",
+        prefix=STUDY, column="budget", metavar="default|tuned|study:FOLDER",
+        help="each method's own options; the best of up to 10 settings on held-out training images "
+        "of the first experiences; or what `tune` found, by its folder",
     )  # fmt: skip
     tuning: Mapping[str, Any] = declare({}, "mapping", role="run", column="tuning")
     stream_options: Mapping[str, Any] = declare(
@@ -353,10 +363,10 @@ class RunConfig:
         checked_preparation(self.data_config, "data_config (--data-config, --mean, --std)")
         if self.split_seed and not self.test_share:
             raise UsageError("--split-seed goes with --test-share, which is 0.")
-        if self.budget == "tuned" and self.holdout:
+        if self.budget != "default" and self.holdout:
             raise UsageError(
-                "--budget tuned chooses on training images that --holdout would test on, so "
-                f"--holdout takes 0 with it, not {self.holdout}."
+                f"--budget {self.budget} chooses on training images that --holdout would test on, "
+                f"so --holdout takes 0 with it, not {self.holdout}."
             )
         return self
 

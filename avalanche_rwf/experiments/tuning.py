@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from avalanche_rwf.evaluation.metrics import a_last
-from avalanche_rwf.evaluation.plugins import Progress
-from avalanche_rwf.evaluation.recorder import PredictionRecorder
+from avalanche_rwf.evaluation.plugins import Listener, Listening, Progress
+from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.build import (
     build_benchmark,
@@ -51,7 +51,18 @@ from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method
 
-__all__ = ["HOLDOUT", "SETTINGS", "Choice", "held_out_accuracy", "settings", "tune"]
+__all__ = [
+    "HOLDOUT",
+    "SETTINGS",
+    "Choice",
+    "choose",
+    "first_experiences",
+    "held_out_accuracy",
+    "held_out_config",
+    "is_note",
+    "settings",
+    "tune",
+]
 
 SETTINGS = 10
 HOLDOUT = 0.25
@@ -151,7 +162,7 @@ def _times(value: float, factor: float) -> float:
     return value if factor == 1 else float(f"{value * factor:.6g}")
 
 
-def _experiences(first_seen: Sequence[Sequence[int]]) -> int:
+def first_experiences(first_seen: Sequence[Sequence[int]]) -> int:
     """How many experiences are trained on: a third, at least two, and at least two classes.
 
     :param first_seen: classes that each experience is the first to bring.
@@ -162,16 +173,27 @@ def _experiences(first_seen: Sequence[Sequence[int]]) -> int:
     return min(n, max(2, -(-n // 3), enough))
 
 
+def held_out_config(config: RunConfig) -> RunConfig:
+    """A run's configuration as its settings are tried: what is evaluated on was held out."""
+    return replace(
+        config, budget="default", holdout=HOLDOUT, eval_every_samples=0, eval_subset=0
+    )
+
+
 def held_out_accuracy(
     config: RunConfig,
     experiences: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    every: int = 0,
+    listener: Listener | None = None,
 ) -> float:
     """Accuracy after one pass over the first experiences, on what ``config.holdout`` holds out.
 
     :param experiences: how many of the stream's; None is all.
     :param progress: called with the number of training samples of each experience that is done.
+    :param every: evaluate after so many training samples too, for the listener; 0 does not.
+    :param listener: told the accuracy of every evaluation; what it raises ends this one.
     :returns: a share, over the classes of these experiences.
     :raises NonFiniteLossError: if training goes to infinity.
     """
@@ -179,8 +201,13 @@ def held_out_accuracy(
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
     recorder = PredictionRecorder()
     plugins = [NormaliseOnDevice(info.mean, info.std), recorder, StopWhenAsked()]
-    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     workers = loader_workers(benchmark)
+    if listener is not None:
+        plugins.append(Listening(recorder, listener))
+    if every:
+        tests = exposed_tests(benchmark, experiences or len(benchmark.test_stream))
+        plugins.append(AnytimeEvaluation(tests, every, eval_kwargs={"num_workers": workers}))
+    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     stream = list(benchmark.scenario.train_stream)[:experiences]
     for experience in stream:
         train_experience(strategy, experience, config.boundary_free, workers)
@@ -224,12 +251,14 @@ class Choice:
     :param options: all of its options, as chosen.
     :param file: the record under ``OUT/tuning``.
     :param content: what that file holds.
+    :param differs: what of a study's configuration is other than the comparison's.
     """
 
     method: str
     options: Mapping[str, Any]
     file: Path
     content: Mapping[str, Any]
+    differs: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """For the ``config.json`` of each run."""
@@ -239,6 +268,7 @@ class Choice:
             "settings": len(tried),
             **{key: self.content[key] for key in keys},
             "file": self.file.name,
+            **({"differs": list(self.differs)} if self.differs else {}),
         }
 
     def sentence(self) -> str:
@@ -252,7 +282,9 @@ class Choice:
             + ("no score" if score is None else f"{100 * score:.1f} %")
             + f" on held-out training images ({n} setting{'s' if n > 1 else ''})"
         )
-        failed = [one for one in all_settings if one.get("score") is None]
+        pruned = sum(bool(one.get("pruned")) for one in all_settings)
+        said += f"; {pruned} of them pruned" if pruned else ""
+        failed = [o for o in all_settings if o.get("score") is None and not o.get("pruned")]
         if failed:
             why = failed[0].get("error", "not finished").rstrip(".")
             said += f"; {len(failed)} of them failed ({why})"
@@ -280,10 +312,7 @@ def tune(
     :returns: method -> choice.
     :raises UsageError: if no images can be held out.
     """
-    own = {
-        c.method: replace(c, budget="default", holdout=HOLDOUT, eval_every_samples=0, eval_subset=0)
-        for c in configs
-    }
+    own = {c.method: held_out_config(c) for c in configs}
     tried = {
         name: settings(get_method(name), c.options, fixed.get(name, ())) for name, c in own.items()
     }
@@ -292,7 +321,7 @@ def tune(
     todo: list[RunConfig] = []
     place: dict[str, tuple[str, int]] = {}
     benchmark = build_benchmark(next(iter(own.values())))
-    k = _experiences(benchmark.first_seen)
+    k = first_experiences(benchmark.first_seen)
     samples = sum(sum(counts.values()) for counts in benchmark.class_counts[:k])
     for name, config in own.items():
         changes = [
@@ -334,12 +363,12 @@ def tune(
         for note, other in zip(tries, _tried(files[name], len(tries)), strict=True):
             if "seconds" in other and "seconds" not in note:
                 note.update({key: v for key, v in other.items() if key != "options"})
-        _choose(contents[name])
+        choose(contents[name])
         write_json(files[name], contents[name])
     if stop_requested():  # when nothing was left to stop
         raise RunStopped
     return {
-        name: Choice(name, tried[name][_choose(contents[name])], files[name], contents[name])
+        name: Choice(name, tried[name][choose(contents[name])], files[name], contents[name])
         for name in own
     }
 
@@ -354,10 +383,11 @@ def _tried(file: Path, number: int) -> list[dict[str, Any]]:
     """What an earlier call has noted of each setting; one whose note is damaged is tried again."""
     notes = (read_json(file) or {}).get("settings")
     notes = notes[:number] if isinstance(notes, list) else []
-    return [note if _is_note(note) else {} for note in notes] + [{}] * (number - len(notes))
+    return [note if is_note(note) else {} for note in notes] + [{}] * (number - len(notes))
 
 
-def _is_note(note: Any) -> bool:
+def is_note(note: Any) -> bool:
+    """Whether this is a whole note of a setting that was tried."""
     if not isinstance(note, dict) or not isinstance(note.get("error", ""), str):
         return False
     score = note.get("score")
@@ -365,7 +395,7 @@ def _is_note(note: Any) -> bool:
     return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
 
 
-def _choose(content: dict[str, Any]) -> int:
+def choose(content: dict[str, Any]) -> int:
     """Note and return the best setting: the first of equals; none with a score is the first."""
     tries = content["settings"]
     scores = [-1.0 if one.get("score") is None else one["score"] for one in tries]

@@ -103,11 +103,13 @@ def _typed(setting: Setting) -> tuple[Any, Any]:
     bounds: dict[str, Any] = {"ge": setting.least, "lt": setting.below}
     if setting.below is None:
         bounds["le"] = setting.most
+    names = "|".join((*setting.choices, f"{setting.prefix}.{{1,200}}"))
+    choice: Any = Literal[setting.choices] if setting.choices else Name
     types: dict[str, Any] = {
         "whole": Annotated[int, Field(**bounds)],
         "number": Annotated[float, Field(allow_inf_nan=False, **bounds)],
         "flag": bool,
-        "text": Literal[setting.choices] if setting.choices else Name,
+        "text": Annotated[str, Field(pattern=f"^({names})$")] if setting.prefix else choice,
         "hash": Hash | Literal[""],
         "mapping": StreamValues if setting.name == "stream_options" else Values,
     }

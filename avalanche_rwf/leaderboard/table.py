@@ -285,7 +285,7 @@ def _offered(rows: Rows, wide: bool = False, chosen: Sequence[str] = ()) -> list
             )
         found = [known[name.lower()] for name in chosen]
         return found if known["label"] in found else [known["label"], *found]
-    tuned = any(_get(row, "budget") == "tuned" for row in rows)
+    tuned = any(_get(row, "budget") not in (None, "default") for row in rows)
     columns = [column for column in _COLUMNS if tuned or column.field != "budget"]
     if any(_get(row, "reference") is not None for row in rows):
         columns[-1:-1] = _COMPARED
@@ -301,7 +301,8 @@ def _tuned(row: Row, label: str) -> str | None:
     chosen = [f"{key}={short(value)}" for key, value in record["chosen"].items()]
     # What sets a row apart stands in its label already.
     more = [text for text in chosen if text not in label] if chosen else ["unchanged"]
-    return f"{' '.join([label, *more])} (of {record['settings']})"
+    differs = "; of another " + ", ".join(record["differs"]) if record.get("differs") else ""
+    return f"{' '.join([label, *more])} (of {record['settings']}{differs})"
 
 
 def _differences(row: Row) -> dict[str, Any]:

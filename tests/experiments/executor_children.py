@@ -119,3 +119,11 @@ def waits_once(
                 time.sleep(0.02)
 
     return run(config, out, device, progress=wait_here, wait=False)
+
+
+def tunes(config: RunConfig, out: Path, trials: int) -> None:
+    """A command that brings a study to so many trials."""
+    from avalanche_rwf.experiments.study import search
+
+    _, found = search(config, (), out, trials, jobs=1, quiet=True)
+    assert all(summary["status"] == "done" for _, summary in found)

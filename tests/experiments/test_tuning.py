@@ -126,11 +126,11 @@ def test_a_grid_of_its_own_comes_after_its_own_options():
 
 def test_a_third_of_the_experiences_and_two_at_least():
     sizes = (1, 2, 5, 6, 7, 8, 10)
-    assert [tuning._experiences([[0, 1]] * n) for n in sizes] == [1, 2, 2, 2, 3, 3, 4]
+    assert [tuning.first_experiences([[0, 1]] * n) for n in sizes] == [1, 2, 2, 2, 3, 3, 4]
 
 
 def test_so_many_experiences_that_there_are_two_classes():
-    assert tuning._experiences([[], [3], [], [1], [2]]) == 4
+    assert tuning.first_experiences([[], [3], [], [1], [2]]) == 4
 
 
 # ---- on which images

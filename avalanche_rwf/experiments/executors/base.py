@@ -47,7 +47,6 @@ __all__ = [
     "failed",
     "get_executor",
     "is_busy",
-    "is_free",
     "killed",
     "list_executors",
     "needs",
@@ -60,7 +59,9 @@ __all__ = [
 
 Result = tuple[RunConfig, dict[str, Any]]
 Work = Callable[..., dict[str, Any]]
-"""What is done with each configuration: called as :func:`.run.run` is, and picklable."""
+"""What is done with each configuration: called as :func:`.run.run` is, and picklable. One that may
+come to the status "busy" has a method ``place(out, config)``: the folder that is locked then.
+"""
 
 TICK = 0.25
 """Seconds between two looks at the runs of other processes, and at whether to stop."""
@@ -125,6 +126,11 @@ class Context:
                 return run(config, self.out, self.device, progress=report, wait=False, again=again)
         except (Exception, SystemExit) as error:
             return failed(error)
+
+    def is_free(self, config: RunConfig) -> bool:
+        """Whether no other process is at a configuration any more."""
+        with locked(getattr(self.work, "place", run_directory)(self.out, config)) as free:
+            return free
 
 
 @dataclass(frozen=True)
@@ -235,12 +241,6 @@ def killed(why: str = KILLED) -> dict[str, Any]:
 def is_busy(summary: Mapping[str, Any]) -> bool:
     """Whether another process is at the run."""
     return bool(summary["status"] == BUSY)
-
-
-def is_free(out: Path, config: RunConfig) -> bool:
-    """Whether no other process is at a run any more."""
-    with locked(run_directory(out, config)) as free:
-        return free
 
 
 def pause() -> None:

@@ -24,7 +24,6 @@ from avalanche_rwf.experiments.executors.base import (
     Executor,
     Result,
     is_busy,
-    is_free,
     killed,
     pause,
     register_executor,
@@ -108,7 +107,7 @@ class ProcessExecutor(Executor):
                 if lost and not working:
                     self._start(working, lost.pop(0), free.pop(0), alone=True)
                 if free and waiting and not any(worker.alone for worker in working.values()):
-                    for config in [c for c in waiting if is_free(self.context.out, c)][: len(free)]:
+                    for config in [c for c in waiting if self.context.is_free(c)][: len(free)]:
                         waiting.remove(config)
                         self._start(working, config, free.pop(0), again=False)
                 if not working:

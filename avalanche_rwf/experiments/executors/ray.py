@@ -26,7 +26,6 @@ from avalanche_rwf.experiments.executors.base import (
     Result,
     failed,
     is_busy,
-    is_free,
     killed,
     needs,
     node_folder,
@@ -112,7 +111,7 @@ class RayExecutor(Executor):
                         exhausted = True
                     else:
                         pending[submit(config, True)] = config
-                for config in [c for c in waiting if is_free(self.context.out, c)]:
+                for config in [c for c in waiting if self.context.is_free(c)]:
                     waiting.remove(config)
                     pending[submit(config, False)] = config
                 if not pending:

@@ -38,7 +38,6 @@ from avalanche_rwf.experiments.executors.base import (
     Options,
     Result,
     is_busy,
-    is_free,
     killed,
     needs,
     node_folder,
@@ -226,7 +225,7 @@ class SlurmExecutor(Executor):
                         "on from the last checkpoint."
                     )
                 elif is_busy(summary):
-                    if not is_free(self.context.out, config):
+                    if not self.context.is_free(config):
                         continue
                     del answers[name]
                     answers |= self._submit({name: config})
