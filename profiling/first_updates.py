@@ -30,6 +30,7 @@ from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.tuning import held_out_accuracy
 from avalanche_rwf.models.backbone import PACKAGED
+from avalanche_rwf.models.classifier import optional
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
 STEPS = 10
@@ -80,28 +81,24 @@ class _Watch(SupervisedPlugin):
 
     def _copy(self, model: Any) -> Tensor | None:
         """Note prompts and head; returns which prompts were chosen, if any are."""
-        left = {name: getattr(model, name) for name in model.transient}
-        chosen = None
         with torch.no_grad():
-            if hasattr(model, "select"):
-                model.select(model.query(self.images))
-                chosen = getattr(model, "_chosen", None)
-                if self.chosen is not None:
-                    model._chosen = self.chosen
+            selection = model.select(model.query(self.images), model.training)
+            chosen = getattr(selection, "indices", None)
+            if self.chosen is not None:
+                selection = replace(selection, indices=self.chosen)
+            given = optional(selection)
             parts = [
                 part.flatten()
                 for block in model.prompted_blocks()
-                for part in astuple(model.prompt(block, self.images))
+                for part in astuple(model.prompt(block, self.images, *given))
             ]
-            extra = model.extra_tokens()
+            extra = model.extra_tokens(selection)
             if extra is not None:
                 parts.append(extra.flatten())
             if not parts:  # a network of its own: all of its prompts
                 parts = [p.flatten() for group in model.prompt_groups().values() for p in group]
             weight = next(iter(model.head.parameters())).detach()
             self.copies.append((torch.cat(parts).clone(), weight.clone()))
-        for name, value in left.items():
-            setattr(model, name, value)
         return chosen
 
     def movement(self) -> Movement:

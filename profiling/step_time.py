@@ -154,7 +154,7 @@ class BareStep:
         if self.mask == "decoupled":
             loss = self._loss(model.training_logits(features.detach()).float(), y, "seen")
             if features.requires_grad:
-                fixed = model.training_logits(features, held_fixed=True)
+                fixed = model.training_logits(features, freeze_head=True)
                 loss = loss + self._loss(fixed.float(), y, "batch")
         else:
             loss = self._loss(raw, y, self.mask)

@@ -23,7 +23,8 @@ import itertools
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import FitWarning, parse_blocks
-from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
+from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks, full_precision
 from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
 from avalanche_rwf.models.feature_cache import (
     MEMORY,
@@ -51,12 +52,43 @@ from avalanche_rwf.utils.validation import (
     check_whole,
 )
 
-__all__ = ["READOUTS", "FrozenViT"]
+__all__ = ["READOUTS", "FrozenViT", "Selection", "optional"]
 
 READOUTS = ("cls", "mean", "cls+mean", "layers", "routes")
 _NAMES = itertools.count()
 # The functions that make features of images.
-_READING = ("_features", "read", "retrieved", "extra_tokens", "_mean_patch", "prompt")
+_READING = (
+    *("_encode", "query", "select", "read", "retrieved", "extra_tokens", "_mean_patch", "prompt"),
+)
+# What the methods that subclasses override were called before, and what they are called now.
+_RENAMED = {"features": "encode", "prompt_loss": "auxiliary_loss", "transient": "Selection"}
+_S = TypeVar("_S", bound="Selection")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a model selected for the images of one forward, which its loss and statistics need.
+
+    A method subclasses it with tensors as fields, each with one row per image: [B, ...]. A scalar
+    is of the whole batch.
+    """
+
+    def rows(self: _S, start: int, stop: int) -> _S:
+        """That of some of the images."""
+        return self._each(lambda value: value[start:stop] if value.dim() else value)
+
+    def detach(self: _S) -> _S:
+        """The same without a graph."""
+        return self._each(Tensor.detach)
+
+    def _each(self: _S, change: Callable[[Tensor], Tensor]) -> _S:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+def optional(selection: Selection | None) -> tuple[Selection, ...]:
+    """The argument for a method that a model without :meth:`FrozenViT.select` may not have."""
+    return () if selection is None else (selection,)
 
 
 def _check_head(head: Head, width: int, num_classes: int) -> None:
@@ -101,9 +133,9 @@ class FrozenViT(nn.Module):
     # What a subclass offers; a method may have a read-out of its own besides the common ones.
     readouts: ClassVar[tuple[str, ...]] = READOUTS
     # Whether test features may be looked up; a strategy that evaluates inside training says no.
-    remembers = True
-    # Attributes that a forward leaves for the loss; None between batches and in copies.
-    transient: ClassVar[tuple[str, ...]] = ()
+    use_cache = True
+    # Whether training follows the experiences; such a model has `begin_experience`.
+    uses_boundaries = False
 
     def __init__(
         self,
@@ -133,7 +165,7 @@ class FrozenViT(nn.Module):
         self.dim = int(backbone.embed_dim)
         self.num_prefix_tokens = int(backbone.num_prefix_tokens)
         self.pooling = pooling(backbone)
-        if self.pooling != "token" and (readout != "mean" or hasattr(self, "query")):
+        if self.pooling != "token" and (readout != "mean" or self._selects()):
             how = {"avg": "the mean patch", "map": "its attention pooling"}
             warnings.warn(
                 "The backbone has no class token: where a method reads one or asks by it, "
@@ -174,18 +206,21 @@ class FrozenViT(nn.Module):
             head = create_head("white", self.feature_width(), self.num_classes)
             self.training_head = head.to(self.seen.device).train(self.training)
 
-    def training_logits(self, features: Tensor, held_fixed: bool = False) -> Tensor:
+    def training_logits(
+        self, features: Tensor, freeze_head: bool = False, selection: Selection | None = None
+    ) -> Tensor:
         """What the loss is taken of: :meth:`logits`, through the head that the prompts learn by.
 
         :param features: [B, F].
-        :param held_fixed: whether the head gets no gradient.
+        :param freeze_head: whether the head gets no gradient.
+        :param selection: what :meth:`encode` gave with them.
         :returns: [B, C].
         """
         own = self.head
         self.head = self.training_head or own
         try:
-            with held(self.head) if held_fixed else nullcontext():
-                return self.logits(features)
+            with held(self.head) if freeze_head else nullcontext():
+                return self.logits(features, *optional(selection))
         finally:
             self.head = own
 
@@ -200,19 +235,38 @@ class FrozenViT(nn.Module):
         """Blocks that take prompts; none here."""
         return ()
 
-    def prompt(self, block: int, tokens: Tensor) -> Prompt | None:
-        """The prompt for one block, from the tokens [B, N, D] that enter it."""
+    def query(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> what :meth:`select` asks by, [B, D], without gradient.
+
+        Here the plain backbone's class token: a second forward pass in training.
+        """
+        return self.frozen_query(images)
+
+    def select(self, query: Tensor, training: bool) -> Selection | None:
+        """Choose or mix the prompts of a batch by its queries [B, D]; nothing here.
+
+        What it returns is given to all that follows in the same step: :meth:`prompt`,
+        :meth:`extra_tokens`, :meth:`logits`, :meth:`observe` and :meth:`auxiliary_loss`.
+        """
         return None
 
-    def extra_tokens(self) -> Tensor | None:
+    def prompt(self, block: int, tokens: Tensor, *args: Any, **kwargs: Any) -> Prompt | None:
+        """The prompt for one block, from the tokens [B, N, D] that enter it.
+
+        It is ``prompt(block, tokens, selection)`` where :meth:`select` gives a selection, and
+        ``prompt(block, tokens)`` otherwise.
+        """
+        return None
+
+    def extra_tokens(self, selection: Any) -> Tensor | None:
         """Tokens [B or 1, E, D] that go through all blocks with the image's own; none here."""
         return None
 
-    def prompt_loss(self) -> Tensor | None:
-        """What the last training forward adds to the loss (a scalar), such as L2P's key term."""
+    def auxiliary_loss(self, selection: Any) -> Tensor | None:
+        """What a training step adds to the loss (a scalar), such as L2P's key term."""
         return None
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, selection: Any = None) -> Tensor:
         """Features [B, F] -> raw logits [B, C], through ``self.head``."""
         return self.head(features)
 
@@ -256,19 +310,31 @@ class FrozenViT(nn.Module):
         return self.patch_weights.to(patches.dtype) @ patches
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, F] for the head.
+        """Images [B, 3, H, W] -> features [B, F] for the head; :meth:`encode` does the work."""
+        return self.encode(images)[0]
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
+        """Images [B, 3, H, W] -> features [B, F] and what was selected for them.
 
         Without trained prompts a test batch has the same features after each experience: in
         evaluation on the CPU they are computed once and found again by the images' own bytes.
         Weights changed in place are noticed, unless it was through ``.data``: PyTorch does not
-        count that, so :meth:`renew_name` has to be called after it.
+        count that, so :meth:`invalidate_cache` has to be called after it.
         """
-        if self.frozen and not self.prompted_blocks() and not self.prompt_groups():
-            kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
-            # What a subclass reads in its own way is its own.
-            own = any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING)
-            return self.remembered(images, self._features, "" if own else kind)
-        return self._features(images)
+        fixed = self.frozen and not (self.prompted_blocks() or self.prompt_groups())
+        if not fixed or self._selects():
+            return self._encode(images)
+        kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
+        # What a subclass reads in its own way is its own.
+        own = any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING)
+        selection = None
+
+        def compute(images: Tensor) -> Tensor:
+            nonlocal selection
+            features, selection = self._encode(images)
+            return features
+
+        return self.cached(images, compute, "" if own else kind), selection
 
     def frozen_query(self, images: Tensor) -> Tensor:
         """What stands for an image [B, D] in the plain backbone, without gradient: L2P's query.
@@ -277,13 +343,13 @@ class FrozenViT(nn.Module):
 
         A second forward pass in training; test batches are looked up (:mod:`.feature_cache`).
         """
-        return self.remembered(images, self._frozen_query, "cls ()")
+        return self.cached(images, self._frozen_query, "cls ()")
 
     @torch.no_grad()
     def _frozen_query(self, images: Tensor) -> Tensor:
         return summary(self.backbone, forward_blocks(self.backbone, images).tokens)
 
-    def remembered(
+    def cached(
         self, images: Tensor, compute: Callable[[Tensor], Tensor], kind: str = ""
     ) -> Tensor:
         """``compute(images)``, which must be a function of the images and frozen weights alone.
@@ -294,7 +360,7 @@ class FrozenViT(nn.Module):
         """
         usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         learns = self.training or torch.is_grad_enabled()
-        usual = usual and self.remembers and not MEMORY.off
+        usual = usual and self.use_cache and not MEMORY.off
         if not usual or (learns and not (kind and MEMORY.training)):
             return compute(images)
         who = None if is_watched(images) else self._who(shared=bool(kind))
@@ -338,15 +404,15 @@ class FrozenViT(nn.Module):
             self._digest = now, digest.hexdigest()
         return self._digest[1]
 
-    def renew_name(self) -> None:
-        """What was remembered of this model is out of date."""
+    def invalidate_cache(self) -> None:
+        """Features that were stored of this model are out of date."""
         self._name = next(_NAMES)
         self._digest = None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self.renew_name()
+        self.invalidate_cache()
         seen = state_dict.get(prefix + "seen")
         if isinstance(seen, Tensor) and len(seen) in self._earlier:
             self._fill_up(state_dict, prefix, len(seen))
@@ -368,31 +434,33 @@ class FrozenViT(nn.Module):
                 filled[:classes] = value
                 state_dict[prefix + name] = filled
 
-    def forget(self) -> None:
-        """Drop what the last forward left for the loss, with its graph."""
-        for name in self.transient:
-            setattr(self, name, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A tensor with a graph cannot be copied, and plugins copy the model while training.
-        return {**self.__dict__, **dict.fromkeys(self.transient), "_digest": None}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.renew_name()
+        self.invalidate_cache()
 
-    def _features(self, images: Tensor) -> Tensor:
-        multi = self.readout in ("layers", "routes")
-        forwarded = forward_blocks(
+    def _selects(self) -> bool:
+        return type(self).select is not FrozenViT.select
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
+        selection = None
+        if self._selects():
+            query = full_precision(self.query(images))
+            # Distances near 1 and counts above 256 are too fine for bfloat16.
+            with torch.autocast(images.device.type, enabled=False):
+                selection = self.select(query, self.training)
+        return self.read(self._forward_blocks(images, selection)), selection
+
+    def _forward_blocks(self, images: Tensor, selection: Selection | None) -> Forwarded:
+        given = optional(selection)
+        return forward_blocks(
             self.backbone,
             images,
-            self.prompt,
+            lambda block, tokens: self.prompt(block, tokens, *given),
             self.prompted_blocks(),
-            collect=self.readout_blocks if multi else (),
+            collect=self.readout_blocks if self.readout in ("layers", "routes") else (),
             frozen=self.frozen,
-            extra=self.extra_tokens(),
+            extra=self.extra_tokens(selection),
         )
-        return self.read(forwarded)
 
     def read(self, forwarded: Forwarded) -> Tensor:
         """The read-out of a forward: [B, F]."""
@@ -416,11 +484,17 @@ class FrozenViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> raw logits [B, C]; mask them by ``seen``."""
-        return self.logits(self.features(images))
+        features, selection = self.encode(images)
+        return self.logits(features, *optional(selection))
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Tensor) -> None:
-        """Take in a training batch: mark its classes as seen, give the heads their statistics."""
+    def observe(self, features: Tensor, targets: Tensor, selection: Any = None) -> None:
+        """Take in a training batch: mark its classes as seen, give the heads their statistics.
+
+        :param features: [B, F], without gradient.
+        :param targets: [B].
+        :param selection: what :meth:`encode` gave with the features.
+        """
         self.seen[targets] = True
         self.head.observe(features.detach(), targets)
         if self.training_head is not None:
@@ -443,6 +517,12 @@ class FrozenViT(nn.Module):
         :raises UsageError: naming the class and what it lacks.
         """
         kind, name = type(self), type(self).__name__
+        for base in kind.__mro__[: kind.__mro__.index(FrozenViT)]:
+            for old, new in _RENAMED.items():
+                if old in vars(base):
+                    raise UsageError(
+                        f"{name}.{old} would never be called: it is {new} in this version."
+                    )
         gives = kind.prompt is not FrozenViT.prompt
         if gives is not (kind.prompted_blocks is not FrozenViT.prompted_blocks):
             has, lacks = ("prompt", "prompted_blocks")[:: 1 if gives else -1]
@@ -458,10 +538,10 @@ class FrozenViT(nn.Module):
             several = value if isinstance(value, (list, tuple)) else [value]
             if isinstance(value, dict) and not key.startswith("_"):
                 several = list(value.values())
-            if key not in self.transient and any(isinstance(v, Tensor) for v in several):
+            if any(isinstance(v, Tensor) for v in several):
                 raise UsageError(
                     f"{name}.{key} is a tensor that is neither saved nor moved to a device: make "
-                    "it a parameter or a buffer, or name it in transient."
+                    "it a parameter or a buffer, or a field of the Selection that select returns."
                 )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

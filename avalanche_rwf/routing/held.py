@@ -21,13 +21,15 @@ be without training. This is this project's; LDA as in :class:`SLDAHead`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_rwf.models.blockwise import Forwarded, full_precision
+from avalanche_rwf.models.blockwise import full_precision
+from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.models.heads.base import fit_buffers
 from avalanche_rwf.routing.model import RoutedViT
@@ -66,6 +68,13 @@ def lda_loss(
     return F.cross_entropy(3 * scores / scores.detach().std().clamp_min(1e-12), targets)
 
 
+@dataclass(frozen=True)
+class Entering(Selection):
+    """The tokens [B, routed blocks, N, D] that entered the routed blocks."""
+
+    tokens: Tensor
+
+
 class HeldRoutedViT(RoutedViT):
     """A routed ViT for the read-out only, whose queries learn once and are then held.
 
@@ -98,7 +107,6 @@ class HeldRoutedViT(RoutedViT):
         assert isinstance(self.head, SLDAHead)
         check_number("shrinkage", self.head.shrinkage)  # the queries' loss has no rule to find it
         self.hold_after, self.steps, self.lr = hold_after, steps, lr
-        self._entering: Tensor | None = None
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self._held = False  # on the host: a step must not wait for the device
         self._drop()
@@ -125,23 +133,21 @@ class HeldRoutedViT(RoutedViT):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._held = bool(self.held)
 
-    def retrieved(self, forwarded: Forwarded) -> list[Tensor]:
-        """The patterns; in training the tokens that they come from are noted for ``observe``."""
-        if self.training and not self._held and self._routed:
-            tokens = [forwarded.collected[i].detach() for i in self._routed]
-            self._entering = torch.stack(tokens, 1)
-        return super().retrieved(forwarded)
+    def _encode(self, images: Tensor) -> tuple[Tensor, Entering | None]:
+        if not self.training or self._held or not self._routed:
+            return super()._encode(images)[0], None
+        forwarded = self._forward_blocks(images, None)
+        tokens = torch.stack([forwarded.collected[i].detach() for i in self._routed], 1)
+        return self.read(forwarded), Entering(tokens)
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Tensor) -> None:
+    def observe(self, features: Tensor, targets: Tensor, selection: Any = None) -> None:
         """Give the head its statistics; the batch that reaches the count sets and holds the
         queries."""
         super().observe(features, targets)
-        if self._held or self._entering is None:
+        if self._held or not self._routed:
             return
-        # Replayed images stand behind the batch.
-        tokens = full_precision(self._entering[: len(targets)])
-        self._entering = None
+        tokens = full_precision(selection.tokens)
         plain = full_precision(features[:, : features.shape[1] - self.route_width()])
         first = not len(self.kept_targets)
         self.kept_tokens = tokens if first else torch.cat([self.kept_tokens, tokens])
@@ -153,7 +159,7 @@ class HeldRoutedViT(RoutedViT):
             self.held.fill_(True)
             self._held = True
             self._drop()
-            self.renew_name()
+            self.invalidate_cache()
 
     def _kept(self, at: Tensor) -> Tensor:
         """Features [B, F] of kept samples with the queries as they are."""
@@ -199,6 +205,3 @@ class HeldRoutedViT(RoutedViT):
         self.head.load_state_dict(fresh.state_dict())
         for at in torch.arange(len(self.kept_targets), device=self.held.device).split(64):
             self.head.observe(self._kept(at), self.kept_targets[at])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_entering": None}

@@ -15,7 +15,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
-from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
@@ -117,11 +117,11 @@ class RoutedViT(FrozenViT):
         if not insert_prompts:
             self.layers.requires_grad_(False)  # no loss reaches what is only read
 
-    def features(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
         """Images [B, 3, H, W] -> features [B, F]; the first training batch may set the queries."""
         if self.training and self._waits:
             self._set_queries(images)
-        return super().features(images)
+        return super().encode(images)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -138,7 +138,7 @@ class RoutedViT(FrozenViT):
                 layer.start_at(tokens)
         self.waits.fill_(False)
         self._waits = False
-        self.renew_name()
+        self.invalidate_cache()
 
     def layer(self, block: int) -> RoutingLayer:
         """The routing layer of one block."""
@@ -152,7 +152,7 @@ class RoutedViT(FrozenViT):
         """The routed blocks, unless retrieval is for the read-out only."""
         return self._routed if self.insert_prompts else ()
 
-    def prompt(self, block: int, tokens: Tensor) -> Prompt | None:
+    def prompt(self, block: int, tokens: Tensor, selection: Any = None) -> Prompt | None:
         """The block's own routing layer on the tokens that enter it."""
         return self.layer(block).prompt(tokens)
 

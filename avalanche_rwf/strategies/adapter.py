@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.blockwise import full_precision
-from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
@@ -164,11 +164,11 @@ class AdaptedViT(FrozenViT):
         super().__init__(backbone, num_classes, head=head, readout=readout)
         self.precision = precision
 
-    def features(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
         """Images [B, 3, H, W] -> features [B, F] for the head."""
         bf16 = self.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return full_precision(super().features(images))
+            return full_precision(super().encode(images)[0]), None
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """The trained parameters alone: frozen ones are no concern of optimizers and plugins."""
@@ -250,20 +250,20 @@ class _OnFrozenViT(Hosted):
 
     def _before_training(self, **kwargs: Any) -> None:
         # Some classes put training images through the model in eval mode: no looking up there.
-        self.model.remembers = False
+        self.model.use_cache = False
         super()._before_training(**kwargs)  # type: ignore[misc]
 
     def _after_training(self, **kwargs: Any) -> None:
         super()._after_training(**kwargs)  # type: ignore[misc]
-        self.model.remembers = True
+        self.model.use_cache = True
 
     def _before_eval(self, **kwargs: Any) -> None:
-        self._outside, self.model.remembers = getattr(self.model, "remembers", True), True
+        self._outside, self.model.use_cache = getattr(self.model, "use_cache", True), True
         super()._before_eval(**kwargs)  # type: ignore[misc]
 
     def _after_eval(self, **kwargs: Any) -> None:
         super()._after_eval(**kwargs)  # type: ignore[misc]
-        self.model.remembers = self._outside
+        self.model.use_cache = self._outside
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # No module has a class that was made here under its name: a pickle names what it is of.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 
 from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.description import Description
 from avalanche_rwf.strategies.hosted import Hosted
@@ -191,6 +191,13 @@ def prompted_vit(
     return vit
 
 
+@dataclass(frozen=True)
+class Selected(Selection):
+    """The similarity of the batch's queries and selected keys: a scalar, with its graph."""
+
+    similarity: Tensor
+
+
 class PromptPoolViT(FrozenViT):
     """Avalanche's two vision transformers as one model whose forward returns logits.
 
@@ -211,7 +218,6 @@ class PromptPoolViT(FrozenViT):
     """
 
     readouts = _READOUTS
-    transient = ("similarity",)
 
     def __init__(
         self,
@@ -232,7 +238,6 @@ class PromptPoolViT(FrozenViT):
         self.pool: Any = vit.prompt
         # A tuple is not registered: these hold the backbone's and the pool's modules, which are.
         self._vits: tuple[Any, Any] = (vit.eval(), query.eval())
-        self.similarity: Tensor | None = None
 
     @property
     def vit(self) -> nn.Module:
@@ -259,25 +264,23 @@ class PromptPoolViT(FrozenViT):
         """Width F of the features that the head gets."""
         return self.dim * (2 if self.readout == "cls+mean" else 1)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, F] for the head.
-
-        Leaves the similarity of queries and selected keys (a scalar, with its graph) in
-        ``similarity``.
-        """
+    def encode(self, images: Tensor) -> tuple[Tensor, Selected]:
+        """Images [B, 3, H, W] -> features [B, F] for the head and the keys' similarity."""
         with torch.no_grad():
-            query = self.remembered(
+            query = self.cached(
                 images, lambda x: self.original_vit(x)["pre_logits"], "cls of ViTWithPrompt"
             )
         result = self.vit(images, cls_features=query)
-        self.similarity = result["reduce_sim"]
-        if self.readout == "prompt":
-            return result["logits"]
         tokens = result["x"]
-        if self.readout == "cls":
-            return tokens[:, 0]
-        mean = tokens[:, 1 + self.prompt_tokens :].mean(1)
-        return mean if self.readout == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
+        if self.readout == "prompt":
+            features = result["logits"]
+        elif self.readout == "cls":
+            features = tokens[:, 0]
+        else:
+            features = tokens[:, 1 + self.prompt_tokens :].mean(1)
+            if self.readout == "cls+mean":
+                features = torch.cat([tokens[:, 0], features], dim=1)
+        return features, Selected(result["reduce_sim"])
 
 
 class _GivenModel(LearningToPrompt):
@@ -326,8 +329,6 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
     10. The model returns a dictionary, on which plugins that call it fail.
     11. No gradient clipping: here to norm 1 (`clip_norm`), prompts and head apart.
     """
-
-    step = (*FrozenBackboneStrategy.step, "res")
 
     def __init__(
         self,
@@ -411,27 +412,12 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         """As every strategy does; the query's network is no part of the model."""
         return replace(super().describe(), networks=(self.model, self.original_vit))
 
-    def forward(self) -> Tensor:
-        """Logits [B, C] with the classes not seen at -inf; the similarity of keys in ``res``."""
-        logits = super().forward()
-        # Kept here, because a plugin may call the model before the loss is taken.
-        self.res: dict[str, Any] = {"reduce_sim": self.model.similarity}
-        return logits
-
     def criterion(self) -> Tensor:
         """The loss under the mask, with the key term in training only."""
         loss = super().criterion()
         if self.is_training:
-            loss = loss - self.sim_coefficient * self.res["reduce_sim"]
+            loss = loss - self.sim_coefficient * self._selection.similarity  # type: ignore
         return loss
-
-    def _train_cleanup(self) -> None:
-        super()._train_cleanup()
-        self.res = {}
-
-    def _eval_cleanup(self) -> None:
-        super()._eval_cleanup()
-        self.res = {}
 
 
 class LearningToPromptAsShipped(Hosted, LearningToPrompt):

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
@@ -33,13 +33,14 @@ from torch.optim import Optimizer
 from avalanche_rwf.errors import NonFiniteLossError, UsageError, nearest
 from avalanche_rwf.models.backbone import backbone_info, image_misfit, weights_sha256
 from avalanche_rwf.models.blockwise import full_precision
-from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.classifier import FrozenViT, Selection, optional
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 from avalanche_rwf.models.preprocessing import evaluation_transform, range_note
 from avalanche_rwf.strategies.criteria import check_weights, loss_under
 from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.strategies.hosted import Hosted, unnoticed
 from avalanche_rwf.strategies.loop_arguments import check_loop
+from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 from avalanche_rwf.utils.device import on_host
 from avalanche_rwf.utils.validation import (
@@ -50,9 +51,6 @@ from avalanche_rwf.utils.validation import (
     check_path,
     is_number,
 )
-
-if TYPE_CHECKING:
-    from avalanche_rwf.strategies.replay import Replay
 
 __all__ = [
     "DEFAULT_RATES",
@@ -191,7 +189,7 @@ def _check_parts(
                 "optimizer must have parameters that are trained, and all that it has are frozen: "
                 "leave it out for a model that trains nothing."
             )
-    if replay is not None and not hasattr(replay, "take_in"):
+    if not isinstance(replay, Replay | None):
         raise UsageError(f"replay must be a Replay or None, not {replay!r}.")
     check_flag("grows", grows)
     check_mapping("learning_rates", learning_rates)
@@ -218,7 +216,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
     """
 
     resumable = True
-    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_raw", "_left", "_asked")
+    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_features", "_selection", "_raw", "_asked")
     checks = True
     """Whether features, loss and gradients are looked at in each step: the one time that a step
     waits for a GPU. Without it a run that diverges goes on."""
@@ -301,9 +299,10 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self.grows = grows
         self.precision = precision
         self._features: Tensor | None = None
+        self._selection: Selection | None = None
         self._raw: Tensor | None = None
-        self._asked: dict[bool, Tensor] = {}  # the step's logits for the loss, by held_fixed
-        self._left: dict[str, Any] = {}  # what the forward left in the model for the loss
+        self._asked: dict[bool, Tensor] = {}  # the step's logits for the loss, by freeze_head
+        self._experience: int | None = None  # of a model that follows the experiences
         self._unsure: tuple[Tensor, dict[str, Tensor]] | None = None  # finite? if not: the state
         self._observed = False
         self._checked = False  # whether the first batch and the model's observe were looked at
@@ -356,17 +355,15 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         images, n = self.mb_x, len(self.mb_x)
         if self.is_training and self.replay is not None:
             images = self.replay.extend(images)
-        features = self._features_of(images)
-        self._left = {name: getattr(self.model, name) for name in self.model.transient}
+        features, self._selection = self._encode(images)
         if self.is_training:
             if not self._observed:
                 self._look_at(features)
                 self._make_room(self.mb_y)
+                # Replayed images enter no statistics a second time.
+                own = self._selection and self._selection.rows(0, n)
                 try:
-                    if self.replay is None:
-                        self.model.observe(features.detach(), self.mb_y)
-                    else:
-                        self.replay.observe(self.model, features.detach(), self.mb_y)
+                    self.model.observe(features[:n].detach(), self.mb_y, *optional(own))
                 except RuntimeError:  # of NaN there is no eigendecomposition
                     self._check_finite([])
                     raise
@@ -383,7 +380,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
             self._features = features
             self._raw = self._ask_head(features, n)
         else:
-            self._raw = full_precision(self.model.logits(features))
+            self._raw = full_precision(self.model.logits(features, *optional(self._selection)))
             if more := self._missing_classes(self.mb_y):
                 logits = mask_logits(self._raw, self.model.seen)
                 # Nothing knows them yet. For the loss they have what a fresh row gives on average.
@@ -448,25 +445,28 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         self._asked[False] = logits = self._loss_logits(features)
         if self.mask != "decoupled" or not features.requires_grad:
             return logits
-        self._asked[True] = of_prompts = self._loss_logits(features, held_fixed=True)
+        self._asked[True] = of_prompts = self._loss_logits(features, freeze_head=True)
         return of_prompts + (logits - logits.detach())  # its gradient reaches both
 
-    def _loss_logits(self, features: Tensor, held_fixed: bool = False) -> Tensor:
+    def _loss_logits(
+        self, features: Tensor, freeze_head: bool = False, selection: Selection | None = None
+    ) -> Tensor:
         """Logits [B, C] that a loss is taken of; those of the step are computed once."""
-        if features is self._features and held_fixed in self._asked:
-            return self._asked[held_fixed]
-        if self.mask == "decoupled" and not held_fixed:
+        if features is self._features and freeze_head in self._asked:
+            return self._asked[freeze_head]
+        if self.mask == "decoupled" and not freeze_head:
             features = features.detach()
-        return full_precision(self.model.training_logits(features, held_fixed))
+        return full_precision(self.model.training_logits(features, freeze_head, selection))
 
-    def _features_of(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
         """Features [B, F] of images, in float32 or, of a model in float64, float64.
 
         :raises UsageError: for images that the backbone does not take.
         """
         try:
             with self._autocast():
-                return full_precision(self.model.features(images))
+                features, selection = self.model.encode(images)
+                return full_precision(features), selection
         except (RuntimeError, AssertionError, ValueError) as error:
             why = image_misfit(self.model.backbone, images)
             kinds = _kinds(self.model)
@@ -492,45 +492,76 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         if not self.trains:
             return self._make_empty_loss()
         assert self._features is not None
-        for name, value in self._left.items():  # a plugin may have called the model since
-            setattr(self.model, name, value)
-        if self.replay is None:
-            loss = self.classification_loss(self._features, self.mb_y)
-        else:
-            loss = self.replay.loss(self, self._features, self.mb_y)
-        more = self.model.prompt_loss()
+        take = self.classification_loss if self.replay is None else self.replay.loss_of(self)
+        loss = take(self._features, self.mb_y, selection=self._selection)
+        more = self.model.auxiliary_loss(self._selection)
         return loss if more is None else loss + more
 
     def classification_loss(
-        self, features: Tensor, targets: Tensor, mask: str | Tensor | None = None
+        self,
+        features: Tensor,
+        targets: Tensor,
+        mask: str | Tensor | None = None,
+        selection: Selection | None = None,
     ) -> Tensor:
         """The loss of features [B, F] and their classes [B] under the strategy's mask.
 
         :param mask: another one in its place (of "decoupled": in place of the head's part).
+        :param selection: what the model's ``encode`` gave with the features.
         """
+        more: dict[str, Any] = {"selection": selection}
         if self.mask != "decoupled":
-            return self.masked_loss(features, targets, self.mask if mask is None else mask)
-        loss = self.masked_loss(features, targets, "seen" if mask is None else mask)
+            return self.masked_loss(features, targets, self.mask if mask is None else mask, **more)
+        loss = self.masked_loss(features, targets, "seen" if mask is None else mask, **more)
         if features.requires_grad:
-            loss = loss + self.masked_loss(features, targets, "batch", held_fixed=True)
+            loss = loss + self.masked_loss(features, targets, "batch", freeze_head=True, **more)
         return loss
 
     def masked_loss(
-        self, features: Tensor, targets: Tensor, mask: str | Tensor, held_fixed: bool = False
+        self,
+        features: Tensor,
+        targets: Tensor,
+        mask: str | Tensor,
+        freeze_head: bool = False,
+        selection: Selection | None = None,
     ) -> Tensor:
         """The loss over the classes that a mask allows.
 
         :param mask: "none", "seen", "batch", or the allowed classes themselves, bool [C].
-        :param held_fixed: whether the head gets no gradient. With "decoupled" the features get none
-            otherwise.
+        :param freeze_head: whether the head gets no gradient. With "decoupled" the features get
+            none otherwise.
+        :param selection: what the model's ``encode`` gave with the features.
         """
-        return self.loss_of_logits(self._loss_logits(features, held_fixed), targets, mask)
+        logits = self._loss_logits(features, freeze_head, selection)
+        return self.loss_of_logits(logits, targets, mask)
 
     def loss_of_logits(self, logits: Tensor, targets: Tensor, mask: str | Tensor) -> Tensor:
         """The criterion of logits [B, C] over the allowed classes, see :meth:`masked_loss`."""
         if isinstance(mask, str):
             mask = training_mask(mask, targets, self.model.seen)
         return loss_under(self._criterion, logits, targets, mask)
+
+    @property
+    def uses_boundaries(self) -> bool:
+        """Whether training reads where an experience begins; of the originals that are told."""
+        return bool(self.model.uses_boundaries)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        """Tell a model that follows the experiences when training reaches another one.
+
+        Sub-experiences of one experience count as that one. Nothing else of an experience is read.
+        """
+        super()._before_training_exp(**kwargs)
+        if not self.model.uses_boundaries:
+            return
+        origin = getattr(self.experience, "origin_experience", None)
+        index = int((self.experience if origin is None else origin).current_experience)
+        if index != self._experience:
+            self._experience = index
+            self.model.begin_experience()
+            # Old momentum would go on moving what the model holds from here on.
+            for parameter in self.model.optimizer_resets():
+                self.optimizer.state.pop(parameter, None)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's loop, with several updates per mini-batch and none for closed forms."""
@@ -633,7 +664,7 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         mask = self.mask if self.trains else "none"
         if mask == "decoupled" and self.model.frozen and not self.model.prompt_groups():
             mask = "seen"  # nothing but a head is trained: that is its part of "decoupled"
-        follows = bool(getattr(self, "uses_boundaries", False))
+        follows = self.uses_boundaries
         return of_model(
             self.model,
             mask=mask,
@@ -656,20 +687,19 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
         if not len(images):
             return torch.zeros(0, dtype=torch.long, device=self.device)
         with unnoticed(self.model):
-            features = self._features_of(images.to(self.device))
-            return mask_logits(self.model.logits(features), self.model.seen).argmax(1)
+            features, selection = self._encode(images.to(self.device))
+            logits = self.model.logits(features, *optional(selection))
+            return mask_logits(logits, self.model.seen).argmax(1)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
-        self._features = self._raw = None
-        self._left, self._asked = {}, {}
-        self.model.forget()
+        self._features = self._selection = self._raw = None
+        self._asked = {}
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
-        self._features = self._raw = None
-        self._left, self._asked = {}, {}
-        self.model.forget()
+        self._features = self._selection = self._raw = None
+        self._asked = {}
 
     @property
     def transform(self) -> Callable[[Any], Tensor]:
@@ -694,6 +724,8 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
             "iterations": self.clock.train_iterations,
             "experiences": self.clock.train_exp_counter,
         }
+        if self.uses_boundaries:
+            state["experience"] = self._experience
         return state if self.replay is None else {**state, "replay": self.replay.state_dict(images)}
 
     def save(self, path: str | os.PathLike[str], backbone: bool = False) -> None:
@@ -786,5 +818,6 @@ class FrozenBackboneStrategy(Hosted, SupervisedTemplate):
             self.optimized_param_id = {}
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
+        self._experience = state.get("experience")
         self.clock.train_iterations = int(state["iterations"])
         self.clock.train_exp_counter = int(state["experiences"])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.utils.device import note_labels
 
@@ -61,7 +62,7 @@ def class_numbers(labels: Any, images: int) -> Tensor:
 def _detached(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _detached(one) for key, one in value.items()}
-    return value.detach() if isinstance(value, Tensor) else value
+    return value.detach() if isinstance(value, Tensor | Selection) else value
 
 
 def _generators(device: torch.device) -> dict[str, Any]:
@@ -84,24 +85,20 @@ def _put_back(generators: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def unnoticed(model: nn.Module) -> Iterator[None]:
-    """Ask a model in eval mode: afterwards each module's mode, and what its last forward left for
-    the loss (its attributes named in ``transient``), are as before."""
+    """Ask a model in eval mode: afterwards each module's mode is as before."""
     modes = [(module, module.training) for module in model.modules()]
-    left = {name: getattr(model, name) for name in getattr(model, "transient", ())}
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for name, value in left.items():
-            setattr(model, name, value)
 
 
 class Hosted:
     """See the module's text."""
 
-    # What belongs to the step that is under way, besides what the model keeps.
+    # What belongs to the step that is under way.
     step: ClassVar[tuple[str, ...]] = ("mbatch", "mb_output", "loss")
 
     # For the record of a run; a class or its objects say otherwise.
@@ -152,14 +149,11 @@ class Hosted:
 
     def _save_train_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super()._save_train_state()  # type: ignore[misc]
-        left = {name: getattr(self.model, name) for name in getattr(self.model, "transient", ())}
         step = {name: getattr(self, name, None) for name in self.step}
-        return {**state, "step": step, "left": left, "generators": _generators(self.device)}
+        return {**state, "step": step, "generators": _generators(self.device)}
 
     def _load_train_state(self, prev_state: Mapping[str, Any]) -> None:
         super()._load_train_state(prev_state)  # type: ignore[misc]
         for name, value in prev_state["step"].items():
             setattr(self, name, value)
-        for name, value in prev_state["left"].items():
-            setattr(self.model, name, value)
         _put_back(prev_state["generators"], self.device)

@@ -1,22 +1,28 @@
 """The methods by name: one decorator makes a method listed, runnable, compared and tested.
 
-A method is a builder function. Its keyword-only arguments with defaults *are* its options: the
-command line's ``--set method.option=value``, the recorded configuration and the tests read them
-from the signature, so there is no second list to keep in step.
+A method is a model class (:func:`register_model`) or a builder function (:func:`register_method`).
+Its keyword-only arguments with defaults *are* its options: the command line's
+``--set method.option=value``, the recorded configuration and the tests read them from the
+signature, so there is no second list to keep in step.
 
 A name with a colon is a class or method of another module: see :mod:`.adapter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.blocks import as_default
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
 from avalanche_rwf.utils.registry import (
     Registry,
     convert_option,
@@ -34,9 +40,11 @@ __all__ = [
     "get_method",
     "list_methods",
     "register_method",
+    "register_model",
     "resolve_options",
 ]
 
+_Model = TypeVar("_Model", bound=type[FrozenViT])
 _RESERVED = ("backbone", "num_classes", "loop")
 
 
@@ -72,7 +80,9 @@ class MethodSpec:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
-METHODS: Registry[MethodSpec] = Registry("method", "avalanche_rwf.strategies")
+METHODS: Registry[MethodSpec] = Registry(
+    "method", "avalanche_rwf.strategies", "avalanche_rwf.methods"
+)
 
 
 def register_method(
@@ -84,6 +94,8 @@ def register_method(
     default: bool = False,
     grid: Sequence[Mapping[str, Any]] | None = None,
     published: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder function under `name` (decorator).
 
@@ -91,21 +103,26 @@ def register_method(
     Avalanche strategy takes: batch sizes, device, plugins, evaluator, ...) and its own options,
     each with a default, and returns an Avalanche ``SupervisedTemplate``.
 
+    :param options: name -> default, for a builder that several methods share; None reads them from
+        its signature.
+    :param fixed: what the builder always gets besides.
     :raises ValueError: if the name is taken or an option has no default.
     """
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        found = read_options("method", name, build, _RESERVED)
-        options = {key: as_default(default) for key, default in found.items()}
+        found = read_options("method", name, build, _RESERVED) if options is None else options
+        made = build
+        if fixed:
+            made = functools.update_wrapper(functools.partial(build, **fixed), build)
         spec = MethodSpec(
             name=name,
-            build=build,
+            build=made,
             summary=summary,
             paper=paper,
             uses_boundaries=uses_boundaries,
             default=default,
-            options=options,
-            types=option_types(build, options),
+            options={key: as_default(default) for key, default in found.items()},
+            types=option_types(build, found),
             grid=None if grid is None else tuple(grid),
             published=published,
             origin=origin_of(build),
@@ -114,6 +131,88 @@ def register_method(
         return build
 
     return register
+
+
+def register_model(
+    name: str,
+    *,
+    summary: str,
+    paper: str = "",
+    published: Mapping[str, Any] | None = None,
+    strategy: type[FrozenBackboneStrategy] = FrozenBackboneStrategy,
+    without: Collection[str] = (),
+    **defaults: Any,
+) -> Callable[[_Model], _Model]:
+    """Register a prompt method by its model class (decorator), for the usual loss and loop.
+
+    The method's options are the keyword arguments of the class and, if it is another strategy, of
+    the strategy; ``head``, ``readout``, ``mask``, ``lr`` (of prompts and keys) and ``lr_head``.
+
+    :param strategy: trains the model; its own keyword arguments are options too.
+    :param without: arguments that are no options.
+    :param defaults: of options, in place of those in the signatures.
+    :raises ValueError: if the name is taken.
+    """
+
+    def register(model: _Model) -> _Model:
+        of_model = _keywords(model, FrozenViT)
+        of_strategy = _keywords(strategy, FrozenBackboneStrategy)
+        usual = {"head": "linear", "readout": "cls", "mask": "batch", "lr": 5e-3, "lr_head": 5e-3}
+        found = {**usual, **of_model, **of_strategy, **defaults}
+        options = sorted(found.items(), key=lambda item: item[0] in usual)  # its own come first
+
+        def build(
+            *,
+            backbone: nn.Module,
+            num_classes: int,
+            loop: Mapping[str, Any],
+            mask: str,
+            lr: float,
+            lr_head: float,
+            **options: Any,
+        ) -> FrozenBackboneStrategy:
+            own = {key: options.pop(key) for key in of_strategy}
+            return strategy(
+                model=model(backbone, num_classes, **options),
+                mask=mask,
+                learning_rates=prompt_rates(lr, lr_head),
+                **own,
+                **loop,
+            )
+
+        build.__module__, build.__qualname__ = model.__module__, model.__qualname__
+        build.__doc__ = model.__doc__
+        rates = dict.fromkeys(("lr", "lr_head"), float)
+        build.__annotations__ = {**_hints(strategy), **_hints(model), "mask": str, **rates}
+        register_method(
+            name,
+            summary=summary,
+            paper=paper,
+            published=published,
+            options={key: value for key, value in options if key not in without},
+        )(build)
+        return model
+
+    return register
+
+
+def _keywords(cls: type, base: type) -> dict[str, Any]:
+    """The keyword arguments with defaults of a class's constructor and its bases' below `base`."""
+    found: dict[str, Any] = {}
+    for one in reversed(cls.__mro__[: cls.__mro__.index(base)]):
+        if "__init__" in vars(one):
+            parameters = inspect.signature(vars(one)["__init__"]).parameters.values()
+            found.update((p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return found
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of the constructor's arguments, its bases' included."""
+    found: dict[str, Any] = {}
+    for one in reversed(cls.__mro__):
+        if inspect.isfunction(vars(one).get("__init__")):
+            found.update(typing.get_type_hints(vars(one)["__init__"]))
+    return found
 
 
 def list_methods(pattern: str = "*") -> list[str]:

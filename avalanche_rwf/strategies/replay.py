@@ -1,4 +1,4 @@
-r"""Replay: a buffer of earlier images for any strategy; the methods ``er``, ``er-ace``, ``der``.
+r"""Replay: a buffer of earlier images for any strategy, and the losses ER, ER-ACE and DER++.
 
 With B the incoming mini-batch, M a sample of the buffer (M' a second one), CE a mean cross-entropy
 over the classes that its mask allows, and z the raw logits (all C of them, nothing at -inf):
@@ -25,22 +25,21 @@ Written from the equations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_rwf.models.blockwise import full_precision
-from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.masks import batch_classes
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy
-from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.utils.device import on_host, to_device
 from avalanche_rwf.utils.validation import check_choice, check_number, check_whole
 
@@ -65,6 +64,22 @@ def check_replay(buffer: int, replay: str, buffer_policy: str, smallest: int = 1
     check_whole("buffer", buffer, least=smallest)
     check_choice("replay", replay, REPLAY_LOSSES)
     check_choice("buffer_policy", buffer_policy, POLICIES)
+
+
+class Learner(Protocol):
+    """What a replayed loss asks of the strategy that it is the loss of."""
+
+    model: FrozenViT
+    mask: str
+
+    def classification_loss(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        mask: str | Tensor | None = None,
+        selection: Selection | None = None,
+    ) -> Tensor:
+        """The loss of features [B, F] and their classes [B] under a mask."""
 
 
 class _Numbers(Dataset[int]):
@@ -206,29 +221,35 @@ class Replay:
         drawn = [self._store[number][0] for sample in self._drawn for number in sample]
         return torch.cat([images, to_device(torch.stack(drawn), images.device)])
 
-    def observe(self, model: FrozenViT, features: Tensor, targets: Tensor) -> None:
-        """Let the model take in the mini-batch's part of the forward's features, and no other."""
-        with _rows(model, 0, len(targets), len(features)):
-            model.observe(features[: len(targets)], targets)
+    def loss_of(self, learner: Learner) -> Callable[..., Tensor]:
+        """:meth:`loss` in the place of a strategy's own ``classification_loss``."""
+        return functools.partial(self.loss, learner)
 
     def loss(
-        self, strategy: FrozenBackboneStrategy, features: Tensor, targets: Tensor
+        self,
+        learner: Learner,
+        features: Tensor,
+        targets: Tensor,
+        selection: Selection | None = None,
     ) -> Tensor:
         """The training loss of the forward for which :meth:`extend` drew.
 
+        :param learner: the strategy.
         :param features: [B + R, F].
         :param targets: classes [B] of the mini-batch.
+        :param selection: what the model's ``encode`` gave with the features.
         """
-        n, model = len(targets), strategy.model
+        n, model = len(targets), learner.model
         incoming: Tensor | None = None
         if self.replay == "er-ace":
             incoming = batch_classes(targets, len(model.seen)) | ~model.seen
-        replayed = "none" if strategy.mask == "none" else "seen"
+        replayed = "none" if learner.mask == "none" else "seen"
         if self.replay == "der":
-            raw = full_precision(model.training_logits(features))
+            raw = full_precision(model.training_logits(features, selection=selection))
             self._logits = raw[:n].detach()
-        with _rows(model, 0, n, len(features)):
-            loss = strategy.classification_loss(features[:n], targets, incoming)
+        loss = learner.classification_loss(
+            features[:n], targets, incoming, selection and selection.rows(0, n)
+        )
         if not self._drawn:
             return loss
         size = len(self._drawn[0])
@@ -237,9 +258,12 @@ class Replay:
             loss = loss + self.alpha * _squared_error(raw[n : n + size], stored)
         start = len(features) - size  # the only sample, or DER++'s second
         classes = [self._store[number][1] for number in self._drawn[-1]]
-        with _rows(model, start, len(features), len(features)):
-            labels = to_device(torch.tensor(classes), targets.device)
-            again = strategy.classification_loss(features[start:], labels, replayed)
+        again = learner.classification_loss(
+            features[start:],
+            to_device(torch.tensor(classes), targets.device),
+            replayed,
+            selection and selection.rows(start, len(features)),
+        )
         if self.replay == "er":  # one mean over all images
             return (n * loss + size * again) / (n + size)
         return loss + (self.beta if self.replay == "der" else 1.0) * again
@@ -404,122 +428,3 @@ def _squared_error(logits: Tensor, stored: list[Tensor]) -> Tensor:
         known[row, : len(values)] = 1
     target, known = to_device(target, logits.device), to_device(known, logits.device)
     return ((logits - target).square() * known).sum() / known.sum()
-
-
-@contextmanager
-def _rows(model: nn.Module, start: int, stop: int, total: int) -> Iterator[None]:
-    """Let what the forward of `total` images left for the loss be that of some of them alone."""
-    names = getattr(model, "transient", ())
-    kept = {name: getattr(model, name) for name in names}
-    try:
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and value.dim() and len(value) == total:
-                setattr(model, name, value[start:stop])
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(model, name, value)
-
-
-def _build(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    head: str,
-    readout: str,
-    mask: str,
-    lr: float,
-    **options: Any,
-) -> FrozenBackboneStrategy:
-    """A frozen backbone and a trained head, as ``linear-probe``, with a buffer."""
-    replay = Replay(**options)
-    model = FrozenViT(backbone, num_classes, head=head, readout=readout)
-    return FrozenBackboneStrategy(
-        model=model, mask=mask, replay=replay, learning_rates={"head": lr}, **loop
-    )
-
-
-# Without prompts "decoupled" trains as "seen" does, and ER-ACE's masks are given.
-_MASKS_AND_RATES = [
-    {"mask": mask, "lr": lr}
-    for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3)
-    for mask in ("seen", "batch")
-]
-_RATES = [
-    {"lr": lr} for lr in (5e-3, 1e-3, 2.5e-2, 2e-4, 2.5e-3, 1e-2, 0.125, 5e-4, 0.05, 4e-5)
-]
-
-
-@register_method(
-    "er",
-    grid=_MASKS_AND_RATES,
-    summary="replay: frozen backbone, trained head, cross-entropy on batch and buffer",
-    paper="Chaudhry et al., On tiny episodic memories in continual learning, arXiv 1902.10486",
-)
-def er(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    buffer: int = 500,
-    replay_batch: int | None = None,
-    buffer_policy: str = "reservoir",
-    head: str = "linear",
-    readout: str = "cls",
-    mask: str = "seen",
-    lr: float = 5e-3,
-) -> FrozenBackboneStrategy:
-    """Experience replay; the options are those of :class:`Replay` and ``linear-probe``."""
-    return _build(**locals(), replay="er")
-
-
-@register_method(
-    "er-ace",
-    grid=_RATES,
-    summary="replay: as er, incoming images compete among the batch's and unseen classes alone",
-    paper="Caccia et al., New insights on reducing abrupt representation change in online "
-    "continual learning, arXiv 2104.05025",
-)
-def er_ace(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    buffer: int = 500,
-    replay_batch: int | None = None,
-    buffer_policy: str = "reservoir",
-    head: str = "linear",
-    readout: str = "cls",
-    mask: str = "ace",
-    lr: float = 5e-3,
-) -> FrozenBackboneStrategy:
-    """Asymmetric cross-entropy: its masks are the method, which ``mask`` says in results."""
-    if mask not in ("ace", "decoupled"):
-        raise ValueError(f"mask must be 'ace' or 'decoupled' for er-ace, not {mask!r}.")
-    return _build(**locals(), replay="er-ace")
-
-
-@register_method(
-    "der",
-    grid=_MASKS_AND_RATES,
-    summary="replay: DER++, as er with the logits that replayed images had when they came",
-    paper="Buzzega et al., Dark experience for general continual learning, arXiv 2004.07211",
-)
-def der(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    buffer: int = 500,
-    replay_batch: int | None = None,
-    buffer_policy: str = "reservoir",
-    alpha: float = 0.2,
-    beta: float = 0.5,
-    head: str = "linear",
-    readout: str = "cls",
-    mask: str = "seen",
-    lr: float = 5e-3,
-) -> FrozenBackboneStrategy:
-    """DER++ with alpha and beta as in MISA's online runs."""
-    return _build(**locals(), replay="der")

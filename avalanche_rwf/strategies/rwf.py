@@ -1,4 +1,4 @@
-"""Routing without Forgetting as an Avalanche strategy, its presets and its controls.
+"""Routing without Forgetting as an Avalanche strategy.
 
 Source: arXiv 2603.09576. The paper leaves head, mask, rates, L, heads and beta open; the defaults
 of the preset ``rwf`` are this project's, chosen on images held out of the training stream
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numbers
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -26,13 +25,10 @@ from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
 from avalanche_rwf.strategies.hub import OnHub
 from avalanche_rwf.strategies.loop_arguments import check_loop
-from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay, check_replay
 from avalanche_rwf.utils.validation import check_flag, check_mapping, check_number, check_whole
 
 __all__ = ["RwFStrategy"]
-
-PAPER = "Routing without Forgetting, arXiv 2603.09576"
 
 
 class RwFStrategy(OnHub, FrozenBackboneStrategy):
@@ -267,175 +263,3 @@ def _plain(name: str, value: Any) -> Any:
         f"{name} must be plain values for a strategy to be saved, not a {type(value).__name__}: "
         "build the model yourself and give it as model."
     )
-
-
-def _names(text: str | Collection[str]) -> Collection[str]:
-    """"queries,o" or "queries o" -> ("queries", "o"); a collection is as it is."""
-    if not isinstance(text, str):
-        return text
-    return tuple(word for word in re.split(r"[,+\s]+", text) if word)
-
-
-def _build(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str,
-    num_prompts: int,
-    head: str,
-    readout: str,
-    mask: str,
-    lr: float,
-    lr_queries: float,
-    lr_maps: float,
-    trainable: str,
-    buffer: int = 0,
-    replay: str = "er",
-    buffer_policy: str = "reservoir",
-    **routing: Any,
-) -> RwFStrategy:
-    """What every preset does with its options: each passes all of its own arguments on."""
-    model = RoutedViT(
-        backbone,
-        num_classes,
-        routed_blocks=routed_blocks,
-        num_prompts=num_prompts,
-        head=head,
-        readout=readout,
-        trainable=_names(trainable),
-        **routing,
-    )
-    return RwFStrategy(
-        model=model,
-        mask=mask,
-        buffer=buffer,
-        replay=replay,
-        buffer_policy=buffer_policy,
-        lr=lr,
-        lr_queries=lr_queries,
-        lr_maps=lr_maps,
-        **loop,
-    )
-
-
-@register_method(
-    "rwf",
-    summary="RwF: prompts retrieved from each block's tokens; whitened head (defaults are ours)",
-    paper=PAPER,
-    default=True,
-)
-def rwf(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str = "first 5",
-    num_prompts: int = 10,
-    heads: int = 1,
-    beta: float | None = None,
-    trainable: str = "queries,o",
-    insert: str = "token",
-    values: str = "raw",
-    query_std: float = 1.0,
-    stop_gradient: bool = False,
-    head: str = "white",
-    readout: str = "cls+mean",
-    mask: str = "decoupled",
-    buffer: int = 0,
-    replay: str = "er",
-    buffer_policy: str = "reservoir",
-    lr: float = 5e-3,
-    lr_queries: float = 1e-3,
-    lr_maps: float = 3e-6,
-) -> RwFStrategy:
-    """The default preset. P_l = W_o retrieve(S, LN(X_l), X_l), queries S and W_o trained."""
-    return _build(**locals())
-
-
-@register_method(
-    "rwf-literal",
-    summary="RwF, closest to what is public: learned queries, identity values, linear head",
-    paper=PAPER,
-)
-def rwf_literal(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str = "first 3",
-    num_prompts: int = 10,
-    query_std: float = 1.0,
-    head: str = "linear",
-    readout: str = "cls",
-    mask: str = "batch",
-    lr: float = 5e-3,
-    lr_queries: float = 5e-3,
-) -> RwFStrategy:
-    """Closest reading: P_l = retrieve(S, LN(X_l), LN(X_l)), only S trained, few early blocks."""
-    return _build(**locals(), lr_maps=0.0, trainable="queries", values="normed")
-
-
-@register_method(
-    "rwf-mean",
-    summary="control of rwf, same parameters: the mean token instead of a retrieved one",
-)
-def rwf_mean(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str = "first 5",
-    num_prompts: int = 10,
-    head: str = "white",
-    readout: str = "cls+mean",
-    mask: str = "decoupled",
-    lr: float = 5e-3,
-    lr_queries: float = 1e-3,
-    lr_maps: float = 3e-6,
-) -> RwFStrategy:
-    """P_l = W_o (mean_i x_i + u s_l): uniform association; the queries are the slots' offsets."""
-    return _build(**locals(), trainable="queries,o", source="mean")
-
-
-@register_method(
-    "rwf-static",
-    summary="control of rwf, same parameters: learned prompts that ignore the image",
-)
-def rwf_static(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str = "first 5",
-    num_prompts: int = 10,
-    head: str = "white",
-    readout: str = "cls+mean",
-    mask: str = "decoupled",
-    lr: float = 5e-3,
-    lr_queries: float = 1e-3,
-    lr_maps: float = 3e-6,
-) -> RwFStrategy:
-    """P_l = W_o (c + u s_l) for every image; c, u: mean token and spread of the first batch."""
-    return _build(**locals(), trainable="queries,o", source="static")
-
-
-@register_method(
-    "rwf-random",
-    summary="control of rwf: random queries that are never trained, only W_o is",
-)
-def rwf_random(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    routed_blocks: str = "first 5",
-    num_prompts: int = 10,
-    head: str = "white",
-    readout: str = "cls+mean",
-    mask: str = "decoupled",
-    lr: float = 5e-3,
-    lr_maps: float = 3e-6,
-) -> RwFStrategy:
-    """As ``rwf`` with the queries held at their random start."""
-    return _build(**locals(), lr_queries=0.0, trainable="o")

@@ -194,7 +194,13 @@ def option_types(function: Callable[..., Any], options: Mapping[str, Any]) -> di
         hints = typing.get_type_hints(function)
     except Exception:  # a name that exists for type checkers only
         hints = {}
-    return {key: hints.get(key, _type_of(default)) for key, default in options.items()}
+    return {key: _plain(hints.get(key, _type_of(value))) for key, value in options.items()}
+
+
+def _plain(kind: Any) -> Any:
+    """Of a union, the types that can be typed at a command line."""
+    found = [k for k in typing.get_args(kind) if k in (bool, int, float, str, type(None))]
+    return typing.Union[tuple(found)] if found else kind  # noqa: UP007  (of a list's members)
 
 
 def _type_of(default: Any) -> Any:

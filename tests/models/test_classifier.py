@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.methods.l2p import L2PViT
 from avalanche_rwf.models.blocks import FitWarning
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import LinearHead
-from avalanche_rwf.models.prompts.l2p import L2PViT
 from avalanche_rwf.routing.priors import centre_prior
 
 from ..families import FAMILIES

@@ -182,7 +182,7 @@ def test_training_images_have_the_same_features_looked_up_to_the_last_bit(
     images = torch.randn(24, 3, 32, 32)
     model = FrozenViT(tools.vit(), 5, readout=readout).train()
     plain = FrozenViT(tools.vit(), 5, readout=readout).train()
-    plain.remembers = False
+    plain.use_cache = False
     passes = counted_passes(monkeypatch)
     for seed in range(3):
         order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
@@ -199,7 +199,7 @@ def test_nothing_is_remembered_in_training_or_with_a_graph(tools, images):
     made = FrozenViT(tools.vit(), 5).train()
     made.features(images)
     made.eval().features(images)  # a graph may be wanted
-    made.remembers = False
+    made.use_cache = False
     with torch.no_grad():
         made.features(images)
     assert not MEMORY._places and not MEMORY._answers
@@ -221,10 +221,10 @@ def test_weights_changed_through_data_are_noticed_when_they_are_told(tools, imag
     with torch.no_grad():
         before = model.features(images)
         model.backbone.norm.weight.data.mul_(3)
-        model.renew_name()
+        model.invalidate_cache()
         after = model.features(images)
         assert not torch.equal(after, before)
-        assert torch.equal(after, model._features(images))
+        assert torch.equal(after, model._encode(images)[0])
 
 
 def a_hook(model):
@@ -286,7 +286,7 @@ def test_what_a_user_does_to_a_backbone_is_seen_by_the_next_evaluation(
     passes.clear()
     found = model.features(images)
     assert len(passes) == per_batch
-    model.remembers = False
+    model.use_cache = False
     assert torch.equal(found, model.features(images))
 
 

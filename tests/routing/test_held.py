@@ -51,7 +51,8 @@ def batches(n, seed=0):
 
 def feed(model, stream):
     for x, y in stream:
-        model.observe(model.features(x), y)
+        features, selection = model.encode(x)
+        model.observe(features, y, selection)
     return model
 
 
@@ -114,8 +115,8 @@ def test_where_nothing_can_be_told_apart_nothing_is_learned(vit):
 def test_what_it_trains_is_reported(vit, images):
     model = HeldRoutedViT(vit, 5, routed_blocks="last 2", num_prompts=3, hold_after=6, steps=4)
     assert model.trainable_parameters() == 2 * 3 * 32 and model.own_gradient_steps() == 0
-    features = model.train().features(images)
-    model.observe(features, torch.tensor([0, 1, 0, 1, 0, 1]))
+    features, selection = model.train().encode(images)
+    model.observe(features, torch.tensor([0, 1, 0, 1, 0, 1]), selection)
     assert model.own_gradient_steps() == 4
 
 

@@ -16,17 +16,16 @@ from avalanche.training.plugins import (
 from torch import nn
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.methods.mvp import MVPStrategy, MVPViT
 from avalanche_rwf.models.blockwise import TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS, LinearHead, held
-from avalanche_rwf.models.prompts.mvp import MVPViT
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import (
     FrozenBackboneStrategy,
     NonFiniteLossError,
     build_optimizer,
 )
-from avalanche_rwf.strategies.mvp import MVPStrategy
 from avalanche_rwf.strategies.registry import create_strategy
 from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.strategies.rwf import RwFStrategy
@@ -439,7 +438,7 @@ def test_predictions_are_of_tensors_and_of_no_image_there_are_none(tools):
 
 def test_another_error_of_the_model_stays_as_it_is(tools, images):
     s = strategy(tools)
-    s.model.features = lambda images: (_ for _ in ()).throw(RuntimeError("mine"))
+    s.model.encode = lambda images: (_ for _ in ()).throw(RuntimeError("mine"))
     with pytest.raises(RuntimeError, match=r"^mine$"):
         s.predict(images)
 
@@ -784,12 +783,17 @@ def test_steps_of_a_model_of_ones_own_that_are_forgotten_are_errors(tools, scena
         def observe(self, features, targets):
             pass
 
+    class OldLoss(Tokens):
+        def prompt_loss(self):
+            return self.tokens.square().mean()
+
     for kind, said in (
         (NoBlocks, "NoBlocks has prompt and no prompted_blocks"),
         (NoPrompt, "NoPrompt has prompted_blocks and no prompt"),
         (LeftOut, "prompt_groups of LeftOut must have every trained parameter, and 'tokens'"),
         (NoBuffer, "NoBuffer.counts is a tensor that is neither saved nor moved"),
         (InAList, "InAList.more is a tensor that is neither saved nor moved"),
+        (OldLoss, "OldLoss.prompt_loss would never be called: it is auxiliary_loss"),
     ):
         with pytest.raises(UsageError, match=said):
             strategy(tools, kind(tools.vit(), 6))

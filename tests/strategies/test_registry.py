@@ -289,12 +289,12 @@ def test_boundary_aware_originals_count_experiences_and_say_so(tools, scenario, 
     free = build(tools, name)
     assert not getattr(free, "uses_boundaries", False)
     s = train(build(tools, name, **{option: "task"}), scenario, upto=2)
-    assert s.uses_boundaries and s.model.now == 1
+    assert s.uses_boundaries and s.model.current_experience == 1
     online = build(tools, name, **{option: "task"})
     for experience in scenario.train_stream[:2]:
         for part in split_online_stream([experience], 8, shuffle=False):
             online.train(part, eval_streams=[], shuffle=False)
-    assert online.model.now == 1
+    assert online.model.current_experience == 1
     for (key, p), q in zip(s.model.state_dict().items(), online.model.state_dict().values(),
                            strict=True):
         assert torch.equal(p, q), key
@@ -305,7 +305,7 @@ def test_boundary_aware_originals_count_experiences_and_say_so(tools, scenario, 
     again.load_trained_state(s.trained_state())
     for t in (s, again):
         t.train(scenario.train_stream[2], eval_streams=[], shuffle=False)
-        assert t.model.now == 2
+        assert t.model.current_experience == 2
     for p, q in zip(s.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
     if name == "dualprompt":
@@ -314,11 +314,11 @@ def test_boundary_aware_originals_count_experiences_and_say_so(tools, scenario, 
 
 
 def test_keys_are_compared_in_float32_under_autocast(tools):
-    for name, kept in (("l2p", "_pulled"), ("dualprompt", "_pulled"), ("coda-prompt", "_weights")):
+    for name, kept in (("l2p", "pull"), ("dualprompt", "pull"), ("coda-prompt", "weights")):
         model = build(tools, name).model
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            model.features(torch.randn(2, 3, 32, 32))
-        assert getattr(model, kept).dtype == torch.float32, name
+            _, selection = model.encode(torch.randn(2, 3, 32, 32))
+        assert getattr(selection, kept).dtype == torch.float32, name
 
 
 def test_every_setting_of_the_tuning_budget_can_be_built_and_is_another_one(tools):

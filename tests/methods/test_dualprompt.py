@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avalanche_rwf.models.prompts.dualprompt import DualPromptViT
+from avalanche_rwf.methods.dualprompt import DualPromptViT
 
 SIZES = {
     "general_blocks": "0", "expert_blocks": "1,3",
@@ -38,7 +38,7 @@ def test_forward_and_loss_against_loops(vit, images, slow, cos, insert, training
     hand = slow(vit)
     queries = torch.stack([hand.query(image) for image in images])
     model.keys.copy_((queries - queries.mean(0))[:4])  # so that images choose differently
-    features, total, used = model.features(images), 0.0, set()
+    (features, selection), total, used = model.encode(images), 0.0, set()
     for b, image in enumerate(images):
         distance = [1 - cos(hand.query(image), key) for key in model.keys]
         chosen = min(range(4), key=distance.__getitem__)
@@ -47,7 +47,8 @@ def test_forward_and_loss_against_loops(vit, images, slow, cos, insert, training
         torch.testing.assert_close(features[b], expected, rtol=1e-4, atol=1e-5)
         total += distance[chosen]
     assert len(used) > 1
-    assert float(model.prompt_loss()) == pytest.approx(0.7 * total / len(images), rel=1e-4)
+    loss = float(model.auxiliary_loss(selection))
+    assert loss == pytest.approx(0.7 * total / len(images), rel=1e-4)
 
 
 @torch.no_grad()
@@ -57,23 +58,23 @@ def test_by_task_an_experience_trains_its_own_slot_and_the_test_chooses_among_th
     torch.manual_seed(0)
     model = DualPromptViT(vit, 5, slots="task", **SIZES).train()
     model.begin_experience()
-    model.features(images)
-    assert model._chosen.tolist() == [0] * len(images)
+    _, selection = model.encode(images)
+    assert selection.indices.tolist() == [0] * len(images)
     model.experts[:, 0] += 1
     model.keys[0] += 1
     key = model.keys[1].clone()
     model.begin_experience()
     assert torch.equal(model.experts[:, 1], model.experts[:, 0])
     assert torch.equal(model.keys[1], key)  # a copied key would always be the nearer one
-    features = model.features(images)
-    assert model._chosen.tolist() == [1] * len(images)
+    features, selection = model.encode(images)
+    assert selection.indices.tolist() == [1] * len(images)
     hand = slow(vit)
     expected = by_hand(model, hand, images[0], 1)
     torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-5)
-    model.eval().features(images)
+    _, selection = model.eval().encode(images)
     for b, image in enumerate(images):
         q = hand.query(image)
-        assert int(model._chosen[b]) == int(cos(q, model.keys[1]) > cos(q, model.keys[0]))
+        assert int(selection.indices[b]) == int(cos(q, model.keys[1]) > cos(q, model.keys[0]))
     for _ in range(2):
         model.begin_experience()
     with pytest.raises(ValueError, match="room for 4 experiences, and experience 4 began"):
@@ -86,7 +87,7 @@ def test_where_training_stands_is_part_of_the_state(vit):
     model.begin_experience()
     twin = DualPromptViT(vit, 5, slots="task", **SIZES)
     twin.load_state_dict(model.state_dict())
-    assert twin.now == 1
+    assert twin.current_experience == 1
 
 
 @pytest.mark.parametrize(

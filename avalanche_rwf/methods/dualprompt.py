@@ -26,24 +26,26 @@ instead of prefixes (``insert="token"``).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_rwf.models.backbone import check_architecture
-from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
-from avalanche_rwf.models.blockwise import Prompt
-from avalanche_rwf.models.families import ViT
-from avalanche_rwf.models.prompts.common import (
+from avalanche_rwf.methods.l2p import Chosen
+from avalanche_rwf.methods.prompting import (
+    INSERTS,
+    STARTS,
     TaskViT,
     as_prompt,
-    check_insert,
     check_sizes,
-    check_start,
     cosine_distance,
     starting,
 )
+from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
+from avalanche_rwf.models.blockwise import Prompt
+from avalanche_rwf.models.families import ViT, class_position
+from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import check_choice, check_number
 
 __all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
@@ -53,6 +55,12 @@ GENERAL = DefaultBlocks("0,1", {1: "none", 2: "0"})
 EXPERT = DefaultBlocks("2,3,4", {1: "0", 2: "1"})
 
 
+@register_model(
+    "dualprompt",
+    summary="DualPrompt: general and expert prefixes; boundary-free (slots=task: the original)",
+    paper="Wang et al., DualPrompt, arXiv 2204.04799",
+    published={"slots": "task"},
+)
 class DualPromptViT(TaskViT):
     """General and expert prompts on a frozen ViT.
 
@@ -69,8 +77,6 @@ class DualPromptViT(TaskViT):
     :param options: of :class:`FrozenViT`.
     :raises ValueError: naming the argument that is out of range.
     """
-
-    transient: ClassVar[tuple[str, ...]] = ("_chosen", "_pulled")
 
     def __init__(
         self,
@@ -91,10 +97,10 @@ class DualPromptViT(TaskViT):
         check_sizes(
             general_length=general_length, expert_length=expert_length, pool_size=pool_size
         )
-        check_insert(insert)
+        check_choice("insert", insert, INSERTS)
         check_number("pull", pull, least=0)
         check_choice("slots", slots, ("query", "task"))
-        check_start(start)
+        check_choice("start", start, STARTS)
         check_architecture(backbone)
         depth = len(backbone.blocks)
         self._general = parse_blocks(general_blocks, depth, "general_blocks")
@@ -109,7 +115,7 @@ class DualPromptViT(TaskViT):
         super().__init__(backbone, num_classes, **options)
         self.insert = insert
         self.pull = pull
-        self.slots = slots
+        self.uses_boundaries = slots == "task"
         parts = 2 if insert == "prefix" else 1
         if self._general:
             self.general = starting(
@@ -118,8 +124,6 @@ class DualPromptViT(TaskViT):
         shape = (len(self._expert), pool_size, parts, expert_length, self.dim)
         self.experts = starting(*shape, start=start)
         self.keys = starting(pool_size, self.dim, start=start)
-        self._chosen: Tensor | None = None
-        self._pulled: Tensor | None = None
 
     def prompted_blocks(self) -> Sequence[int]:
         """General and expert blocks."""
@@ -132,14 +136,15 @@ class DualPromptViT(TaskViT):
         :raises ValueError: if there are more experiences than experts.
         """
         super().begin_experience()
-        if self.now > 0:
-            self.experts[:, self.now] = self.experts[:, self.now - 1]
+        now = self.current_experience
+        if now > 0:
+            self.experts[:, now] = self.experts[:, now - 1]
 
     def max_experiences(self) -> int:
         """As many as experts."""
         return len(self.keys)
 
-    def begins_anew(self) -> list[nn.Parameter]:
+    def optimizer_resets(self) -> list[nn.Parameter]:
         """Experts and keys: those of earlier experiences are held, and a new one starts afresh."""
         return [self.experts, self.keys]
 
@@ -147,27 +152,25 @@ class DualPromptViT(TaskViT):
         """What the choice minimises, from distances [B, M]: the distances themselves."""
         return distance
 
-    def select(self, query: Tensor) -> None:
+    def select(self, query: Tensor, training: bool) -> Chosen:
         """One expert for each query [B, D]."""
-        distance = cosine_distance(query, self.keys)
-        if self.slots == "task" and self.training:
-            self._chosen = torch.full((len(query),), self.now, device=query.device)
-        elif self.slots == "task":
-            self._chosen = distance[:, : self.now + 1].argmin(1)
+        distance, now = cosine_distance(query, self.keys), self.current_experience
+        if self.uses_boundaries and training:
+            indices = torch.full((len(query),), now, device=query.device)
+        elif self.uses_boundaries:
+            indices = distance[:, : now + 1].argmin(1)
         else:
-            self._chosen = self.weigh(distance).argmin(1)
-        self._pulled = distance.gather(1, self._chosen.unsqueeze(1)).squeeze(1)
+            indices = self.weigh(distance).argmin(1)
+        return Chosen(indices, distance.gather(1, indices.unsqueeze(1)).squeeze(1))
 
-    def prompt(self, block: int, tokens: Tensor) -> Prompt:
+    def prompt(self, block: int, tokens: Tensor, selection: Chosen) -> Prompt:
         """The general prompt, or for each image its expert's: [1 or B, L, D]."""
         if block in self._general:
             parts = self.general[self._general.index(block)].unsqueeze(0)
         else:
-            assert self._chosen is not None
-            parts = self.experts[self._expert.index(block)][self._chosen]
-        return as_prompt(parts, self.insert, self.position())
+            parts = self.experts[self._expert.index(block)][selection.indices]
+        return as_prompt(parts, self.insert, class_position(self.backbone))
 
-    def prompt_loss(self) -> Tensor:
+    def auxiliary_loss(self, selection: Chosen) -> Tensor:
         """lambda times the mean distance of the queries to their keys."""
-        assert self._pulled is not None
-        return self.pull * self._pulled.mean()
+        return self.pull * selection.pull.mean()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avalanche_rwf.models.prompts.single_prompt import SinglePromptViT
+from avalanche_rwf.methods.single_prompt import SinglePromptViT
 
 
 @torch.no_grad()

@@ -25,17 +25,20 @@ Source: Smith et al., CVPR 2023 (arXiv 2211.13218), from the equations.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_rwf.methods.prompting import INSERTS, TaskViT, check_sizes, named_blocks
 from avalanche_rwf.models.backbone import check_architecture
-from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
+from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
-from avalanche_rwf.models.families import ViT
-from avalanche_rwf.models.prompts.common import TaskViT, check_insert, check_sizes
+from avalanche_rwf.models.classifier import Selection
+from avalanche_rwf.models.families import ViT, class_position
+from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import check_choice, check_number
 
 __all__ = ["CodaPromptViT"]
@@ -57,6 +60,20 @@ class _Slice(nn.Module):
             self.register_parameter(name, nn.Parameter(rows))
 
 
+@dataclass(frozen=True)
+class Weights(Selection):
+    """The weights a of the components: [B, blocks, M]."""
+
+    weights: Tensor
+
+
+@register_model(
+    "coda-prompt",
+    summary="CODA-Prompt: composed prefixes; boundary-free (slices=task: the original)",
+    paper="Smith et al., CODA-Prompt, arXiv 2211.13218",
+    published={"slices": "task", "lr_head": 1e-3},
+    lr=1e-3,
+)
 class CodaPromptViT(TaskViT):
     """Prompts composed from components on a frozen ViT.
 
@@ -71,8 +88,6 @@ class CodaPromptViT(TaskViT):
     :param options: of :class:`FrozenViT`.
     :raises ValueError: naming the argument that is out of range.
     """
-
-    transient = ("_weights",)
 
     def __init__(
         self,
@@ -90,11 +105,11 @@ class CodaPromptViT(TaskViT):
     ) -> None:
         check_sizes(prompt_length=prompt_length, tasks=tasks)
         check_choice("slices", slices, ("all", "task"))
+        check_architecture(backbone)
         if components is None:
             components = min(10 * (tasks if slices == "task" else 1), int(backbone.embed_dim))
         check_sizes(components=components)
-        check_insert(insert)
-        check_architecture(backbone)
+        check_choice("insert", insert, INSERTS)
         if insert == "prefix" and prompt_length % 2:
             raise ValueError(f"prompt_length must be even for a prefix, not {prompt_length}.")
         if components > int(backbone.embed_dim):
@@ -104,20 +119,17 @@ class CodaPromptViT(TaskViT):
         check_number("ortho", ortho, least=0)
         if slices == "task" and tasks > components:
             raise ValueError(f"tasks must be at most components={components}, not {tasks}.")
-        self._blocks = parse_blocks(blocks, len(backbone.blocks))
-        if not self._blocks:
-            raise ValueError(f"blocks must name a block, not {blocks!r}.")
+        self._blocks = named_blocks(blocks, backbone)
         super().__init__(backbone, num_classes, **options)
         self.insert = insert
         self.ortho = ortho
-        self.by_task = slices == "task"
+        self.uses_boundaries = slices == "task"
         self.prompt_length = prompt_length
-        count = tasks if self.by_task else 1
+        count = tasks if self.uses_boundaries else 1
         size = components // count
         self.slices = nn.ModuleList(
             _Slice(len(self._blocks), size, prompt_length, self.dim) for _ in range(count)
         )
-        self._weights: Tensor | None = None
 
     def prompted_blocks(self) -> Sequence[int]:
         """The blocks with prompts."""
@@ -130,9 +142,10 @@ class CodaPromptViT(TaskViT):
         :raises ValueError: if there are more experiences than slices.
         """
         super().begin_experience()
-        for name, parameter in self.slices[self.now].named_parameters():
+        now = self.current_experience
+        for name, parameter in self.slices[now].named_parameters():
             for i in range(len(self._blocks)):
-                held = [getattr(s, name)[i] for s in list(self.slices)[: self.now]]
+                held = [getattr(s, name)[i] for s in list(self.slices)[:now]]
                 rows, width = parameter[i].shape
                 # No more directions are orthogonal than there are dimensions left.
                 beside = torch.cat(held)[: width - rows] if held else None
@@ -145,32 +158,31 @@ class CodaPromptViT(TaskViT):
 
     def _rows(self, name: str) -> Tensor:
         """Components, keys or attention vectors in use: [blocks, M', width]."""
-        used = list(self.slices)[: self.now + 1]
+        used = list(self.slices)[: self.current_experience + 1]
         rows = [getattr(s, name) for s in used]
-        if self.by_task and self.training:
+        if self.uses_boundaries and self.training:
             rows = [*(r.detach() for r in rows[:-1]), rows[-1]]
         return torch.cat(rows, dim=1)
 
-    def select(self, query: Tensor) -> None:
-        """The weights a [blocks, B, M] of the components for queries [B, D]."""
+    def select(self, query: Tensor, training: bool) -> Weights:
+        """The weights of the components for queries [B, D]."""
         attention, keys = self._rows("attention"), F.normalize(self._rows("keys"), dim=-1)
         # cos(q * A, K) = sum_d q_d A_d K_d / |q * A| : two products, no [B, M, D] tensor.
         inner = query @ (attention * keys).transpose(1, 2)
         squares = query.square() @ attention.square().transpose(1, 2)
-        self._weights = inner / squares.clamp_min(1e-24).sqrt()
+        return Weights((inner / squares.clamp_min(1e-24).sqrt()).transpose(0, 1))
 
-    def prompt(self, block: int, tokens: Tensor) -> Prompt:
+    def prompt(self, block: int, tokens: Tensor, selection: Weights) -> Prompt:
         """The block's own sum of components for each image: [B, L, D]."""
-        assert self._weights is not None
         i = self._blocks.index(block)
-        mixed = self._weights[i] @ self._rows("components")[i]
+        mixed = selection.weights[:, i] @ self._rows("components")[i]
         p = mixed.unflatten(1, (self.prompt_length, self.dim))
         if self.insert == "token":
-            return TokenPrompt(p + self.position())
+            return TokenPrompt(p + class_position(self.backbone))
         half = self.prompt_length // 2
         return PrefixPrompt(p[:, :half], p[:, half:])
 
-    def prompt_loss(self) -> Tensor | None:
+    def auxiliary_loss(self, selection: Weights) -> Tensor | None:
         """The weighed orthogonality loss, None at weight 0."""
         if self.ortho == 0:
             return None

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avalanche_rwf.methods.mvp import MVPViT, ignored, mvp_losses
 from avalanche_rwf.models.masks import mask_logits
-from avalanche_rwf.models.prompts.mvp import MVPViT, ignored, mvp_losses
 
 SIZES = {
     "general_blocks": "0", "expert_blocks": "1,2",
@@ -31,9 +31,11 @@ def test_forward_masks_and_key_loss_against_loops(model, vit, images, slow, cos,
     hand, counts, total = slow(vit), [2, 0, 0, 1], 0.0
     queries = model.query(images)
     model.keys.copy_((queries - queries.mean(0))[:4])  # so that images choose differently
-    logits = model.train(training)(images)
-    loss = float(model.prompt_loss())
-    assert len(set(model._chosen.tolist())) > 1
+    features, selection = model.train(training).encode(images)
+    logits = model.logits(features, selection)
+    assert torch.equal(logits, model(images))
+    loss = float(model.auxiliary_loss(selection))
+    assert len(set(selection.indices.tolist())) > 1
     for b, image in enumerate(images):
         x = hand.embed(image)
         for index in range(3):
@@ -41,7 +43,7 @@ def test_forward_masks_and_key_loss_against_loops(model, vit, images, slow, cos,
         q = x[0]  # enters the last block, not normalised
         distance = [1 - cos(q, key) for key in model.keys]
         t = min(range(4), key=lambda m: distance[m] * (counts[m] + 1))
-        assert int(model._chosen[b]) == t
+        assert int(selection.indices[b]) == t
         position = vit.pos_embed[0, 0]
         x = hand.with_tokens(0, hand.embed(image), model.general[0, 0] + position)
         for index in (1, 2):

@@ -1,7 +1,7 @@
 """Controls on the same backbone: what a prompt method has to beat.
 
-``linear-probe``, ``ncm``, ``slda`` and ``layers-lda`` leave the backbone alone; ``fine-tune``
-trains all of it one sample after another, the usual lower bound.
+``fine-tune`` trains all of the backbone one sample after another, the usual lower bound. The others
+leave it alone.
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ def fine_tune(
     return FrozenBackboneStrategy(model=model, mask=mask, learning_rates=rates, **loop)
 
 
+def _closed_form(
+    head: str,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    head_options: dict[str, Any] | None = None,
+    **model: Any,
+) -> FrozenBackboneStrategy:
+    made = FrozenViT(backbone, num_classes, head=head, head_options=head_options, **model)
+    return FrozenBackboneStrategy(model=made, mask="none", **loop)
+
+
 @register_method(
     "ncm",
     summary="control: frozen backbone, nearest class mean by cosine, closed form",
@@ -66,15 +78,10 @@ def fine_tune(
     default=True,
 )
 def ncm(
-    *,
-    backbone: nn.Module,
-    num_classes: int,
-    loop: dict[str, Any],
-    readout: str = "cls",
+    *, backbone: nn.Module, num_classes: int, loop: dict[str, Any], readout: str = "cls"
 ) -> FrozenBackboneStrategy:
     """argmax_c cos(f, mu_c)."""
-    model = FrozenViT(backbone, num_classes, head="ncm", readout=readout)
-    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+    return _closed_form("ncm", backbone, num_classes, loop, readout=readout)
 
 
 @register_method(
@@ -95,10 +102,27 @@ def slda(
 
     ``shrinkage`` is a share above 0 and at most 1, or "oas" or "ledoit-wolf", which find it.
     """
-    model = FrozenViT(
-        backbone, num_classes, head="slda", readout=readout, head_options={"shrinkage": shrinkage}
-    )
-    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+    options = {"shrinkage": shrinkage}
+    return _closed_form("slda", backbone, num_classes, loop, options, readout=readout)
+
+
+@register_method(
+    "rp-ridge",
+    summary="control: frozen backbone, ridge regression on random projections, closed form",
+    paper="RanPAC without its first phase, arXiv 2307.02251",
+)
+def rp_ridge(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    loop: dict[str, Any],
+    readout: str = "cls",
+    penalty: float = 0.1,
+    projections: int = 2000,
+) -> FrozenBackboneStrategy:
+    """W = (H^T H + lambda I)^-1 H^T Y, h = relu(f R); see :class:`RandomRidgeHead`."""
+    options = {"penalty": penalty, "projections": projections}
+    return _closed_form("rp-ridge", backbone, num_classes, loop, options, readout=readout)
 
 
 @register_method(
@@ -120,13 +144,5 @@ def layers_lda(
     ``centre`` weighs the patches as rwf-lda's prior does, so that what the prior gives is not
     credited to routing.
     """
-    model = FrozenViT(
-        backbone,
-        num_classes,
-        head="slda",
-        readout="layers",
-        readout_blocks=blocks,
-        mean_centre=centre,
-        head_options={"shrinkage": shrinkage},
-    )
-    return FrozenBackboneStrategy(model=model, mask="none", **loop)
+    model = {"readout": "layers", "readout_blocks": blocks, "mean_centre": centre}
+    return _closed_form("slda", backbone, num_classes, loop, {"shrinkage": shrinkage}, **model)

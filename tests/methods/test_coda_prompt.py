@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avalanche_rwf.models.prompts.coda_prompt import CodaPromptViT
+from avalanche_rwf.methods.coda_prompt import CodaPromptViT
 
 SIZES = {"blocks": "0,2", "prompt_length": 4, "components": 6}
 
@@ -53,7 +53,7 @@ def test_forward_against_loops(vit, images, slow, cos, insert):
 def test_orthogonality_loss_by_hand_and_the_start_has_none(vit):
     torch.manual_seed(0)
     model = CodaPromptViT(vit, 5, ortho=0.1, **SIZES)
-    assert float(model.prompt_loss()) < 1e-9
+    assert float(model.auxiliary_loss(None)) < 1e-9
     for p in model.slices.parameters():
         p.add_(0.1 * torch.randn_like(p))
     total = 0.0
@@ -64,8 +64,8 @@ def test_orthogonality_loss_by_hand_and_the_start_has_none(vit):
                 (float(rows[a] @ rows[b]) - (a == b)) ** 2 for a in range(6) for b in range(6)
             ]
             total += sum(squares) / len(squares)
-    assert float(model.prompt_loss()) == pytest.approx(0.1 * total, rel=1e-4)
-    assert CodaPromptViT(vit, 5, **SIZES).prompt_loss() is None
+    assert float(model.auxiliary_loss(None)) == pytest.approx(0.1 * total, rel=1e-4)
+    assert CodaPromptViT(vit, 5, **SIZES).auxiliary_loss(None) is None
 
 
 def test_by_task_slices_are_held_and_no_momentum_moves_them(vit, images, slow, cos):

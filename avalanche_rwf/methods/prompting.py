@@ -1,27 +1,30 @@
-"""What prompt methods have in common: a query from the plain backbone, distances to keys."""
+"""What prompt methods have in common: where prompts start, how they are inserted, tasks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt, full_precision
+from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.blocks import parse_blocks
+from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
-from avalanche_rwf.models.families import class_position
-from avalanche_rwf.utils.validation import check_choice, check_whole
+from avalanche_rwf.models.families import ViT
+from avalanche_rwf.utils.validation import check_whole
 
 __all__ = [
-    "QueriedViT",
+    "INSERTS",
+    "STARTS",
     "TaskViT",
     "as_prompt",
-    "check_insert",
     "check_sizes",
-    "check_start",
     "cosine_distance",
+    "named_blocks",
     "starting",
 ]
 
@@ -38,20 +41,17 @@ def check_sizes(**sizes: int) -> None:
         check_whole(name, value)
 
 
-def check_insert(insert: str) -> None:
-    """Refuse an unknown way of inserting prompts.
+def named_blocks(blocks: str | Collection[int], backbone: ViT) -> tuple[int, ...]:
+    """The indices of the blocks that get prompts.
 
-    :raises UsageError: if it is neither "prefix" nor "token".
+    :raises UsageError: for another backbone than :mod:`.families` has, or unknown blocks.
+    :raises ValueError: if no block is named.
     """
-    check_choice("insert", insert, INSERTS)
-
-
-def check_start(start: str) -> None:
-    """Refuse an unknown start of prompts and keys.
-
-    :raises UsageError: if it is none of ``STARTS``.
-    """
-    check_choice("start", start, STARTS)
+    check_architecture(backbone)
+    found = parse_blocks(blocks, len(backbone.blocks))
+    if not found:
+        raise ValueError(f"blocks must name a block, not {blocks!r}.")
+    return found
 
 
 def starting(*shape: int, start: str = "symmetric") -> nn.Parameter:
@@ -83,36 +83,7 @@ def as_prompt(parts: Tensor, insert: str, position: Tensor) -> Prompt:
     return TokenPrompt(parts[:, 0] + position)
 
 
-class QueriedViT(FrozenViT, ABC):
-    """A frozen ViT whose prompts are chosen by a query from the same backbone without prompts.
-
-    Two forward passes per training image. Test images' queries are looked up
-    (:mod:`avalanche_rwf.models.feature_cache`). A subclass says in :meth:`select` what it does
-    with the query.
-    """
-
-    def query(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> queries [B, D], without gradient: the plain backbone's class
-        token, or its own pooling where it has none."""
-        return self.frozen_query(images)
-
-    @abstractmethod
-    def select(self, query: Tensor) -> None:
-        """Choose or mix the prompts of this batch from its queries [B, D]."""
-
-    def _features(self, images: Tensor) -> Tensor:
-        query = full_precision(self.query(images))
-        # Distances near 1 and counts above 256 are too fine for bfloat16.
-        with torch.autocast(images.device.type, enabled=False):
-            self.select(query)
-        return super()._features(images)
-
-    def position(self) -> Tensor:
-        """The class token's position embedding [D]."""
-        return class_position(self.backbone)
-
-
-class TaskViT(QueriedViT):
+class TaskViT(FrozenViT, ABC):
     """A model whose training may follow the experiences: it can be told that one begins."""
 
     task: Tensor
@@ -127,7 +98,7 @@ class TaskViT(QueriedViT):
         self._task = int(self.task)
 
     @property
-    def now(self) -> int:
+    def current_experience(self) -> int:
         """Number of the present experience; 0 before the first one too."""
         return max(self._task, 0)
 
@@ -135,7 +106,7 @@ class TaskViT(QueriedViT):
     def max_experiences(self) -> int:
         """How many experiences there is room for."""
 
-    def begins_anew(self) -> list[nn.Parameter]:
+    def optimizer_resets(self) -> list[nn.Parameter]:
         """Parameters whose optimizer state an experience's beginning ends; none here.
 
         Where parts of a tensor are held, the momentum of earlier steps would go on moving them.

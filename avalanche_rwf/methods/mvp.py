@@ -30,19 +30,28 @@ Source: Moon et al., ICCV 2023 (arXiv 2308.09303), from the equations.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_rwf.errors import UsageError
+from avalanche_rwf.methods.dualprompt import DualPromptViT
+from avalanche_rwf.methods.l2p import Chosen
+from avalanche_rwf.methods.prompting import cosine_distance
 from avalanche_rwf.models.blockwise import tokens_entering
 from avalanche_rwf.models.families import ViT, summary
-from avalanche_rwf.models.masks import mask_logits
-from avalanche_rwf.models.prompts.common import cosine_distance
-from avalanche_rwf.models.prompts.dualprompt import DualPromptViT
+from avalanche_rwf.models.heads import held
+from avalanche_rwf.models.masks import mask_logits, training_mask
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.criteria import is_cross_entropy
+from avalanche_rwf.strategies.registry import register_model
+from avalanche_rwf.utils.validation import check_number, shown
 
-__all__ = ["MVPViT", "ignored", "mvp_losses"]
+__all__ = ["MVPStrategy", "MVPViT", "ignored", "mvp_losses"]
 
 
 def ignored(
@@ -96,13 +105,84 @@ def mvp_losses(
     return weights * F.cross_entropy(mask_logits(logits, allowed), targets, reduction="none")
 
 
+@dataclass(frozen=True)
+class Gated(Chosen):
+    """An image's expert and its logit mask, [B, C]."""
+
+    gate: Tensor
+
+
+class MVPStrategy(FrozenBackboneStrategy):
+    """MVP's loss on MVP's model; all else is as for every method.
+
+    :param margin: added to 1 - cos(W_y, f) in the feature scaling.
+    :param share: a, the part of the loss that the gradient-based weights rule.
+    :param power: g, their exponent.
+    :param kwargs: of :class:`FrozenBackboneStrategy`.
+    :raises ValueError: naming the argument that is out of range.
+    """
+
+    def __init__(
+        self, *, margin: float = 0.5, share: float = 0.5, power: float = 2.0, **kwargs: Any
+    ) -> None:
+        criterion = kwargs.get("criterion")
+        if criterion is not None and not is_cross_entropy(criterion, plain=True):
+            raise UsageError(
+                f"criterion must be left out or be CrossEntropyLoss() for {type(self).__name__}, "
+                f"whose loss is its own, not {shown(criterion)}."
+            )
+        check_number("margin", margin, above=0)
+        check_number("share", share, least=0, most=1)
+        check_number("power", power, least=0)
+        self.margin, self.share, self.power = margin, share, power
+        super().__init__(**kwargs)
+        head = self.model.training_head or self.model.head
+        if not head.is_linear():
+            raise UsageError(
+                f"MVP's loss needs the gradient of each row of the head, and {type(head).__name__} "
+                "has a forward and no linear_form to have it from."
+            )
+
+    def masked_loss(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        mask: str | Tensor,
+        freeze_head: bool = False,
+        selection: Any = None,
+    ) -> Tensor:
+        """The mean of :func:`mvp_losses`."""
+        head = self.model.training_head or self.model.head
+        gate = selection.gate
+        if self.mask == "decoupled" and not freeze_head:
+            # The instances' masks are the prompts' part.
+            features, gate = features.detach(), gate.detach()
+        if isinstance(mask, str):
+            mask = training_mask(mask, targets, self.model.seen)
+        with held(head) if freeze_head else nullcontext():
+            inputs, weight, bias = head.linear_form(features)
+            losses = mvp_losses(
+                inputs, weight, bias, targets, gate, mask, self.margin, self.share, self.power
+            )
+        return losses.mean()
+
+
+@register_model(
+    "mvp",
+    summary="MVP: DualPrompt with instance-wise logit masks and loss weights; no boundaries",
+    paper="Moon et al., Online class incremental learning on stochastic blurry task boundary via "
+    "mask and visual prompt tuning, arXiv 2308.09303",
+    published={},
+    strategy=MVPStrategy,
+    without=("slots",),
+    mask="seen",
+)
 class MVPViT(DualPromptViT):
     """MVP's prompts, keys and logit masks on a frozen ViT.
 
     :param options: of :class:`DualPromptViT` and :class:`FrozenViT`.
     """
 
-    transient = ("_chosen", "_pulled", "gate")
     counts: Tensor
 
     def __init__(
@@ -120,7 +200,6 @@ class MVPViT(DualPromptViT):
         # Classes first: a head that grows adds rows, and the optimizer's state follows.
         self.gates = nn.Parameter(torch.full((num_classes, pool_size), -1.0))
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
-        self.gate: Tensor | None = None
 
     def query(self, images: Tensor) -> Tensor:
         """The class token [B, D] that enters the last block; the mean patch if there is none."""
@@ -129,40 +208,42 @@ class MVPViT(DualPromptViT):
         def entering(x: Tensor) -> Tensor:
             return summary(self.backbone, tokens_entering(self.backbone, x, last), inner=True)
 
-        return self.remembered(images, entering, f"entering {last}")
+        return self.cached(images, entering, f"entering {last}")
 
     def weigh(self, distance: Tensor) -> Tensor:
         """Distances [B, M] times uses."""
         return distance * (self.counts + 1)
 
-    def select(self, query: Tensor) -> None:
+    def select(self, query: Tensor, training: bool) -> Gated:
         """The expert of each query, its logit mask [B, C] and its key's loss."""
-        super().select(query)
-        assert self._chosen is not None and self._pulled is not None
-        self.gate = 2 * torch.sigmoid(self.gates.T[self._chosen])
-        if len(self.keys) < 2 or not self.training:
-            return
-        mass = (self.counts[self._chosen] + 1).float()
-        between = cosine_distance(self.keys[self._chosen], self.keys.detach())
-        others = torch.ones_like(between).scatter(1, self._chosen.unsqueeze(1), 0.0)
+        chosen = super().select(query, training)
+        gate = 2 * torch.sigmoid(self.gates.T[chosen.indices])
+        gated = Gated(chosen.indices, chosen.pull, gate)
+        if len(self.keys) < 2 or not training:
+            return gated
+        mass = (self.counts[chosen.indices] + 1).float()
+        between = cosine_distance(self.keys[chosen.indices], self.keys.detach())
+        others = torch.ones_like(between).scatter(1, chosen.indices.unsqueeze(1), 0.0)
         far = ((between / mass.unsqueeze(1)).exp() * others).sum(1) / others.sum(1)
-        near = (self._pulled / mass).exp()
-        self._pulled = -(far / (near + far)).log()
+        near = (chosen.pull / mass).exp()
+        return replace(gated, pull=-(far / (near + far)).log())
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Features [B, F] of the last forward -> masked logits [B, C].
+    def logits(self, features: Tensor, selection: Gated | None = None) -> Tensor:
+        """Features [B, F] -> masked logits [B, C].
 
         A closed-form head is not trained through the masks and is read without them.
         """
         logits = self.head(features)
-        return logits if self.head.closed_form or self.gate is None else logits * self.gate
+        if selection is None or self.head.closed_form:
+            return logits
+        return logits * selection.gate
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Tensor) -> None:
+    def observe(self, features: Tensor, targets: Tensor, selection: Any = None) -> None:
         """Count the choices, after they were made."""
         super().observe(features, targets)
-        assert self._chosen is not None
-        self.counts.index_add_(0, self._chosen, torch.ones_like(self._chosen))
+        chosen = selection.indices
+        self.counts.index_add_(0, chosen, torch.ones_like(chosen))
 
     def grow(self, num_classes: int) -> None:
         """Make room for `num_classes` classes in all."""

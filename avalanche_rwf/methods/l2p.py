@@ -38,27 +38,41 @@ makes a prediction depend on batch mates.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from avalanche_rwf.methods.prompting import STARTS, check_sizes, cosine_distance, starting
 from avalanche_rwf.models.blockwise import Forwarded
-from avalanche_rwf.models.classifier import READOUTS
-from avalanche_rwf.models.families import ViT, final_norm
-from avalanche_rwf.models.prompts.common import (
-    QueriedViT,
-    check_sizes,
-    check_start,
-    cosine_distance,
-    starting,
+from avalanche_rwf.models.classifier import READOUTS, FrozenViT, Selection
+from avalanche_rwf.models.families import ViT, class_position, final_norm
+from avalanche_rwf.strategies.registry import register_model
+from avalanche_rwf.utils.validation import check_choice, check_flag, check_number
+
+__all__ = ["Chosen", "L2PViT"]
+
+
+@dataclass(frozen=True)
+class Chosen(Selection):
+    """The prompts of each image.
+
+    :param indices: of the chosen prompts, [B, N] or [B].
+    :param pull: [B], what the keys' loss is the mean of.
+    """
+
+    indices: Tensor
+    pull: Tensor
+
+
+@register_model(
+    "l2p",
+    summary="L2P: a prompt pool chosen by key; knows no boundaries",
+    paper="Wang et al., Learning to prompt for continual learning, arXiv 2112.08654",
+    published={"lr": 0.015, "lr_head": 0.015},
 )
-from avalanche_rwf.utils.validation import check_flag, check_number
-
-__all__ = ["L2PViT"]
-
-
-class L2PViT(QueriedViT):
+class L2PViT(FrozenViT):
     """The prompt pool of L2P on a frozen ViT.
 
     :param pool_size: prompts M in the pool.
@@ -73,7 +87,6 @@ class L2PViT(QueriedViT):
     """
 
     readouts = (*READOUTS, "prompt")
-    transient = ("_chosen", "_pulled")
     counts: Tensor
 
     def __init__(
@@ -95,7 +108,7 @@ class L2PViT(QueriedViT):
             raise ValueError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
         check_number("pull", pull, least=0)
         check_flag("diversify", diversify)
-        check_start(start)
+        check_choice("start", start, STARTS)
         super().__init__(backbone, num_classes, readout=readout, **options)
         self.top_k = top_k
         self.pull = pull
@@ -103,24 +116,21 @@ class L2PViT(QueriedViT):
         self.prompts = starting(pool_size, prompt_length, self.dim, start=start)
         self.keys = starting(pool_size, self.dim, start=start)
         self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.long))
-        self._chosen: Tensor | None = None
-        self._pulled: Tensor | None = None
 
     def feature_width(self) -> int:
         """D for the prompts' mean, otherwise as every model."""
         return self.dim if self.readout == "prompt" else super().feature_width()
 
-    def select(self, query: Tensor) -> None:
+    def select(self, query: Tensor, training: bool) -> Chosen:
         """The N nearest keys of each query [B, D]."""
         distance = cosine_distance(query, self.keys)
-        weighed = distance * (self.counts + 1) if self.diversify and self.training else distance
-        self._chosen = weighed.topk(self.top_k, dim=1, largest=False).indices
-        self._pulled = distance.gather(1, self._chosen).sum(1)
+        weighed = distance * (self.counts + 1) if self.diversify and training else distance
+        indices = weighed.topk(self.top_k, dim=1, largest=False).indices
+        return Chosen(indices, distance.gather(1, indices).sum(1))
 
-    def extra_tokens(self) -> Tensor:
+    def extra_tokens(self, selection: Chosen) -> Tensor:
         """The chosen prompts, one after another: [B, N L, D]."""
-        assert self._chosen is not None
-        return self.prompts[self._chosen].flatten(1, 2) + self.position()
+        return self.prompts[selection.indices].flatten(1, 2) + class_position(self.backbone)
 
     def read(self, forwarded: Forwarded) -> Tensor:
         """The mean of the prompts' outputs, or a common read-out: [B, F]."""
@@ -129,15 +139,13 @@ class L2PViT(QueriedViT):
         assert forwarded.extra is not None
         return final_norm(self.backbone, forwarded.extra.mean(1))
 
-    def prompt_loss(self) -> Tensor:
+    def auxiliary_loss(self, selection: Chosen) -> Tensor:
         """lambda times the mean over the batch of the summed distances to the chosen keys."""
-        assert self._pulled is not None
-        return self.pull * self._pulled.mean()
+        return self.pull * selection.pull.mean()
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Tensor) -> None:
+    def observe(self, features: Tensor, targets: Tensor, selection: Any = None) -> None:
         """Count the choices, after they were made: an image's choice does not depend on mates."""
         super().observe(features, targets)
-        assert self._chosen is not None
-        chosen = self._chosen.flatten()  # a bincount would wait for the device
+        chosen = selection.indices.flatten()  # a bincount would wait for the device
         self.counts.index_add_(0, chosen, torch.ones_like(chosen))

@@ -17,21 +17,30 @@ from typing import Any
 
 from torch import Tensor
 
-from avalanche_rwf.models.backbone import check_architecture
-from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
+from avalanche_rwf.methods.prompting import (
+    INSERTS,
+    as_prompt,
+    check_sizes,
+    named_blocks,
+    starting,
+)
+from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT, class_position
-from avalanche_rwf.models.prompts.common import (
-    as_prompt,
-    check_insert,
-    check_sizes,
-    starting,
-)
+from avalanche_rwf.strategies.registry import register_model
+from avalanche_rwf.utils.validation import check_choice
 
 __all__ = ["SinglePromptViT"]
 
 
+@register_model(
+    "single-prompt",
+    summary="SinglePrompt: one learned prefix per block, cosine head; knows no boundaries",
+    paper="SinglePrompt",
+    published={},
+    head="cosine",
+)
 class SinglePromptViT(FrozenViT):
     """One prompt per block on a frozen ViT.
 
@@ -53,11 +62,8 @@ class SinglePromptViT(FrozenViT):
         **options: Any,
     ) -> None:
         check_sizes(prompt_length=prompt_length)
-        check_insert(insert)
-        check_architecture(backbone)
-        self._blocks = parse_blocks(blocks, len(backbone.blocks))
-        if not self._blocks:
-            raise ValueError(f"blocks must name a block, not {blocks!r}.")
+        check_choice("insert", insert, INSERTS)
+        self._blocks = named_blocks(blocks, backbone)
         super().__init__(backbone, num_classes, **options)
         self.insert = insert
         parts = 2 if insert == "prefix" else 1

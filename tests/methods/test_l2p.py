@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avalanche_rwf.models.prompts.l2p import L2PViT
+from avalanche_rwf.methods.l2p import L2PViT
 from avalanche_rwf.strategies.avalanche_l2p import PromptPoolViT
 
 POOL = {"pool_size": 6, "prompt_length": 2, "top_k": 3}
@@ -32,13 +32,13 @@ def test_forward_and_loss_against_loops(vit, images, slow, cos, training):
     torch.manual_seed(0)
     model = L2PViT(vit, 5, pull=0.7, diversify=True, start="symmetric", **POOL).train(training)
     model.counts += torch.tensor([3, 0, 1, 5, 0, 0])
-    features = model.features(images)
-    loss = float(model.prompt_loss())
+    features, selection = model.encode(images)
+    loss = float(model.auxiliary_loss(selection))
     scale = [4, 1, 2, 6, 1, 1] if training else None
     total = 0.0
     for b, image in enumerate(images):
         expected, chosen, distance = by_hand(model, slow, cos, image, scale)
-        assert chosen == model._chosen[b].tolist()
+        assert chosen == selection.indices[b].tolist()
         torch.testing.assert_close(features[b], expected, rtol=1e-4, atol=1e-5)
         total += distance
     assert loss == pytest.approx(0.7 * total / len(images), rel=1e-4)
@@ -46,16 +46,16 @@ def test_forward_and_loss_against_loops(vit, images, slow, cos, training):
 
 @torch.no_grad()
 def test_it_is_avalanches_network_where_the_definitions_agree(vit, images):
-    """Same pool and no diversity; what differs is listed in ``models/prompts/l2p.py``."""
+    """Same pool and no diversity; what differs is listed in ``methods/l2p.py``."""
     torch.manual_seed(0)
     theirs = PromptPoolViT(vit, 5, **POOL).eval()
     ours = L2PViT(vit, 5, **POOL).eval()
     ours.prompts.copy_(theirs.pool.prompt)
     ours.keys.copy_(theirs.pool.prompt_key)
-    torch.testing.assert_close(ours.features(images), theirs.features(images), rtol=1e-5, atol=1e-5)
-    distance = float(ours._pulled.mean())
-    assert distance == pytest.approx(ours.top_k - float(theirs.similarity), rel=1e-5)
-    for readout in ("cls", "cls+mean"):
+    distance = float(ours.encode(images)[1].pull.mean())
+    similarity = float(theirs.encode(images)[1].similarity)
+    assert distance == pytest.approx(ours.top_k - similarity, rel=1e-5)
+    for readout in ("prompt", "cls", "cls+mean"):
         theirs.readout = ours.readout = readout
         torch.testing.assert_close(
             ours.features(images), theirs.features(images), rtol=1e-5, atol=1e-5
@@ -67,15 +67,14 @@ def test_counts_are_of_the_stream_and_spread_the_choice(vit, images):
     model = L2PViT(vit, 5, diversify=True, start="symmetric", **POOL).train()
     chosen = set()
     for _ in range(6):
-        features = model.features(images)
-        chosen |= set(model._chosen.flatten().tolist())
-        model.observe(features, torch.zeros(len(images), dtype=torch.long))
+        features, selection = model.encode(images)
+        chosen |= set(selection.indices.flatten().tolist())
+        model.observe(features, torch.zeros(len(images), dtype=torch.long), selection)
     assert int(model.counts.sum()) == 6 * len(images) * 3
     assert chosen == set(range(6))
     plain = L2PViT(vit, 5, **POOL).train()
     plain.load_state_dict(model.state_dict())
-    plain.features(images)
-    assert set(plain._chosen.flatten().tolist()) < set(range(6))
+    assert set(plain.encode(images)[1].indices.flatten().tolist()) < set(range(6))
 
 
 @pytest.mark.parametrize(("start", "low", "high"), [("original", 0, 0.01), ("symmetric", -1, 1)])

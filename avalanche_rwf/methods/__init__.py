@@ -1,0 +1,1 @@
+"""The methods, one paper a file: model, equations and registration together."""

@@ -1,1 +1,0 @@
-"""Published prompt methods, one paper a file, each on the one frozen forward."""
