@@ -204,8 +204,10 @@ def set_data_root(args: argparse.Namespace) -> None:
 
 
 def result_folders(names: Sequence[str], verb: str) -> list[Path]:
-    """Folders of results, checked before anything slow is imported."""
+    """Folders of results or their URLs, checked before anything slow is imported."""
+    from avalanche_rwf.experiments.remote import folders_of, is_url
+
     for name in names:
-        if not Path(name).is_dir():
+        if not is_url(name) and not Path(name).is_dir():
             raise UsageError(f"{verb} takes a folder of results, and {name!r} is none.")
-    return [Path(name) for name in names]
+    return folders_of(names)

@@ -31,6 +31,7 @@ from avalanche_rwf.cli.values import (
     read_value,
 )
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.remote import Remote, is_url
 from avalanche_rwf.experiments.selection import exclude_methods, named_methods, select_names
 from avalanche_rwf.models.names import PACKAGED, checked_path
 from avalanche_rwf.utils.known import known
@@ -142,7 +143,8 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
             help="begin runs that were cut from their start instead of their last checkpoint")
 
     add = parser.add_argument_group("output").add_argument
-    add("--out", default="results", metavar="DIR", help="where run directories go")
+    add("--out", default="results", metavar="DIR",
+        help="where run directories go: a folder, or a URL such as s3://bucket/sweep")
     if compares:
         add("--format", default="text", choices=FORMATS, help="of the leaderboard")
         add("--log", action="append", default=[], metavar="NAME[,..]",
@@ -246,7 +248,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
         start_server,
     )
 
-    out = Path(args.out)
+    remote = Remote(args.out) if is_url(args.out) else None
+    out = Path(args.out) if remote is None else remote.local
     base = RunConfig(
         method="",
         stream_options=of_stream,
@@ -266,6 +269,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         args.ray_address,
         read_slurm(args.slurm),
         args.detach,
+        args.out if remote is not None else "",
     )
     for flag, value, name in (
         ("--ray-address", args.ray_address, "ray"),
@@ -277,6 +281,11 @@ def prepare(args: argparse.Namespace) -> Prepared:
     from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
 
     check_writable(out)
+    if remote is not None:
+        if remote.url.startswith("memory:") and (args.executor, args.jobs) != ("process", 1):
+            raise UsageError("memory:// is the memory of one process: it goes with --jobs 1.")
+        remote.check()
+        remote.get()
     if args.executor == "process" and args.jobs != 1:
         start_server()
     if not args.quiet and sys.stderr.isatty():
@@ -403,5 +412,7 @@ def run(args: argparse.Namespace) -> int:
     if written:
         with contextlib.suppress(OSError):  # a full disk: it was printed
             write_left_out(out, args.benchmark, planned.configs[0].backbone, ready.left_out)
-        say(f"Run directories and leaderboard.csv are in {out}{os.sep}")
+        if how.url:
+            Remote(how.url).push_tables()
+        say(f"Run directories and leaderboard.csv are in {how.url or out}{os.sep}")
     return 1 if failed or not written else 0

@@ -28,9 +28,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit status."""
+    from avalanche_rwf.experiments.remote import folders_of
     from avalanche_rwf.leaderboard.report import write_report
 
-    folder, *more = map(Path, args.dirs)
+    folder, *more = folders_of(args.dirs)
     entries = [Path(name) for name in args.add]
     out = Path(args.out) if args.out else None
     page = write_report(folder, out, more=more, entries=entries)

@@ -9,6 +9,7 @@ from avalanche_rwf.cli.common import say
 from avalanche_rwf.cli.compare import add_run_flags, prepare
 from avalanche_rwf.cli.values import is_seed
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.remote import is_url
 
 SUMMARY = "search over the options of a method"
 DESCRIPTION = (
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed takes a whole number from 0 to 2**32 - 1, not {args.seeds!r}.")
     if args.holdout:
         raise UsageError(f"tune holds images out itself: leave out --holdout {args.holdout}.")
+    if is_url(args.out):
+        raise UsageError(f"tune takes a folder as --out, which its processes lock, not {args.out}.")
     if set(args.method) & set(",*?["):
         raise UsageError(f"tune takes one method, not {args.method!r}.")
     args.methods = args.method

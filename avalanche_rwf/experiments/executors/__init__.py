@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.cpus import available_cores, thread_limit
 from avalanche_rwf.experiments.executors.base import (
     Context,
@@ -20,6 +20,7 @@ from avalanche_rwf.experiments.executors.base import (
     settings,
 )
 from avalanche_rwf.experiments.executors.process import gpus, start_server
+from avalanche_rwf.experiments.remote import Remote
 from avalanche_rwf.experiments.status import read_running
 from avalanche_rwf.experiments.view import View
 
@@ -88,11 +89,15 @@ def execute(
     """
     if executor == "process" and jobs == 1:
         executor = "serial"
-    context = Context(out, device, threads, work, settings())
-    doing = get_executor(executor)(context, options or Options(jobs=jobs))
+    options = options or Options(jobs=jobs)
+    context = Context(out, device, threads, work, settings(), url=options.url)
+    doing = get_executor(executor)(context, options)
     each = samples(configs[0]) if configs else 0
     with View(functools.partial(read_running, out), configs, each, noun, quiet) as view:
         for config, summary in doing.map(configs) if configs else ():
             view.ended(config, summary)
+            if options.url and work is None and summary["status"] == "done":
+                # Done on another machine, it is needed here for the table.
+                Remote(options.url).pull(run_directory(Path(), config).as_posix())
             with view.aside():
                 yield config, summary

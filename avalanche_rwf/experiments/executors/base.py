@@ -32,6 +32,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.lease import locked
+from avalanche_rwf.experiments.remote import Remote
 from avalanche_rwf.experiments.status import Reporter
 from avalanche_rwf.utils.registry import Registry
 
@@ -88,6 +89,7 @@ class Context:
     :param settings: of this package, as :func:`settings` gives them.
     :param features: folder where the runs of one machine share features of test images; None is
         each process for itself.
+    :param url: where finished runs go from `out`, the machine's own folder; see :mod:`.remote`.
     """
 
     out: Path
@@ -96,6 +98,7 @@ class Context:
     work: Work | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     features: Path | None = None
+    url: str = ""
 
     def enter(self) -> None:
         """Let this process, which was started for it, do runs of the list."""
@@ -119,13 +122,22 @@ class Context:
         """
         from avalanche_rwf.experiments.run import run
 
+        how: dict[str, Any] = {} if self.work is not None else {"wait": False, "again": again}
         try:
-            with Reporter(self.out, config) as report:
-                if self.work is not None:
-                    return self.work(config, self.out, self.device, progress=report)
-                return run(config, self.out, self.device, progress=report, wait=False, again=again)
+            with Reporter(self.out, config) as report, self._mirrored(config) as out:
+                return (self.work or run)(config, out, self.device, progress=report, **how)
         except (Exception, SystemExit) as error:
             return failed(error)
+
+    @contextlib.contextmanager
+    def _mirrored(self, config: RunConfig) -> Iterator[Path]:
+        """The folder to work in, whose run is copied to the URL if there is one."""
+        if not self.url or self.work is not None:
+            yield self.out
+            return
+        remote = Remote(self.url)
+        with remote.mirrored(run_directory(Path(), config).as_posix()):
+            yield remote.local
 
     def is_free(self, config: RunConfig) -> bool:
         """Whether no other process is at a configuration any more."""
@@ -142,6 +154,7 @@ class Options:
     :param ray_address: "auto", "HOST:PORT", or None for a Ray of this command's own.
     :param slurm: what is passed on to Slurm.
     :param detach: submit and leave.
+    :param url: of :class:`Context`.
     """
 
     jobs: int | None = None
@@ -149,6 +162,7 @@ class Options:
     ray_address: str | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
     detach: bool = False
+    url: str = ""
 
 
 class Executor(abc.ABC):
@@ -161,6 +175,8 @@ class Executor(abc.ABC):
     name: ClassVar[str]
     can_detach: ClassVar[bool] = False
     """Whether the work goes on when this process leaves it."""
+    takes_urls: ClassVar[bool] = True
+    """Whether it needs no folder that it shares with other machines."""
 
     def __init__(self, context: Context, options: Options) -> None:
         self.context, self.options = context, options
@@ -173,6 +189,10 @@ class Executor(abc.ABC):
         """
         if options.detach and not cls.can_detach:
             raise UsageError(f"--detach goes with --executor slurm, not with {cls.name}.")
+        if options.url and not cls.takes_urls:
+            raise UsageError(
+                f"--executor {cls.name} takes a folder that all nodes see as --out, not a URL."
+            )
 
     @abc.abstractmethod
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:

@@ -103,6 +103,7 @@ class SlurmExecutor(Executor):
     """See the module's text."""
 
     can_detach = True
+    takes_urls = False
 
     @classmethod
     def check(cls, options: Options) -> None:
