@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 from avalanche_rwf.cli.common import Messages, Parser, say
+from avalanche_rwf.cli.config_file import ConfigFile, config_text
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.user_code import import_now
 from avalanche_rwf.version import __version__
@@ -23,9 +24,11 @@ __all__ = ["VERBS", "build_parser", "main"]
 
 VERBS = (
     *("compare", "tune", "status", "inspect", "list", "leaderboard", "submit", "report"),
-    "explain",
+    *("explain", "completion"),
 )
 """In the order of the help; each is a module of this package."""
+
+_CONFIGURABLE = ("compare", "tune")  # those with --config FILE
 
 
 _FIRST_STEPS = """examples:
@@ -62,7 +65,7 @@ def _check_words(words: Sequence[str]) -> None:
             raise UsageError(f"{named} takes no text with a NUL character, such as {word[:50]!r}.")
 
 
-def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+def build_parser(verb: str | None = None) -> Parser:
     """The parser of the command line.
 
     :param verb: the only one whose flags are needed; None is all.
@@ -94,6 +97,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             if len(one._actions) > 12:  # they are below, each with its meaning
                 one.usage = "%(prog)s [options]"
             one.set_defaults(run=module.run)
+        parser.verbs[name] = one
     return parser
 
 
@@ -121,14 +125,21 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         _check_words(words)
+        verb = next((w for w in words if not w.startswith("-")), "")
+        file = ConfigFile.named(words) if verb in _CONFIGURABLE else None
         # It may bring streams with options of their own: the parser is made after it. And the fork
         # server, which starts later, has a copy of what is in the environment.
-        import_now(_imported(words))
-        parser = build_parser(next((w for w in words if not w.startswith("-")), ""))
+        import_now([*(file.imports() if file else []), *_imported(words)])
+        parser = build_parser(verb)
         if not words:
             parser.print_help()
             return 0
+        if file is not None:
+            words = file.before(words, parser.verbs[verb])
         args = parser.parse_args(words)
+        if getattr(args, "print_config", False):
+            print(config_text(parser.verbs[verb], args), end="")
+            return 0
         return int(args.run(args))
     except UsageError as error:
         say(f"avalanche-rwf: {error}")

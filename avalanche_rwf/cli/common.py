@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "Messages",
     "Parser",
+    "add_config",
     "add_data",
     "add_import",
     "add_seeds",
@@ -58,6 +59,7 @@ class Parser(argparse.ArgumentParser):
         kwargs = {"allow_abbrev": False, "formatter_class": _Formatter, **kwargs}
         super().__init__(**kwargs)
         self._optionals.title = "help"
+        self.verbs: dict[str, Parser] = {}
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
@@ -146,6 +148,15 @@ def add_settings(group: argparse._ActionsContainer, *names: str, **defaults: Any
 def add_seeds(group: argparse._ActionsContainer, default: str, help: str) -> None:
     """--seeds, which may be called --seed."""
     group.add_argument("--seeds", "--seed", default=default, metavar="N", help=help)
+
+
+def add_config(group: argparse._ActionsContainer) -> None:
+    """--config, whose file :func:`main` has put before the other words, and --print-config."""
+    group.add_argument("--config", metavar="FILE",
+        help="flags from a .yaml, .toml or .json file (batch-size: 32), or the config.json of a "
+        "run; flags that are typed count more")
+    group.add_argument("--print-config", action="store_true",
+        help="print what this command line comes to as such a file, and do nothing")  # fmt: skip
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:

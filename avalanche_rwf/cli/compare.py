@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.cli.common import (
     FORMATS,
+    add_config,
     add_data,
     add_import,
     add_seeds,
@@ -50,6 +51,8 @@ EXAMPLES = """
 avalanche-rwf compare
 avalanche-rwf compare --methods rwf,l2p,slda --benchmark folder:PATH --seeds 0-4
 avalanche-rwf compare --methods 'rwf*' --set rwf.num_prompts=20 --head linear
+avalanche-rwf compare --methods rwf --print-config > exp.yaml
+avalanche-rwf compare --config exp.yaml --seeds 0-4
 avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
     --backbone vit_base_patch16_224.augreg_in21k --out results/si-blurry
 """
@@ -142,7 +145,8 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
         add("--fresh", action="store_true",
             help="begin runs that were cut from their start instead of their last checkpoint")
 
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add("--out", default="results", metavar="DIR",
         help="where run directories go: a folder, or a URL such as s3://bucket/sweep")
     if compares:
@@ -150,6 +154,7 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
         add("--log", action="append", default=[], metavar="NAME[,..]",
             help="each run also logs to csv, tensorboard or wandb; changes no number")
     add("--quiet", action="store_true", help="show no progress")
+    add_config(group)
 
 
 def _preparation(args: argparse.Namespace) -> dict[str, Any]:

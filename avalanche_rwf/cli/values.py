@@ -80,12 +80,18 @@ def backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 def read_settings(pairs: Sequence[str]) -> list[tuple[str, str, str]]:
     """``--set`` METHOD.KEY=VALUE as (method or pattern, option, value)."""
-    settings = []
+    settings: list[tuple[str, str, str]] = []
     for pair in pairs:
         left, equals, value = pair.partition("=")
         method, dot, key = left.rpartition(".")
         if not (equals and dot and method and key):
             raise UsageError(f"--set takes method.option=value, not {pair!r}.")
+        before = next((v for m, k, v in settings if (m, k) == (method, key)), value)
+        if before != value:
+            raise UsageError(
+                f"--set {left} is given twice, {before!r} and {value!r}; to try several values, "
+                f"take --grid {left}={before},{value}."
+            )
         settings.append((method, key, value))
     return settings
 
