@@ -1,10 +1,12 @@
-"""The pictures in README, from a fresh run of the embedded stream, by one command, offline.
+"""The pictures in README and docs, from fresh runs, by one command, offline.
 
-    python examples/gallery.py                 # about three minutes on two cores
+    python examples/gallery.py                 # about four minutes on two cores
     python examples/gallery.py --results DIR   # from runs that are there (an --out of compare)
     python examples/gallery.py --smoke         # two methods, seconds
 
-Needs ``pip install avalanche-rwf[test]`` and, for the two screenshots, Chromium with its driver
+Curves, matrices, costs and the page are of the embedded stream; the routing maps are of the two
+photographs that scikit-learn brings, by a model that was trained on pieces of them.
+Needs ``pip install avalanche-rwf[test]`` and, for the screenshots, Chromium with its driver
 (``apt-get install chromium chromium-driver``); without it they are left out.
 """
 
@@ -16,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from avalanche_rwf.cli import main as avalanche_rwf
@@ -23,14 +26,42 @@ from avalanche_rwf.leaderboard import plots, read_runs
 from avalanche_rwf.leaderboard.aggregate import protocols
 
 METHODS = "rwf,rwf-mean,rwf-lda,layers-lda,slda,ncm,linear-probe,single-prompt,dualprompt,l2p"
-COLOURS = 128  # of a palette: a page has few, and a picture in a repository must be small
+COLOURS = 256  # of a palette: a picture in a repository must be small
+NEAR = 40  # the square of a distance between colours that nobody sees
+MANY = 20_000
 SCREEN = 1280
+# What is photographed: name of the file, part of the page, theme, height.
+SHOTS = (
+    ("report", "main", "light", 1060),
+    ("report-dark", "main", "dark", 1060),
+    ("report-routing", "routing", "dark", 1180),
+)
+
+
+def verb(*words: str) -> None:
+    """Do what the command line does."""
+    if avalanche_rwf(list(words)):
+        raise SystemExit(f"avalanche-rwf {words[0]} failed; see above.")
 
 
 def save_small(image: Image.Image, path: Path) -> None:
     """Write a picture with a palette of its own."""
-    palette = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    palette.save(path, optimize=True)
+    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    colours, place, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    if len(colours) > MANY:  # of photographs
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    else:
+        # The most frequent colours that can be told apart: the usual palette mixes thin lines'.
+        colours = colours.astype(np.int64)
+        palette = np.empty((0, 3), np.int64)
+        for colour in colours[np.argsort(-counts)]:
+            if len(palette) < COLOURS and (((palette - colour) ** 2).sum(1) > NEAR).all():
+                palette = np.vstack([palette, colour])
+        nearest = ((colours[:, None] - palette) ** 2).sum(-1).argmin(1)
+        shape = (image.height, image.width)
+        small = Image.fromarray(nearest[place].reshape(shape).astype(np.uint8), "P")
+        small.putpalette(palette.ravel().tolist())
+    small.save(path, optimize=True)
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -42,20 +73,35 @@ def draw(figure, path: Path) -> None:
             save_small(image, path)
 
 
-def digit(folder: Path) -> Path:
-    """One of scikit-learn's digits as an image file."""
-    from sklearn.datasets import load_digits
+def photographs(folder: Path, pieces: int) -> list[Path]:
+    """Make four classes of pieces of two photographs: their left and their right halves.
 
-    data = load_digits()
-    index = [i for i, target in enumerate(data.target) if target == 3][5]
-    pixels = Image.fromarray((data.images[index] / 16 * 255).astype("uint8"))
-    path = folder / "digit-3.png"
-    pixels.resize((32, 32), Image.Resampling.BICUBIC).save(path)
-    return path
+    Returns the middle of each photograph, as what is explained.
+    """
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    middles = []
+    for name, pixels in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        image = Image.fromarray(pixels)
+        width, height = image.size
+        for half, left in {"left": 0, "right": width // 2}.items():
+            for split, count in {"train": pieces, "test": max(1, pieces // 6)}.items():
+                place = folder / split / f"{name}-{half}"
+                place.mkdir(parents=True)
+                for number in range(count):
+                    side = int(rng.integers(100, 200))
+                    x = left + int(rng.integers(width // 2 - side))
+                    y = int(rng.integers(height - side))
+                    image.crop((x, y, x + side, y + side)).save(place / f"{number}.png")
+        middle = image.crop(((width - height) // 2, 0, (width + height) // 2, height))
+        middles.append(folder / f"{name}.png")
+        middle.resize((256, 256)).save(middles[-1])
+    return middles
 
 
-def photograph(page: Path, out: Path) -> None:
-    """Screenshots of the report: the ranking with its curves, and the section on routing."""
+def screenshots(page: Path, out: Path) -> None:
+    """Photograph the report: ranking and curves in both themes, and the section on routing."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -75,10 +121,7 @@ def photograph(page: Path, out: Path) -> None:
             options.add_argument(flag)
         chrome = webdriver.Chrome(options=options, service=Service(driver))
         try:
-            for name, section, theme, height in (
-                ("report", "main", "light", 1060),
-                ("report-routing", "routing", "dark", 860),
-            ):
+            for name, section, theme, height in SHOTS:
                 shot = Path(scratch) / "shot.png"
                 chrome.execute_cdp_cmd(
                     "Emulation.setDeviceMetricsOverride",
@@ -123,28 +166,33 @@ def main(argv: list[str] | None = None) -> None:
         if args.results is None:
             small = ["--methods", "rwf-lda,ncm", "--seeds", "0", "--experiences", "2"]
             words = small if args.smoke else ["--methods", METHODS]
-            if avalanche_rwf(["compare", *words, "--out", str(results), "--quiet"]):
-                raise SystemExit("The comparison failed; see above.")
+            verb("compare", *words, "--out", str(results), "--quiet")
         report = Path(scratch) / "report"
-        if avalanche_rwf(["report", str(results), "--out", str(report)]):
-            raise SystemExit("The report failed; see above.")
-        photograph(report / "index.html", args.out)
+        verb("report", str(results), "--out", str(report))
+        screenshots(report / "index.html", args.out)
 
         runs = protocols(read_runs(results).frame)[0]
         draw(plots.anytime_accuracy(runs), args.out / "curves.png")
         draw(plots.accuracy_matrices(runs), args.out / "matrices.png")
         draw(plots.accuracy_against_cost(runs), args.out / "cost.png")
 
-        image = digit(Path(scratch))
-        for method in ("rwf", "rwf-lda"):
-            found = runs[(runs["method"] == method) & (runs["status"] == "done")]
-            if found.empty:
-                continue
-            run = results / found.sort_values("seed")["run_dir"].iloc[0]
-            if avalanche_rwf(["explain", str(image), "--run", str(run), "--out", scratch]):
-                raise SystemExit("The maps failed; see above.")
+        stream = Path(scratch) / "stream.png"
+        verb("inspect", "--stream", "si-blurry", "--seed", "1", "--plot", str(stream))
+        with Image.open(stream) as image:
+            save_small(image, args.out / "stream.png")
+
+        photos, maps = Path(scratch) / "photographs", Path(scratch) / "maps"
+        temple, flower = photographs(photos, 6 if args.smoke else 60)
+        methods = {"rwf-lda": temple} if args.smoke else {"rwf-lda": temple, "rwf": flower}
+        verb("compare", "--benchmark", f"folder:{photos}", "--methods", ",".join(methods),
+             "--seeds", "0", "--experiences", "2", "--image-size", "128",
+             "--set", "rwf.routed_blocks=0,2,4", "--set", "rwf.num_prompts=6",
+             "--out", str(maps), "--quiet")  # fmt: skip
+        for run in read_runs(maps).frame.to_dict("records"):
+            image = methods[run["method"]]
+            verb("explain", str(image), "--run", str(maps / run["run_dir"]), "--out", scratch)
             with Image.open(Path(scratch) / f"{image.stem}-routes.png") as drawn:
-                save_small(drawn, args.out / f"routes-{method}.png")
+                save_small(drawn, args.out / f"routes-{run['method']}.png")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def describe(plan: StreamPlan) -> dict[str, Any]:
 
 
 def stream_table(plan: StreamPlan, width: int | None = None) -> str:
-    """One line per experience: samples, classes, first seen, seen before, names.
+    """One line per experience, numbered from 1: samples, classes, first seen, seen before, names.
 
     "seen before" is how many of the classes an earlier experience had, and their share of the
     samples; "per class" the smallest and the largest number of samples of a class.
@@ -60,15 +60,15 @@ def stream_table(plan: StreamPlan, width: int | None = None) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     header = ("exp", "samples", "test", "classes", "first seen", "seen before", "per class")
     rows = [header]
-    for number, counts in enumerate(plan.class_counts):
-        new = set(plan.first_seen[number])
+    for number, counts in enumerate(plan.class_counts, 1):
+        new = set(plan.first_seen[number - 1])
         size = sum(counts.values())
         before = [n for label, n in counts.items() if label not in new]
         back = f"{len(before)} ({100 * sum(before) / size:.0f} %)" if before else "0"
         spread = sorted({min(counts.values()), max(counts.values())}) if counts else [0]
         rows.append(
             (
-                *(str(number), str(size), str(len(plan.test[number]))),
+                *(str(number), str(size), str(len(plan.test[number - 1]))),
                 *(str(len(counts)), str(len(new)), back, "-".join(map(str, spread))),
             )
         )
@@ -142,9 +142,10 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
     for end in ends[:-1]:
         axes.axvline(end, color="black", linewidth=1.0)
     _name_classes(axes, plan, shares, sizes, shade, first)
-    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+    for number, (size, end) in enumerate(zip(sizes, ends, strict=True), 1):
         if size > 0.02 * ends[-1]:
-            axes.text(end - size / 2, 102, str(number), ha="center", va="bottom", fontsize=8)
+            said = f"experience {number}" if size > 0.13 * ends[-1] else str(number)
+            axes.text(end - size / 2, 102, said, ha="center", va="bottom", fontsize=8)
     axes.set(
         xlim=(0, ends[-1]),
         ylim=(0, 100),
@@ -155,7 +156,7 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
     handles = [areas[int(np.flatnonzero(first == i)[0])] for i in np.unique(first)]
     axes.legend(
         handles,
-        [str(i) for i in np.unique(first)],
+        [str(i + 1) for i in np.unique(first)],
         title="class first\nseen in\nexperience",
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
@@ -189,11 +190,11 @@ def _name_classes(
     shade: np.ndarray,
     first: np.ndarray,
 ) -> None:
-    """Write a class's name into each of its areas that has room for it."""
+    """Write a class's name, in quotes, into each of its areas that has room for it."""
     starts = np.cumsum(sizes) - sizes
     tops = np.cumsum(shares, axis=1)
     for number, label in zip(*np.nonzero(shares), strict=True):
-        name = printable(plan.class_names[label])
+        name = f"“{printable(plan.class_names[label])}”"
         # In units of the picture: about 120 letters of this size fit across, 30 lines upwards.
         wide = 120 * sizes[number] / sizes.sum()
         if shares[number, label] < 4 or wide < len(name) + 1:

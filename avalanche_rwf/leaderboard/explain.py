@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +24,7 @@ from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.store import check_writable, write_text
 from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.utils.untrusted_io import drawable
+from avalanche_rwf.utils.untrusted_io import drawable, read_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +34,8 @@ __all__ = ["FORMATS", "draw_routes", "explain", "read_pixels", "route_rows"]
 FORMATS = ("png", "svg")
 _CELL = 1.05  # inches
 _MOST_PROMPTS = 32
+_LIMITS = (2, 4, 8, 16)
+"""Of the scale, in multiples of the uniform share; what is beyond has the colour of the end."""
 
 
 def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
@@ -89,12 +95,14 @@ def draw_routes(
 ) -> Figure:
     """One row of maps per routed block, one column per prompt: association over the patches.
 
-    Heads are averaged. The colours of a map run from 0 to its largest value, which differs from
-    map to map: the entropy above it says how much is behind them.
+    Heads are averaged. All maps have one scale: a patch's share as a multiple of the uniform one,
+    on a logarithmic axis, so that a uniform association is white everywhere.
 
     :param pixels: the image, uint8 [3, S, S].
     :param routes: of that image alone, as :func:`read_routes` gives them.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     prefix = model.num_prefix_tokens
@@ -104,28 +112,38 @@ def draw_routes(
     grey = image.mean(-1)
     slots = max(found.prompts.shape[1] for found in routes.values())
     figure = Figure(
-        figsize=(_CELL * (slots + 1) + 0.5, (_CELL + 0.38) * len(routes) + 0.75),
+        figsize=(_CELL * (slots + 1) + 1.2, (_CELL + 0.33) * len(routes) + 0.75),
         layout="constrained",
     )
     axes = figure.subplots(len(routes), slots + 1, squeeze=False)
-    for line, (block, found) in enumerate(sorted(routes.items())):
-        assert found.diagnostics is not None
-        p = found.diagnostics.association[0].mean(0)  # [L, N]
-        entropy = relative_entropy_of(found.diagnostics)[0].mean(0)
-        energy = found.diagnostics.free_energy[0].mean(0)
+    # Multiples of the uniform share, the mean over heads: [L, N] by block.
+    shares = {
+        block: found.diagnostics.association[0].mean(0).numpy()
+        * found.diagnostics.association.shape[-1]
+        for block, found in sorted(routes.items())
+        if found.diagnostics is not None
+    }
+    every = np.concatenate([share[:, prefix:].ravel() for share in shares.values()])
+    reached = float(np.quantile(every, 0.995))  # one patch must not make all others pale
+    most = next((limit for limit in _LIMITS if limit >= reached), _LIMITS[-1])
+    scale = ScalarMappable(LogNorm(1 / most, most), "PuOr_r")
+    for line, (block, share) in enumerate(shares.items()):
+        found = routes[block].diagnostics
+        assert found is not None
+        entropy = relative_entropy_of(found)[0].mean(0)
+        energy = found.free_energy[0].mean(0)
         axes[line, 0].imshow(image, interpolation="nearest")
         axes[line, 0].set_ylabel(f"block {block}", fontsize=9)
         for slot in range(slots):
             axis = axes[line, slot + 1]
-            weights = p[slot, prefix:].reshape(rows, columns).numpy()
             axis.imshow(grey, cmap="gray", interpolation="nearest", vmin=0, vmax=255)
             axis.imshow(
-                weights,
-                cmap="inferno",
+                share[slot, prefix:].reshape(rows, columns).clip(1 / most, most),
+                cmap=scale.cmap,
+                norm=scale.norm,
                 alpha=0.72,
                 interpolation="nearest",
                 extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-                vmin=0,
             )
             axis.set_title(f"H {entropy[slot]:.2f}\nF {energy[slot]:.1f}", fontsize=7, pad=2)
             if line == len(routes) - 1:
@@ -135,12 +153,37 @@ def draw_routes(
         axis.set_yticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
+    bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2.2 / len(routes)), pad=0.02, aspect=15,
+                          extend="both")
+    powers = range(round(math.log2(most)) + 1)
+    ticks = sorted({2.0 ** (sign * power) for power in powers for sign in (1, -1)})
+    bar.set_ticks(ticks, labels=[_multiple(tick) for tick in ticks])
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("share of a patch, as a multiple\nof the uniform share", fontsize=7)
     figure.suptitle(
-        f"{title}\nBright: where the prompt was retrieved from (each map from 0 to its own largest "
-        "share).\nH: entropy, 1 is uniform; F: free energy at the minimum.",
+        f"{title}\nOrange: the prompt was retrieved from here, more than from a patch in the mean; "
+        "purple: less.\nH: entropy, 1 is uniform; F: free energy at the minimum.",
         fontsize=8, x=0.01, ha="left",
     )  # fmt: skip
     return figure
+
+
+def _multiple(value: float) -> str:
+    return "uniform" if value == 1 else f"{value:.3g}" if value > 1 else f"1/{1 / value:.3g}"
+
+
+def _target(out: Path, stem: str, fmt: str, identity: str) -> Path:
+    """The file of a map: the first that is not there yet, or that is of the same image and run."""
+    for number in itertools.count(1):
+        target = out / f"{stem}{'' if number == 1 else f'-{number}'}-routes.{fmt}"
+        table = target.with_suffix(".csv")
+        if not target.exists() and not table.exists():
+            return target
+        with contextlib.suppress(OSError, ValueError):
+            if identity.encode() in read_file(target):
+                return target
+    raise AssertionError
 
 
 def explain(
@@ -150,7 +193,8 @@ def explain(
 
     :param images: image files; everything is checked before anything is drawn.
     :param run: a run directory.
-    :param out: folder for ``<image>-routes.png`` and ``<image>-routes.csv``.
+    :param out: folder for ``<image>-routes.png`` and ``<image>-routes.csv``; what is there of
+        another image or run is kept, and the name gets a number.
     :param fmt: one of :data:`FORMATS`.
     :returns: each figure's path with the rows of its table, see :func:`route_rows`.
     :raises UsageError: for a run without routing, an image that cannot be read, a folder that
@@ -179,18 +223,23 @@ def explain(
     read = [(path, read_pixels(path, info)) for path in images]
     check_writable(out)
     written = []
-    names: dict[str, int] = {}
     for path, pixels in read:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem) or "image"
-        names[stem] = names.get(stem, 0) + 1
-        stem = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
+        identity = hashlib.sha256(f"{config.config_hash()} {config.seed} ".encode())
+        identity.update(pixels.tobytes())
+        target = _target(out, stem, fmt, identity.hexdigest())
         routes = read_routes(model, _normalised(pixels, info))
-        title = f"{path.name}: {config.method} on {config.benchmark}, seed {config.seed}"
+        benchmark = config.benchmark
+        if benchmark.startswith("folder:"):  # a picture need not say where on a disk
+            benchmark = f"the images of {Path(benchmark).name}"
         # Folders and files have any name.
-        title = drawable(title)
+        title = drawable(f"{path.name}: {config.method} on {benchmark}, seed {config.seed}")
         figure = draw_routes(pixels, routes, model, title)
-        target = out / f"{stem}-routes.{fmt}"
-        figure.savefig(target, dpi=110, format=fmt)
+        # By its identity the file is known again; no date, so that it is the same again.
+        dates: dict[str, None] = {"Date": None} if fmt == "svg" else {}
+        figure.savefig(
+            target, dpi=110, format=fmt, metadata={"Source": identity.hexdigest(), **dates}
+        )
         rows = route_rows(routes, model.num_prefix_tokens)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")

@@ -441,9 +441,9 @@ def _move_apart(points: Sequence[tuple[Axes, float, float, Any]], size: float) -
         left, right = axis.get_window_extent().intervalx
         taken = [px for other, px, py in placed
                  if other is axis and abs(py - height) < 0.9 * pixels]  # fmt: skip
-        sides = [here + sign * step * 0.5 * pixels for step in range(60) for sign in (1, -1)]
+        sides = [here + sign * step * 0.68 * pixels for step in range(60) for sign in (1, -1)]
         free = [place for place in sides if left < place < right
-                and all(abs(place - px) >= pixels for px in taken)]  # fmt: skip
+                and all(abs(place - px) >= 1.35 * pixels for px in taken)]  # fmt: skip
         place = free[0] if free else here
         placed.append((axis, place, height))
         if place != here:

@@ -41,7 +41,7 @@ def test_the_description_is_json_with_names(plan):
 def test_the_table_says_what_is_new_and_what_comes_back(plan):
     lines = stream_table(plan, 100).splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [
-        ["0", "4", "4"], ["1", "6", "2"], ["2", "0", "0"], ["all", "10", "6"],
+        ["1", "4", "4"], ["2", "6", "2"], ["3", "0", "0"], ["all", "10", "6"],
     ]  # fmt: skip
     assert "1 (50 %)" in lines[2] and lines[2].endswith("b<&")
     assert lines[1].split()[-3] == "1-3"

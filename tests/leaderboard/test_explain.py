@@ -95,19 +95,44 @@ def test_a_map_shows_the_association_over_the_patches(trained, images, tmp_path)
     torch.manual_seed(0)
     routes = read_routes(model, torch.randn(1, 3, 16, 16))
     figure = draw_routes(np.zeros((3, 16, 16), np.uint8), routes, model, "t")
-    axes = np.array(figure.axes).reshape(2, 3)  # blocks; the image and two prompts
+    *maps, bar = figure.axes
+    axes = np.array(maps).reshape(2, 3)  # blocks; the image and two prompts
+    assert "multiple" in bar.get_ylabel()
+    assert "uniform" in [label.get_text() for label in bar.get_yticklabels()]
+    scales = {shown.images[1].get_clim() for shown in axes[:, 1:].flat}
+    ((low, high),) = scales  # one for the figure, as much above the uniform share as below
+    assert low * high == pytest.approx(1)
     for line, block in enumerate((1, 2)):
         assert axes[line, 0].get_ylabel() == f"block {block}"
         for slot in (0, 1):
             shown = axes[line, slot + 1].images[1].get_array()
             p = routes[block].diagnostics.association[0].mean(0)[slot, 1:]
-            assert np.allclose(shown, p.reshape(2, 2).numpy())
+            assert np.allclose(shown, 5 * p.reshape(2, 2).numpy())  # of five tokens
 
     image = images / "test" / "a" / "$x 0.png"
     words = ["explain", str(image), "--run", str(folder), "--out", str(tmp_path)]
     assert main([*words, "--format", "svg"]) == 0
     root = ET.parse(tmp_path / "-x-0-routes.svg").getroot()
     assert root.tag.endswith("svg")
+
+
+def test_a_map_of_another_image_or_run_is_never_written_over(trained, images, tmp_path, capsys):
+    run, other = (trained("rwf", routed_blocks="0", num_prompts=n) for n in (1, 2))
+
+    def draw(name, folder):
+        words = [str(images / "test" / name / "$x 1.png"), "--run", str(folder)]
+        assert main(["explain", *words, "--out", str(tmp_path)]) == 0
+        return capsys.readouterr().out.split()[-1].rpartition("/")[2]
+
+    assert draw("a", run) == "-x-1-routes.png"
+    content = (tmp_path / "-x-1-routes.png").read_bytes()
+    assert draw("b", run) == "-x-1-2-routes.png"
+    assert draw("a", other) == "-x-1-3-routes.png"
+    (tmp_path / "-x-1-4-routes.csv").write_text("mine")
+    assert draw("b", other) == "-x-1-5-routes.png"
+    assert draw("b", run) == "-x-1-2-routes.png"  # the same again
+    assert draw("a", run) == "-x-1-routes.png"
+    assert (tmp_path / "-x-1-routes.png").read_bytes() == content
 
 
 def test_a_run_whose_classes_come_back_has_each_of_them_once(trained):
