@@ -178,7 +178,8 @@ def forward_blocks(
     :param images: [B, C, H, W], normalised.
     :param prompts: asked for a prompt at each block of `prompted_blocks`.
     :param prompted_blocks: indices of the blocks that take prompts.
-    :param collect: indices of the blocks whose entering tokens are to be kept.
+    :param collect: indices of the blocks whose entering tokens are to be kept; the number of blocks
+        stands for what leaves the last, before the final norm.
     :param frozen: False lets gradients reach the backbone's own weights (fine-tuning).
     :param extra: tokens [B or 1, E, D] that go through all blocks with the others, as embedded
         (their position included). They stand last, where attention does not mind, so that class
@@ -208,6 +209,8 @@ def forward_blocks(
             if prompts is not None and index in prompted_blocks:
                 prompt = prompts(index, x[:, :length])
             x = block_forward(block, x, prompt, places[index])
+    if len(backbone.blocks) in collect:
+        collected[len(backbone.blocks)] = x[:, :length]
     with torch.no_grad() if frozen and first == len(backbone.blocks) else nullcontext():
         x = backbone.norm(x)
     if extra is None:

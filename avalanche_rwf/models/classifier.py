@@ -274,6 +274,10 @@ class FrozenViT(nn.Module):
         """What "routes" adds: patterns [B, L, D] of the read-out blocks; none here."""
         return []
 
+    def collected_blocks(self) -> Sequence[int]:
+        """Blocks whose entering tokens ``read`` needs; the depth stands for what leaves the last."""
+        return self.readout_blocks if self.readout in ("layers", "routes") else ()
+
     def route_width(self) -> int:
         """Width that ``retrieved`` adds to the features."""
         return 0
@@ -457,7 +461,7 @@ class FrozenViT(nn.Module):
             images,
             lambda block, tokens: self.prompt(block, tokens, *given),
             self.prompted_blocks(),
-            collect=self.readout_blocks if self.readout in ("layers", "routes") else (),
+            collect=self.collected_blocks(),
             frozen=self.frozen,
             extra=self.extra_tokens(selection),
         )

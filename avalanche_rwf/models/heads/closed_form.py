@@ -261,6 +261,18 @@ class StreamingMoments(nn.Module):
             found = self._times_rows(found)
         return found.new_zeros(len(self.counts), found.shape[1]).index_copy_(0, present, found)
 
+    @torch.no_grad()
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues e_j [K] of G, and |Q u_j|^2 [K] of the class sums Q; K is min(n, F)."""
+        if self.by_samples:
+            values, vectors = torch.linalg.eigh(self._products())
+            values = values.clamp_min(0)
+            onto = vectors.new_zeros(len(self.counts), len(vectors))
+            onto.index_add_(0, self.row_targets, vectors)
+            return values, onto.square().sum(0) * values
+        values, vectors = torch.linalg.eigh(self.second_moment())
+        return values.clamp_min(0), (self.class_sums() @ vectors).square().sum(0)
+
     def _share(self, shrinkage: float | str, scatter: Tensor) -> Tensor:
         """The shrinkage, by name from the scatter S = n Sigma or from X X^T of the same rows."""
         n = max(self.samples, 1)
