@@ -692,6 +692,7 @@ _declare(
     keep=1,
 )
 _declare("trainable_parameters", "params", "count", "Trained parameters", keep=0)
+_declare("state_bytes", "state", "bytes", "What training left: weights, sums, buffer, optimizer")
 _declare("peak_memory_bytes", "memory", "bytes", "Most memory at a time", of_machine=True)
 _declare("gradient_steps", "steps", "count", "Updates of the parameters in the whole run")
 _declare("samples_seen", "images", "count", "Training images seen")

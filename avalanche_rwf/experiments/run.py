@@ -85,7 +85,7 @@ from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.models.feature_cache import MEMORY, NO_CACHE
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
-from avalanche_rwf.strategies.description import describe
+from avalanche_rwf.strategies.description import describe, state_bytes
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
@@ -550,6 +550,7 @@ def _run(
         forward_passes_per_image=meter.forward_images / samples if samples else None,
         trainable_parameters=trainable,
         peak_memory_bytes=peak_memory(device),
+        state_bytes=state_bytes(strategy),  # after the peak, which a copy of the state would raise
         gradient_steps=steps,
         samples_seen=samples,
         status="done",

@@ -275,7 +275,7 @@ class FrozenViT(nn.Module):
         return []
 
     def collected_blocks(self) -> Sequence[int]:
-        """Blocks whose entering tokens ``read`` needs; the depth stands for what leaves the last."""
+        """Blocks whose entering tokens ``read`` needs; the depth: what leaves the last block."""
         return self.readout_blocks if self.readout in ("layers", "routes") else ()
 
     def route_width(self) -> int:

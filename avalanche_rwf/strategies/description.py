@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.routing.model import RoutedViT
 
-__all__ = ["Describes", "Description", "describe", "head_name"]
+__all__ = ["Describes", "Description", "describe", "head_name", "state_bytes"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,18 @@ def head_name(head: Any) -> str | None:
     if isinstance(head, nn.Linear):
         return "linear"
     return next((name for name, kind in HEADS.items() if type(head) is kind), None)
+
+
+def state_bytes(strategy: Any) -> int | None:
+    """Bytes of the tensors that training left: weights, a head's sums, a buffer, an optimizer.
+
+    A frozen backbone is not counted. None of a strategy that does not tell its state.
+    """
+    return _size(strategy.trained_state()) if hasattr(strategy, "trained_state") else None
+
+
+def _size(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, Mapping) else state
+    return sum(map(_size, parts)) if isinstance(state, (Mapping, list, tuple)) else 0

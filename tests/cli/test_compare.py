@@ -20,7 +20,7 @@ from .command import METHODS, call, copy, runs
 SUMMARY = {
     "a_last", "a_avg", "a_auc", "forgetting_experience", "forgetting_class", "train_seconds",
     "eval_seconds", "eval_share", "train_samples_per_second", "trainable_parameters",
-    "peak_memory_bytes",
+    "peak_memory_bytes", "state_bytes",
     "gradient_steps", "samples_seen", "forward_passes_per_image", "status",
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from avalanche_rwf.strategies.description import state_bytes
 from avalanche_rwf.strategies.registry import create_strategy
 
 
@@ -160,3 +161,15 @@ def test_with_balance_a_rare_class_counts_as_much_as_the_others(tools, scenario,
             s.model.observe(s.model.features(more), torch.zeros(len(more)).long())
     gap = [logits(s, NEW)[:, 0] - logits(s, NEW)[:, 1:].mean(1) for s in (plain, balanced)]
     assert (gap[1] < gap[0]).all()
+
+
+def test_the_state_s_size_is_that_of_the_sums_and_does_not_grow_with_the_stream(tools, scenario):
+    s = trained(tools, scenario, "slda")
+    sizes = []
+    for _ in range(2):
+        with torch.no_grad():
+            for images in torch.randn(10, 8, 3, 32, 32):
+                s.model.observe(s.model.features(images), torch.arange(8) % 6)
+        sizes.append(state_bytes(s))
+    # Counts, sums and second moment in float64, and which classes have been seen.
+    assert sizes[0] == sizes[1] == 8 * (6 + 6 * 32 + 32 * 32) + 6
