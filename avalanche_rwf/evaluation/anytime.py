@@ -1,5 +1,4 @@
-"""Accuracy on the classes met so far and its mean over the stream, as metrics for Avalanche's
-loggers."""
+"""Metrics for Avalanche's loggers: accuracy on the classes met so far, its mean over the stream."""
 
 from __future__ import annotations
 
@@ -8,14 +7,49 @@ from typing import Any
 
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.evaluation.emitting import EmittedMetric
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.utils.validation import check_whole
 
-__all__ = ["AnytimeAUC", "ExposedAccuracy", "anytime_metrics"]
+__all__ = ["AnytimeAUC", "EmittedMetric", "ExposedAccuracy", "anytime_metrics"]
+
+
+class EmittedMetric(PluginMetric[float]):
+    """A value that is emitted at some events, under the class's `name`."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value: float | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def result(self) -> float | None:
+        """The value emitted last; None if there is none."""
+        return self._value
+
+    def reset(self) -> None:
+        """Forget the last value."""
+        self._value = None
+
+    def emit(
+        self, strategy: Any, value: float | None, *, add_experience: bool = False
+    ) -> list[MetricValue]:
+        """Keep a value and give it to the loggers.
+
+        :param value: None is kept, and nothing is given.
+        :param add_experience: whether the name says which experience it is of.
+        """
+        self._value = value
+        if value is None:
+            return []
+        name = get_metric_name(self, strategy, add_experience=add_experience, add_task=False)
+        return [MetricValue(self, name, value, strategy.clock.train_iterations)]
 
 
 class _RecordedMetric(EmittedMetric):

@@ -42,6 +42,7 @@ __all__ = [
     "accuracy_exposed",
     "accuracy_matrix",
     "class_accuracy_matrix",
+    "example_points",
     "experience_ends",
     "forgetting_class",
     "forgetting_experience",
@@ -147,6 +148,10 @@ class EvaluationPoint:
     Raises:
         ValueError: if the arrays are not one-dimensional integers of one common, positive length,
             or if a count or an index is negative.
+
+    >>> point = EvaluationPoint(10, 0, np.array([0, 1]), np.array([0, 0]), (0,), np.array([0, 1]))
+    >>> point.correct.tolist(), point.counts.tolist()
+    ([True, False], [True, False])
     """
 
     samples_seen: int
@@ -212,6 +217,25 @@ class EvaluationPoint:
             known = {} if self.stream is None else self.stream.samples
             return [c for c in self.exposed if known.get(c, 0) and c not in tested]
         return [c for c in self.exposed if samples.get(c, 0) != tested.get(c, 0)]
+
+
+def example_points() -> list[EvaluationPoint]:
+    """Return the run of this module's examples, as a recorder would.
+
+    Two experiences with a class each, evaluated at their ends and once in between on four images.
+
+    >>> [(point.samples_seen, point.experience, point.exposed) for point in example_points()]
+    [(10, 0, (0,)), (15, None, (0, 1)), (20, 1, (0, 1))]
+    """
+    targets = np.array([0, 0, 1, 1])
+    return [
+        EvaluationPoint(seen, experience, targets, np.array(predictions), exposed, targets)
+        for seen, experience, predictions, exposed in (
+            (10, 0, [0, 0, 0, 0], (0,)),
+            (15, None, [0, 0, 0, 1], (0, 1)),
+            (20, 1, [1, 0, 1, 1], (0, 1)),
+        )
+    ]
 
 
 def _integers(values: Any, name: str) -> IntArray:
@@ -289,6 +313,10 @@ def experience_ends(points: Sequence[EvaluationPoint]) -> dict[int, EvaluationPo
 
     Returns:
         the points; one that covers a part of the test samples of the classes met is none of them.
+
+    >>> run = example_points()
+    >>> {e: point.samples_seen for e, point in experience_ends(run).items()}
+    {0: 10, 1: 20}
     """
     ends = {
         point.experience: point
@@ -321,6 +349,10 @@ def accuracy_exposed(point: EvaluationPoint) -> float:
     Returns:
         a value in [0, 1], or NaN if no tested sample is of an exposed class, or if the evaluation
         left out an exposed class that the test stream has.
+
+    >>> run = example_points()
+    >>> [accuracy_exposed(point) for point in run]  # class 1 is not met at the first
+    [1.0, 0.75, 0.75]
     """
     return float("nan") if point.missing() else _accuracy(point, point.counts)
 
@@ -335,6 +367,10 @@ def a_last(points: Sequence[EvaluationPoint]) -> float:
 
     Raises:
         ValueError: if there are no points.
+
+    >>> run = example_points()
+    >>> a_last(run)
+    0.75
     """
     _check_points(points)
     last, fits = _places(points)[-1]
@@ -355,6 +391,10 @@ def a_avg(points: Sequence[EvaluationPoint]) -> float:
 
     Raises:
         ValueError: if there are no points.
+
+    >>> run = example_points()
+    >>> a_avg(run)  # of 1.0 and 0.75
+    0.875
     """
     _check_points(points)
     ends = experience_ends(points)
@@ -395,6 +435,10 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
 
     Raises:
         ValueError: if there are no points or `every` is not positive.
+
+    >>> run = example_points()
+    >>> round(a_auc(run), 4), a_auc(run, every=10)  # the grid leaves 15 out
+    (0.8333, 0.875)
     """
     _check_points(points)
     check_whole("every", every, optional=True)
@@ -422,6 +466,11 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
 
     Raises:
         ValueError: if there are no points, or if a point is of an experience >= `n_experiences`.
+
+    >>> run = example_points()
+    >>> accuracy_matrix(run, 2)
+    array([[1. , nan],
+           [0.5, 1. ]])
     """
     _check_points(points)
     check_whole("n_experiences", n_experiences)
@@ -455,6 +504,11 @@ def class_accuracy_matrix(
     Raises:
         ValueError: if there are no points, if a point is of an experience >= `n_experiences`, or if
             a target is not below `n_classes`.
+
+    >>> run = example_points()
+    >>> class_accuracy_matrix(run, 2, n_classes=3)
+    array([[1. , nan, nan],
+           [0.5, 1. , nan]])
     """
     _check_points(points)
     check_whole("n_experiences", n_experiences)
@@ -496,6 +550,10 @@ def forgetting_experience(matrix: FloatArray) -> float:
 
     Raises:
         ValueError: if the matrix is not square.
+
+    >>> run = example_points()
+    >>> forgetting_experience(accuracy_matrix(run, 2))
+    0.5
     """
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
@@ -529,6 +587,10 @@ def forgetting_class(class_matrix: FloatArray, only_learned: bool = False) -> fl
 
     Raises:
         ValueError: if the matrix does not have two dimensions and at least one row.
+
+    >>> run = example_points()
+    >>> forgetting_class(class_accuracy_matrix(run, 2))
+    0.5
     """
     acc = np.asarray(class_matrix, dtype=np.float64)
     if acc.ndim != 2 or acc.shape[0] == 0:
@@ -575,6 +637,10 @@ def summarise(
 
     Raises:
         ValueError: as the single functions do.
+
+    >>> run = example_points()
+    >>> {name: round(value, 4) for name, value in summarise(run, 2).items()}  # doctest: +ELLIPSIS
+    {'a_last': 0.75, 'a_avg': 0.875, 'a_auc': 0.8333, 'forgetting_experience': 0.5, ...}
     """
     check_whole("n_experiences", n_experiences)
     notes, no_matrix = _notes(points, n_experiences)
@@ -650,6 +716,13 @@ def metrics_csv(
         summary: of `summarise`.
         n_experiences: number of training experiences.
         more: rows of other metrics: samples seen, test experience, name, value.
+
+    >>> run = example_points()
+    >>> print(metrics_csv(run[:1], dict.fromkeys(METRICS), 2).strip())
+    samples_seen,experience,metric,value
+    10,,accuracy_exposed,1.0
+    10,0,accuracy,1.0
+    10,,accuracy_class_0,1.0
     """
     rows = ["samples_seen,experience,metric,value"]
     ends = list(experience_ends(points).values())

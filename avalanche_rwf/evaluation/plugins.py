@@ -55,22 +55,27 @@ class Meter(SupervisedPlugin):
         super().__init__()
         self.progress = progress
         self._reported = 0
-        self.eval_seconds = 0.0
-        self._counted = 0
-        self._counts: Callable[[], int] | None = None
-        self._trained = 0.0
-        self._since = 0.0
-        self._training: Callable[[], float] | None = None
+        self._earlier = {"train_seconds": 0.0, "eval_seconds": 0.0, "forward_images": 0}
+        # What has been counted by this process, and what counts in the training that goes on.
+        self._trained = self._evaluated = self._since = 0.0
+        self._images = 0
+        self._training: Callable[[], float] = float
+        self._looked_up: Callable[[], int] = int
 
     @property
     def train_seconds(self) -> float:
         """Seconds of training so far, without evaluations and checkpoints."""
-        return self._trained + (self._training() if self._training is not None else 0.0)
+        return self._earlier["train_seconds"] + self._trained + self._training()
+
+    @property
+    def eval_seconds(self) -> float:
+        """Seconds of evaluation so far."""
+        return self._earlier["eval_seconds"] + self._evaluated
 
     @property
     def forward_images(self) -> int:
         """Images that went through a backbone in training so far, looked up ones too."""
-        return self._counted + (self._counts() if self._counts is not None else 0)
+        return int(self._earlier["forward_images"]) + self._images + self._looked_up()
 
     @contextlib.contextmanager
     def training(self, writing: Callable[[], float] = float) -> Iterator[None]:
@@ -80,7 +85,7 @@ class Meter(SupervisedPlugin):
         """
 
         def other() -> float:
-            return self.eval_seconds + writing()
+            return self._evaluated + writing()
 
         start, before, charged = time.perf_counter(), other(), MEMORY.charged_seconds
 
@@ -93,25 +98,32 @@ class Meter(SupervisedPlugin):
         try:
             yield
         finally:
-            self._trained, self._training = self.train_seconds, None
+            self._trained += took()
+            self._training = float
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted, for a checkpoint."""
-        return {
-            "train_seconds": self.train_seconds,
-            "eval_seconds": self.eval_seconds,
-            "forward_images": self.forward_images,
-        }
+        counted = {name: getattr(self, name) for name in self._earlier}
+        return {"reported": self._reported, **counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self._trained = float(state["train_seconds"])
-        self.eval_seconds = float(state["eval_seconds"])
-        self._counted = int(state["forward_images"])
+        """Go on from :meth:`state_dict`, in the middle of a training too."""
+        self._earlier = {name: state[name] for name in self._earlier}
+        self._reported = int(state["reported"])
 
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Note what has been counted before, in another process maybe."""
-        self._reported = stream_counter(strategy).position.samples_seen
+    def summary(self, samples: int) -> dict[str, float | None]:
+        """The run's seconds, and what they and the forward passes are per training sample.
+
+        :param samples: of the stream that were trained on.
+        """
+        seconds, other = self.train_seconds, self.eval_seconds
+        return {
+            "train_seconds": seconds,
+            "eval_seconds": other,
+            "eval_share": other / max(seconds + other, 1e-9),
+            "train_samples_per_second": samples / seconds if seconds > 0 else None,
+            "forward_passes_per_image": self.forward_images / samples if samples else None,
+        }
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Report the step's samples."""
@@ -128,7 +140,7 @@ class Meter(SupervisedPlugin):
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Stop the clock."""
-        self.eval_seconds += time.perf_counter() - self._since
+        self._evaluated += time.perf_counter() - self._since
 
     @contextlib.contextmanager
     def counting(self, strategy: Any, networks: Iterable[nn.Module]) -> Iterator[None]:
@@ -140,7 +152,7 @@ class Meter(SupervisedPlugin):
         @counts_only
         def count(embedding: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if strategy.is_training:
-                self._counted += len(args[0])
+                self._images += len(args[0])
 
         embeddings = {
             module
@@ -150,11 +162,12 @@ class Meter(SupervisedPlugin):
         }
         hooks = [embedding.register_forward_hook(count) for embedding in embeddings]
         charged = MEMORY.charged_images
-        self._counts = lambda: MEMORY.charged_images - charged
+        self._looked_up = lambda: MEMORY.charged_images - charged
         try:
             yield
         finally:
-            self._counted, self._counts = self.forward_images, None
+            self._images += self._looked_up()
+            self._looked_up = int
             for hook in hooks:
                 hook.remove()
 

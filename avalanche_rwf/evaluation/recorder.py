@@ -7,10 +7,8 @@ benchmarks, and with streams of whole experiences as with `split_online_stream`.
 from __future__ import annotations
 
 import operator
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from avalanche_rwf.evaluation.stream_position import (
     whole_stream,
 )
 from avalanche_rwf.evaluation.subset import subset_experiences
+from avalanche_rwf.utils.random_state import kept_random_state
 from avalanche_rwf.utils.validation import check_mapping, check_whole
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
@@ -344,7 +343,7 @@ class AnytimeEvaluation(_Reader):
             return
         kept = {name: getattr(strategy, name) for name in ("mbatch", "mb_output", "loss")}
         stream = strategy.current_eval_stream
-        with _random_state_kept():
+        with kept_random_state():
             strategy.eval(tests, **self.eval_kwargs)
         strategy.current_eval_stream = stream
         for name, value in kept.items():
@@ -372,25 +371,3 @@ def _classes(experience: Any) -> frozenset[int] | None:
     """Return the classes of a test experience, or None if it does not tell."""
     classes = attribute(experience, "classes_in_this_experience")
     return None if classes is None else frozenset(int(c) for c in classes)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Put back the random states of torch (all devices in use), numpy and Python at the end.
-
-    Even a plain evaluation draws: every iterator of a `DataLoader` takes a seed for its workers.
-    """
-    cpu, legacy, builtin = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    # Asking for the state of a device that nothing has used would start it up.
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        np.random.set_state(legacy)
-        random.setstate(builtin)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)

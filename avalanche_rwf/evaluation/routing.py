@@ -35,7 +35,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
-from avalanche_rwf.evaluation.emitting import EmittedMetric
+from avalanche_rwf.evaluation.anytime import EmittedMetric
 from avalanche_rwf.models.blockwise import forward_blocks
 from avalanche_rwf.routing.layer import RoutingDiagnostics
 from avalanche_rwf.routing.model import RoutedViT

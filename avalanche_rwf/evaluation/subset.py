@@ -26,6 +26,9 @@ def stratified_subset(targets: NDArray[np.int64], size: int) -> NDArray[np.int64
     :param size: samples to choose; with n or more of them, all.
     :returns: ascending positions, [min(size, n)].
     :raises ValueError: if `size` is smaller than the number of classes.
+
+    >>> stratified_subset(np.array([0, 0, 0, 0, 1, 1]), 3).tolist()  # both classes
+    [0, 2, 4]
     """
     check_whole("size", size)
     classes, counts = np.unique(targets, return_counts=True)

@@ -7,9 +7,9 @@ statistics, seen classes and replay buffer (which images, not the images), the r
 all random generators, and how many samples of which experience have been trained on. The order of
 the samples is the benchmark's, a function of the seed.
 
-Within an experience a resumed run passes over what it has trained on, and puts everything back in
+Within an experience a resumed run passes over what it has trained on, and the state is put back in
 the first step: what Avalanche does at the beginning of an experience (drawing a seed for the
-loader, making an optimizer anew) has then happened once too often and is undone.
+loader, making an optimizer anew) has then been done once too often and is undone.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import functools
 import hashlib
 import itertools
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from avalanche_rwf.experiments.plugin_state import TEMPLATE, Attributes
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, load_optimizer
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
+from avalanche_rwf.utils.random_state import random_state, set_random_state
 from avalanche_rwf.utils.validation import check_flag, check_whole
 
 __all__ = [
@@ -62,7 +63,7 @@ __all__ = [
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 """The newest generation in a run directory and the one before."""
 
-_FORMAT = 3
+_FORMAT = 4
 # Of the time, for writing: below the 3 % that are promised, as a state may grow until the next one.
 _SHARE = 0.025
 
@@ -129,32 +130,6 @@ class Schedule:
 
     def _affordable(self) -> bool:
         return (time.perf_counter() - self._last) * _SHARE >= self.cost
-
-
-def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators, as tensors and plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, numbers, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
-                  int(has_gauss), float(gauss)],
-        "python": [version, list(numbers), gauss_next],
-        # Asking for the state of a device that nothing has used would start it up.
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }  # fmt: skip
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`random_state` gave."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, numbers, gauss_next = state["python"]
-    random.setstate((version, tuple(numbers), gauss_next))
-    if state["cuda"] and torch.cuda.is_available():
-        # A machine with fewer devices can go on, too.
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def strategy_state(strategy: Any, images: bool = True) -> dict[str, Any]:
@@ -230,10 +205,9 @@ class RunState:
             "rng": random_state() if rng is None else rng,
         }
 
-    def restore(self, state: dict[str, Any], leave: Sequence[str] = ()) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Put a state back; the images that a buffer held are read again.
 
-        :param leave: parts that stay as they are.
         :raises StaleCheckpointError: if it does not fit.
         """
         try:
@@ -246,8 +220,7 @@ class RunState:
             load_strategy_state(self.strategy, state["strategy"])
             stream_counter(self.strategy).load_state_dict(state["counter"])
             for name, part in self.parts.items():
-                if name not in leave:
-                    part.load_state_dict(state["parts"][name])
+                part.load_state_dict(state["parts"][name])
             for name in _COUNTERS:
                 setattr(self.strategy.clock, name, int(state["clock"][name]))
             set_random_state(state["rng"])
@@ -305,24 +278,27 @@ def part_of(experience: Any, start: int, stop: int | None = None) -> Any:
 
 
 class _PutBack(SupervisedPlugin):
-    """In a resumed experience, passes over the batches that were trained on, and puts everything
+    """In a resumed experience, passes over the batches that were trained on, and puts the state
     back in the first step.
 
     The experience stays whole, for what goes through its samples at its end.
+
+    :param batches: that were trained on.
+    :param restore: puts the state back.
     """
 
-    def __init__(self, run: RunState, state: dict[str, Any]) -> None:
+    def __init__(self, batches: int, restore: Callable[[], None]) -> None:
         super().__init__()
-        self._run, self._state = run, state
+        self._batches, self._restore = batches, restore
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Let the loader begin later."""
-        _begin_later(strategy.dataloader, int(self._state["clock"]["train_exp_iterations"]))
+        _begin_later(strategy.dataloader, self._batches)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Put back, once."""
         strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not self]
-        self._run.restore(self._state, leave=("meter",))
+        self._restore()
 
 
 class _Later:
@@ -429,9 +405,14 @@ class Checkpoints(SupervisedPlugin):
             self.log(f"a checkpoint is not used: {name!r} is of another {', '.join(differs)}")
         return None
 
-    def attach(self, run: RunState, state: dict[str, Any] | None) -> Position:
+    def attach(
+        self, run: RunState, state: dict[str, Any] | None, at_once: bool = False
+    ) -> Position:
         """Begin to watch a run, from a checkpoint if there is one; where it is to go on.
 
+        Within an experience the state is put back in its first step.
+
+        :param at_once: whether it is to be there before that too, for a loop that looks at it.
         :raises StaleCheckpointError: if the checkpoint does not fit after all; its file is removed.
         """
         self._run = run
@@ -442,15 +423,30 @@ class Checkpoints(SupervisedPlugin):
             return Position()
         try:
             position = Position(**state["position"])
-            run.restore(state)
-        except (StaleCheckpointError, KeyError, TypeError) as error:
-            self._found.unlink(missing_ok=True)
-            run.strategy.plugins.remove(self)
-            raise StaleCheckpointError(str(error)) from error
-        if position.samples and not position.trained and not self.by_part:
+            batches = int(state["clock"]["train_exp_iterations"])
+        except (KeyError, TypeError) as error:
+            self._refuse(StaleCheckpointError(f"{type(error).__name__}: {error}"))
+        restore = functools.partial(self._restore, state)
+        within = position.samples and not position.trained and not self.by_part
+        if at_once or not within:
+            restore()
+        if within:
             # Before any other plugin does something in the first step.
-            run.strategy.plugins.insert(0, _PutBack(run, state))
+            run.strategy.plugins.insert(0, _PutBack(batches, restore))
         return position
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        assert self._run is not None
+        try:
+            self._run.restore(state)
+        except StaleCheckpointError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: StaleCheckpointError) -> NoReturn:
+        """Remove a checkpoint that does not fit, and say so."""
+        self._found.unlink(missing_ok=True)
+        self.detach()
+        raise error
 
     def detach(self) -> None:
         """Watch the run no more."""
@@ -653,7 +649,7 @@ class CheckpointPlugin:
                 f"{str(self.folder)!r} {said[-1]}."
             )
         try:
-            first = checkpoints.attach(RunState(strategy, parts), found)
+            first = checkpoints.attach(RunState(strategy, parts), found, at_once=True)
         except StaleCheckpointError as error:
             raise UsageError(
                 f"folder takes checkpoints of this strategy, and the one in {str(self.folder)!r} "

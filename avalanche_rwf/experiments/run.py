@@ -99,6 +99,8 @@ __all__ = [
     "train_experience",
 ]
 
+Log = Callable[[str], None]
+
 WEIGHTS = "weights.safetensors"
 """In the directory of a finished run of a routed method: :func:`routing_state`."""
 
@@ -331,7 +333,7 @@ def _run_alone(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             with RunLogger(folder, config, log) as logger:
-                summary = _run(config, folder, device, progress, log, logger)
+                summary = _run(config, folder, device, log, progress=progress, logger=logger)
                 logger.write(summary, summary["samples_seen"])
         for text in sorted({f"{w.category.__name__}: {w.message}" for w in caught}):
             log(f"warning: {text}")
@@ -430,21 +432,26 @@ def _identity(
     }
 
 
-def _run(
-    config: RunConfig,
-    folder: Path,
-    device: str,
-    progress: Progress | None,
-    log: Callable[[str], None],
-    logger: RunLogger,
-) -> dict[str, Any]:
-    info = backbone_info(load_backbone(config))
-    if config.weights_sha256 not in ("", info.sha256):
+def _run(config: RunConfig, folder: Path, device: str, log: Log, **watch: Any) -> dict[str, Any]:
+    """Do a run, from its checkpoint if there is one that fits; its summary."""
+    while True:
+        try:
+            return _run_once(config, folder, device, log, **watch)
+        except StaleCheckpointError as error:
+            # Half loaded, the strategy is of no use: everything is built again.
+            log(f"a checkpoint does not fit and was removed ({error})")
+
+
+def _check_unchanged(config: RunConfig, weights_sha256: str) -> None:
+    """Check that weights and code are those that the comparison was planned with.
+
+    :raises RuntimeError: naming what has changed.
+    """
+    if config.weights_sha256 not in ("", weights_sha256):
         raise RuntimeError(
             f"The weights of {config.backbone} have changed since the comparison began: they are "
-            f"{info.sha256[:10]} and were {config.weights_sha256[:10]}."
+            f"{weights_sha256[:10]} and were {config.weights_sha256[:10]}."
         )
-    spec = get_method(config.method)
     origins = origins_of(config)
     recorded = {"method": config.code, "head": config.head_code, **config.data_code}
     for kind, sha256 in recorded.items():
@@ -454,18 +461,44 @@ def _run(
                 f"The code of the {kind} has changed since the comparison began: its file "
                 f"{origin.get('file')} is another one."
             )
+
+
+def _of_benchmark(benchmark: Benchmark) -> dict[str, Any]:
+    """What config.json says of the data."""
+    return {
+        "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
+        "samples_per_experience": [sum(c.values()) for c in benchmark.class_counts],
+        "first_seen": benchmark.first_seen,
+        "train_size": benchmark.train_size,
+        "test_size": benchmark.test_size,
+        "skipped": benchmark.skipped,
+    }
+
+
+def _run_once(
+    config: RunConfig,
+    folder: Path,
+    device: str,
+    log: Log,
+    progress: Progress | None,
+    logger: RunLogger,
+) -> dict[str, Any]:
+    """Do a run.
+
+    :raises StaleCheckpointError: if its checkpoint does not fit after all; it is removed then.
+    """
+    info = backbone_info(load_backbone(config))
+    _check_unchanged(config, info.sha256)
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
     MEMORY.off = bool(os.environ.get(NO_CACHE))
     MEMORY.training = config.augment == "none"  # augmented images come once
     workers = loader_workers(benchmark)
-    recorder = PredictionRecorder()
-    meter = Meter(progress)
+    recorder, meter, anytime = PredictionRecorder(), Meter(progress), None
     plugins: list[SupervisedPlugin] = [
         *(NormaliseOnDevice(info.mean, info.std), recorder, meter, logger, FiniteOutputs()),
     ]
     if isinstance(progress, Listener):
         plugins.append(Listening(recorder, progress))
-    anytime = None
     if config.eval_every_samples:
         anytime = AnytimeEvaluation(
             benchmark.test_stream,
@@ -478,31 +511,22 @@ def _run(
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
     if not isinstance(strategy, FrozenBackboneStrategy):
         strategy.plugins.insert(0, FiniteLoss())
-    described = describe(strategy)
+    described, spec = describe(strategy), get_method(config.method)
     _write_config(
         folder,
         config,
         {key: getattr(info, key) for key in ("name", "sha256", "source", "image_size")},
         ran=described.record(),
         method_origin=dict(spec.origin),
-        origins=origins,
-        data={
-            "classes_per_experience": [list(c) for c in benchmark.classes_per_experience],
-            "samples_per_experience": [sum(c.values()) for c in benchmark.class_counts],
-            "first_seen": benchmark.first_seen,
-            "train_size": benchmark.train_size,
-            "test_size": benchmark.test_size,
-            "skipped": benchmark.skipped,
-        },
+        origins=origins_of(config),
+        data=_of_benchmark(benchmark),
         uses_boundaries=spec.uses_boundaries or described.uses_boundaries,
         source_sha256=source_sha256(),
         **environment(device),
     )
-    trainable = described.trainable_parameters
     normalisation = Normalisation(info.mean, info.std)
-    routed = bool(routing_state(strategy.model))
     routing = None
-    if routed:
+    if routed := bool(routing_state(strategy.model)):
         first = exposed_tests(benchmark, len(benchmark.class_counts))[0]
         routing = RoutingRecorder(first, normalisation)
     checkpoints = Checkpoints(
@@ -514,24 +538,19 @@ def _run(
         resume=not os.environ.get(FRESH),
     )
     start = time.perf_counter()
-    try:
-        seconds = run_strategy(
-            strategy,
-            benchmark,
-            recorder,
-            checkpoints,
-            log,
-            meter,
-            anytime,
-            config.boundary_free,
-            workers,
-            routing,
-            _stream_images(benchmark, normalisation, strategy.device),
-        )
-    except StaleCheckpointError as error:
-        # Half loaded, the strategy is of no use: everything is built again.
-        log(f"a checkpoint does not fit and was removed ({error})")
-        return _run(config, folder, device, progress, log, logger)
+    run_strategy(
+        strategy,
+        benchmark,
+        recorder,
+        checkpoints,
+        log,
+        meter,
+        anytime,
+        config.boundary_free,
+        workers,
+        routing,
+        _stream_images(benchmark, normalisation, strategy.device),
+    )
     share = checkpoints.seconds / max(time.perf_counter() - start, 1e-9)
     log(f"{checkpoints.written} checkpoints, {100 * share:.2f} % of the time")
     n = len(benchmark.classes_per_experience)
@@ -539,16 +558,12 @@ def _run(
     summary: dict[str, Any] = dict(summarise(recorder.points, n, every))
     samples = recorder.points[-1].samples_seen
     # A model that learns by itself says how many updates it made.
-    steps = describe(strategy).own_updates
+    steps, trained = describe(strategy).own_updates, described.trainable_parameters
     if steps is None:
-        steps = int(strategy.clock.train_iterations) * config.gradient_steps if trainable else 0
+        steps = int(strategy.clock.train_iterations) * config.gradient_steps if trained else 0
     summary.update(
-        train_seconds=seconds,
-        eval_seconds=meter.eval_seconds,
-        eval_share=meter.eval_seconds / max(seconds + meter.eval_seconds, 1e-9),
-        train_samples_per_second=samples / seconds if seconds > 0 else None,
-        forward_passes_per_image=meter.forward_images / samples if samples else None,
-        trainable_parameters=trainable,
+        meter.summary(samples),
+        trainable_parameters=trained,
         peak_memory_bytes=peak_memory(device),
         state_bytes=state_bytes(strategy),  # after the peak, which a copy of the state would raise
         gradient_steps=steps,

@@ -13,12 +13,10 @@ Mixed into a strategy class before Avalanche's template:
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +24,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.utils.device import note_labels
+from avalanche_rwf.utils.random_state import random_state, set_random_state
 
 __all__ = ["Hosted", "class_numbers", "unnoticed"]
 
@@ -63,24 +62,6 @@ def _detached(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _detached(one) for key, one in value.items()}
     return value.detach() if isinstance(value, Tensor | Selection) else value
-
-
-def _generators(device: torch.device) -> dict[str, Any]:
-    on_cuda = device.type == "cuda"
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if on_cuda else None,
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-    }
-
-
-def _put_back(generators: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(generators["cpu"])
-    if generators["cuda"] is not None:
-        torch.cuda.set_rng_state(generators["cuda"], device)
-    np.random.set_state(generators["numpy"])
-    random.setstate(generators["python"])
 
 
 @contextmanager
@@ -150,10 +131,10 @@ class Hosted:
     def _save_train_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super()._save_train_state()  # type: ignore[misc]
         step = {name: getattr(self, name, None) for name in self.step}
-        return {**state, "step": step, "generators": _generators(self.device)}
+        return {**state, "step": step, "generators": random_state()}
 
     def _load_train_state(self, prev_state: Mapping[str, Any]) -> None:
         super()._load_train_state(prev_state)  # type: ignore[misc]
         for name, value in prev_state["step"].items():
             setattr(self, name, value)
-        _put_back(prev_state["generators"], self.device)
+        set_random_state(prev_state["generators"])
