@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from avalanche_rwf.cli.common import (
 )
 from avalanche_rwf.cli.values import (
     backbone_args,
+    read_grids,
     read_seeds,
     read_settings,
     read_slurm,
@@ -85,6 +86,10 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
         add("--exclude", metavar="NAME,...", help="names or patterns to leave out of --methods")
     add("--set", action="append", default=[], metavar="METHOD.KEY=VALUE",
         help="an option of a method, see `list options METHOD`; may be repeated")
+    if compares:
+        add("--grid", action="append", default=[], metavar="METHOD.KEY=V,V,...",
+            help="compare a method with the best of these values on held-out training images of "
+            "the first experiences; several --grid of a method are tried together")
     add("--head", metavar="NAME",
         help="one head for all methods: a name of `list heads`, such as linear or slda")
     add("--mask", metavar="NAME",
@@ -213,6 +218,7 @@ class Prepared:
     :param how: they are done.
     :param given: options that the user gave, by method.
     :param left_out: methods that are not compared, with the reason.
+    :param grids: settings that are tried, by method.
     """
 
     planned: Plan
@@ -221,6 +227,7 @@ class Prepared:
     how: Options
     given: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
+    grids: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def prepare(args: argparse.Namespace) -> Prepared:
@@ -228,7 +235,12 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     :raises UsageError: for the first thing that is wrong.
     """
-    seeds, settings = read_seeds(args.seeds), read_settings(args.set)
+    seeds, settings, grids = read_seeds(args.seeds), read_settings(args.set), read_grids(args.grid)
+    if bool(grids) != (args.budget == "grid"):
+        if args.budget != "default":
+            what = f"--grid {args.grid[0]}" if grids else "no --grid METHOD.KEY=VALUE,..."
+            raise UsageError(f"--budget {args.budget} does not go with {what}.")
+        args.budget = "grid"
     given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
     prepared = _preparation(args)
     if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
@@ -298,6 +310,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     from avalanche_rwf.experiments.compare import (
         given_options,
+        method_grids,
         method_options,
         plan,
         resolve_device,
@@ -313,37 +326,43 @@ def prepare(args: argparse.Namespace) -> Prepared:
     left_out = {name: "--exclude names it." for name in chosen if name not in methods}
     common = {"head": args.head, "mask": args.mask, "readout": args.readout}
     options, notes = method_options(methods, common, settings)
+    typed = {name: given_options(name, common, settings) for name in methods}
+    tried = method_grids(methods, grids, typed)
     if args.precision == "auto" and device.startswith("cuda"):
         base = replace(base, precision="bf16")
     base = replace(base, backbone=plain_name(args.backbone or PACKAGED), data_config=prepared)
     planned = plan(
         base, methods, seeds, options, out, notes, args.eval_every_samples is None,
-        named_methods(args.methods),
+        named_methods(args.methods), tried,
     )  # fmt: skip
     left_out.update(planned.left_out)
     for note in planned.notes:
         say(note)
-    typed = {name: given_options(name, common, settings) for name in planned.methods}
-    return Prepared(planned, out, device, how, typed, left_out)
+    return Prepared(planned, out, device, how, typed, left_out, tried)
 
 
 def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
     """The runs with the options of the budget."""
     planned, said = ready.planned, list[str]()
-    if args.budget == "tuned":
+    if args.budget == "grid":  # of the others the own options
+        own = (replace(c, budget="grid" if c.method in ready.grids else "default")
+               for c in planned.configs)  # fmt: skip
+        planned = replace(planned, configs=tuple(own))
+    first = [c for c in planned.configs[: len(planned.methods)] if c.budget != "default"]
+    if first and args.budget in ("tuned", "grid"):
         from avalanche_rwf.experiments.compare import plan_tuned
         from avalanche_rwf.experiments.signals import listening
         from avalanche_rwf.experiments.tuning import tune
 
         with listening(say):
             choices = tune(
-                planned.configs[: len(planned.methods)],
-                *(ready.given, ready.out, ready.device, args.jobs, args.quiet),
+                *(first, ready.given, ready.out, ready.device, args.jobs, args.quiet),
                 *(args.executor, replace(ready.how, detach=False)),
+                grids=ready.grids or None,
             )
         said = [choice.sentence() for choice in choices.values()]
         planned = plan_tuned(planned, choices, ready.out)
-    elif args.budget != "default":
+    elif first:
         from avalanche_rwf.experiments.study import plan_studies
 
         planned, said = plan_studies(planned, args.budget, ready.given, ready.out)

@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What a comparison has and a search has not.
     parser.set_defaults(
         exclude=None, budget="default", eval_every_samples=0, eval_subset=0, checkpoint_every=None,
-        fresh=False, log=[],
+        fresh=False, grid=[], log=[],
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from avalanche_rwf.utils.untrusted_io import MOST
 __all__ = [
     "backbone_args",
     "is_seed",
+    "read_grids",
     "read_seeds",
     "read_settings",
     "read_slurm",
@@ -94,6 +95,21 @@ def read_settings(pairs: Sequence[str]) -> list[tuple[str, str, str]]:
             )
         settings.append((method, key, value))
     return settings
+
+
+def read_grids(pairs: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """``--grid`` METHOD.KEY=VALUE,... as (method or pattern, option, values)."""
+    grids: list[tuple[str, str, list[str]]] = []
+    for pair in pairs:
+        left, equals, text = pair.partition("=")
+        method, dot, key = left.rpartition(".")
+        values = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+        if not (equals and dot and method and key and values):
+            raise UsageError(f"--grid takes method.option=value,value,..., not {pair!r}.")
+        if any((method, key) == grid[:2] for grid in grids):
+            raise UsageError(f"--grid {left} is given twice; give all its values at once.")
+        grids.append((method, key, values))
+    return grids
 
 
 def read_slurm(texts: Sequence[str]) -> dict[str, str]:

@@ -51,6 +51,10 @@ def command_words(
         words += ["--" + key.replace("_", "-"), text]
     words += _stream_words(config)
     found_again = config.tuning.get("chosen", {}) if config.budget != "default" else {}
+    if config.budget == "grid":
+        found_again = config.tuning.get("grid", {})
+        for key, tried in found_again.items():
+            words += ["--grid", f"{config.method}.{key}={','.join(map(str, tried))}"]
     for key, value in config.options.items():
         same = defaults is not None and key in defaults and _same(defaults[key], value)
         if not same and key not in found_again:

@@ -22,7 +22,7 @@ from avalanche_rwf.experiments.build import (
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.selection import select_names
 from avalanche_rwf.experiments.store import read_json, write_json
-from avalanche_rwf.experiments.tuning import Choice
+from avalanche_rwf.experiments.tuning import Choice, grid
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
 from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.models.classifier import READOUTS
@@ -35,6 +35,7 @@ __all__ = [
     "Plan",
     "check_method",
     "given_options",
+    "method_grids",
     "method_options",
     "plan",
     "plan_tuned",
@@ -160,6 +161,32 @@ def method_options(
     return options, notes
 
 
+def method_grids(
+    methods: Sequence[str],
+    grids: Sequence[tuple[str, str, list[str]]],
+    given: Mapping[str, Collection[str]],
+) -> dict[str, list[dict[str, Any]]]:
+    """The settings that are tried of each method that a ``--grid`` names.
+
+    :param grids: (method or pattern, option, values) of each ``--grid``.
+    :param given: method -> options that the command line sets.
+    :raises UsageError: for a grid of no chosen method or option, or of an option that is set.
+    """
+    values: dict[str, dict[str, list[str]]] = {}
+    for pattern, key, texts in grids:
+        found = fnmatch.filter(methods, pattern)
+        if not found:
+            raise UsageError(
+                f"--grid {pattern}.{key} names no method of this comparison; "
+                f"{nearest(pattern, methods)}."
+            )
+        for method in found:
+            if key in given[method]:
+                raise UsageError(f"--grid {pattern}.{key}: the option is set; leave one out.")
+            values.setdefault(method, {})[key] = texts
+    return {method: grid(method, axes) for method, axes in values.items()}
+
+
 def _check_room(described: Description, experiences: int) -> None:
     """A model that follows the experiences must have room for them; it would stop half way.
 
@@ -194,6 +221,7 @@ def plan(
     notes: Sequence[str] = (),
     choose_evaluation: bool = False,
     named: Collection[str] | None = None,
+    grids: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Plan:
     """Check everything that can be checked, then list the runs.
 
@@ -203,6 +231,7 @@ def plan(
 
     :param choose_evaluation: set ``eval_every_samples`` to a quarter of the stream.
     :param named: the methods that were named by themselves; None is all.
+    :param grids: method -> settings that will be tried, which are built once too.
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
@@ -231,6 +260,8 @@ def plan(
                 raise
             left_out[method] = str(error).removeprefix(f"{method}: ")
             continue
+        for setting in (grids or {}).get(method, ()):
+            check_method(replace(config, options={**config.options, **setting}), benchmark)
         # A default that a small backbone has not room for is recorded as what it is there.
         fitted = {
             key: value.on(info.depth) if isinstance(value, DefaultBlocks) else value
@@ -310,9 +341,11 @@ def write_left_out(out: Path, benchmark: str, backbone: str, left_out: Mapping[s
 
 
 def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:
-    """The same runs with each method's chosen options."""
+    """The same runs with each method's chosen options; the other methods stay as they are."""
     configs = tuple(
         with_code(replace(c, options=choices[c.method].options, tuning=choices[c.method].record()))
+        if c.method in choices
+        else c
         for c in planned.configs
     )
     return replace(planned, configs=configs, todo=_unfinished(configs, out))

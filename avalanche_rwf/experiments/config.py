@@ -224,7 +224,8 @@ class RunConfig:
     :param weights: a local file, or None.
     :param weights_sha256: of the loaded weights; stands for `weights` in the hash.
     :param budget: "default"; "tuned", where the options were chosen on held-out training images
-        before the comparison; or "study:NAME", where a study of ``tune`` found them.
+        before the comparison; "grid", where they were chosen from values that the user gave; or
+        "study:NAME", where a study of ``tune`` found them.
     :param tuning: the record of that choice; the options are in the hash, how they were found is
         not.
     :param stream_options: all options of that kind of stream but those that are left to the data.
@@ -313,7 +314,7 @@ class RunConfig:
     )  # fmt: skip
     weights_sha256: str = declare("", "hash", column="backbone_sha256", header=_nothing)
     budget: str = declare(
-        "default", "text", role="method", flag="--budget", choices=("default", "tuned"),
+        "default", "text", role="method", flag="--budget", choices=("default", "tuned", "grid"),
         prefix=STUDY, column="budget", metavar="default|tuned|study:FOLDER",
         help="each method's own options; the best of up to 10 settings on held-out training images "
         "of the first experiences; or what `tune` found, by its folder",

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import a_last
 from avalanche_rwf.evaluation.plugins import Listener, Listening, Progress
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
@@ -49,7 +50,7 @@ from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError
-from avalanche_rwf.strategies.registry import MethodSpec, get_method
+from avalanche_rwf.strategies.registry import MethodSpec, get_method, resolve_options
 
 __all__ = [
     "HOLDOUT",
@@ -57,6 +58,7 @@ __all__ = [
     "Choice",
     "choose",
     "first_experiences",
+    "grid",
     "held_out_accuracy",
     "held_out_config",
     "is_note",
@@ -66,6 +68,8 @@ __all__ = [
 
 SETTINGS = 10
 HOLDOUT = 0.25
+MOST_SETTINGS = 200
+"""Of a grid that a user gives, for each method."""
 _MASKS = ("batch", "decoupled")
 _PROMPT_RATES = (1e-3, 2e-4, 5e-3)
 # Which of the three prompt rates goes with the head's rate times what; None: all by that factor.
@@ -269,6 +273,7 @@ class Choice:
             **{key: self.content[key] for key in keys},
             "file": self.file.name,
             **({"differs": list(self.differs)} if self.differs else {}),
+            **({"grid": self.content["grid"]} if "grid" in self.content else {}),
         }
 
     def sentence(self) -> str:
@@ -300,6 +305,7 @@ def tune(
     quiet: bool = False,
     executor: str = "process",
     options: executors.Options | None = None,
+    grids: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Choice]:
     """Choose the options of each method; what an earlier call has tried is read from its record.
 
@@ -309,12 +315,17 @@ def tune(
     :param fixed: method -> options that are not varied.
     :param jobs: settings at a time; None is as many as :func:`.executors.default_jobs` says.
     :param executor: by name, and how it does them; see :func:`.executors.execute`.
+    :param grids: method -> options of each setting that is tried, in the place of
+        :func:`settings`; see :func:`grid`.
     :returns: method -> choice.
     :raises UsageError: if no images can be held out.
     """
     own = {c.method: held_out_config(c) for c in configs}
     tried = {
-        name: settings(get_method(name), c.options, fixed.get(name, ())) for name, c in own.items()
+        name: [{**c.options, **setting} for setting in grids[name]]
+        if grids is not None
+        else settings(get_method(name), c.options, fixed.get(name, ()))
+        for name, c in own.items()
     }
     files: dict[str, Path] = {}
     contents: dict[str, dict[str, Any]] = {}
@@ -334,6 +345,7 @@ def tune(
             "experiences": k,
             "holdout": HOLDOUT,
             "seed": config.seed,
+            **({} if grids is None else {"grid": _axes(grids[name])}),
             "config": config.to_dict(),
             "settings": [
                 {**old, "options": change} for change, old in zip(changes, before, strict=True)
@@ -371,6 +383,30 @@ def tune(
         name: Choice(name, tried[name][choose(contents[name])], files[name], contents[name])
         for name in own
     }
+
+
+def grid(method: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The settings of ``--grid``: each value of an option with each of the others.
+
+    :param values: option -> its values as typed.
+    :raises UsageError: for an option that the method does not have, a value that it does not take,
+        or more than :data:`MOST_SETTINGS` settings.
+    """
+    number = math.prod(map(len, values.values()))
+    if number > MOST_SETTINGS:
+        raise UsageError(
+            f"--grid tries at most {MOST_SETTINGS} settings of a method, and {method} has {number}."
+        )
+    axes = [
+        [(key, resolve_options(method, {key: text})[key]) for text in texts]
+        for key, texts in values.items()
+    ]
+    return [dict(setting) for setting in itertools.product(*axes)]
+
+
+def _axes(tried: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each option in settings of :func:`grid`."""
+    return {key: list(dict.fromkeys(one[key] for one in tried)) for key in tried[0]}
 
 
 def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) -> Path:
