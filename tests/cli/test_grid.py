@@ -45,7 +45,7 @@ def test_the_best_of_the_given_values_runs_and_the_row_says_so(command, capsys, 
     [
         (["--grid", "slda"], ["--grid", "method.option=value", "'slda'"]),
         (["--grid", "slda.shrinkage="], ["--grid", "'slda.shrinkage='"]),
-        (["--grid", "slda.shrinkage=x"], ["slda.shrinkage", "'x'"]),
+        (["--grid", "slda.shrinkage=x"], ["slda: shrinkage", "'x'"]),
         (["--grid", "slda.shrink=1"], ["'shrink'", "'shrinkage'"]),
         (["--grid", "sdla.shrinkage=1"], ["sdla", "'slda'"]),
         (["--grid", "slda.shrinkage=0.1", "--grid", "slda.shrinkage=1"], ["twice"]),
