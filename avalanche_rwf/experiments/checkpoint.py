@@ -38,7 +38,8 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.stream_position import StreamCounter, stream_counter
 from avalanche_rwf.experiments.plugin_state import TEMPLATE, Attributes
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy, load_optimizer
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.saving import load_optimizer
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 from avalanche_rwf.utils.random_state import random_state, set_random_state
 from avalanche_rwf.utils.validation import check_flag, check_whole

@@ -12,7 +12,7 @@ What is added to a class, and nothing else:
   that they could win; the seen mask at test is the same for all methods. The training loss is the
   class's own (``mask`` is recorded as "none", or "own" where it is not known to be so);
 - labels of any kind of whole numbers are int64, and an evaluation leaves no trace in training
-  (:mod:`.hosted`);
+  (:mod:`.common`);
 - its parameters are those that are trained: Avalanche puts all parameters of a model into the
   optimizer, and its plugins keep copies of all of them per experience;
 - a run of it that was cut starts again: what its plugins hold (importances, old models, buffers)
@@ -43,7 +43,7 @@ from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.heads import Head
 from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
-from avalanche_rwf.strategies.hosted import Hosted
+from avalanche_rwf.strategies.common import CommonStrategy
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import METHODS, MethodSpec
 from avalanche_rwf.utils.registry import option_types
@@ -206,10 +206,10 @@ class _OwnCopies(SupervisedPlugin):
     before_training_exp = before_training_iteration = after_training_exp = _copy
 
 
-class _OnFrozenViT(Hosted):
+class _OnFrozenViT(CommonStrategy):
     """Mixed into an adapted class: the seen mask at test, and no checkpoints."""
 
-    step: ClassVar[tuple[str, ...]] = (*Hosted.step, "_raw")
+    step: ClassVar[tuple[str, ...]] = (*CommonStrategy.step, "_raw")
 
     model: Any
     mb_output: Any

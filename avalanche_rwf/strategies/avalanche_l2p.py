@@ -26,8 +26,6 @@ from typing import Any
 
 import torch
 from avalanche.models.vit import create_model
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.supervised.l2p import LearningToPrompt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -37,8 +35,8 @@ from avalanche_rwf.compat import timm_compat
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.common import CommonStrategy
 from avalanche_rwf.strategies.description import Description
-from avalanche_rwf.strategies.hosted import Hosted
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.utils.validation import check_number, check_whole
@@ -335,45 +333,19 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         *,
         model: PromptPoolViT,
         optimizer: Optimizer | None = None,
-        criterion: nn.Module | None = None,
         lr: float = 0.03,
         lr_head: float | None = None,
         sim_coefficient: float = 0.1,
-        mask: str = "seen",
-        gradient_steps: int = 1,
-        clip_norm: float | None = 1.0,
-        precision: str = "fp32",
-        train_mb_size: int = 16,
-        train_epochs: int = 1,
-        eval_mb_size: int = 64,
-        device: str | torch.device = "cpu",
-        plugins: list[SupervisedPlugin] | None = None,
-        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = default_evaluator,
-        eval_every: int = -1,
-        peval_mode: str = "epoch",
         **kwargs: Any,
     ) -> None:
         """Init.
 
         :param model: Avalanche's transformers on a backbone.
         :param optimizer: over ``model.pool`` and the head; None is Adam with `lr`.
-        :param criterion: loss of (logits, targets); None is cross-entropy.
         :param lr: Adam's rate.
         :param lr_head: Adam's rate for the head; None is `lr`, as in Avalanche.
         :param sim_coefficient: lambda, the weight with which keys are pulled to queries.
-        :param mask: which classes compete in the training loss: "none", "seen", "batch" or
-            "decoupled"; see :class:`FrozenBackboneStrategy`, as for all that follows.
-        :param gradient_steps: updates per mini-batch.
-        :param clip_norm: largest norm of the gradient; None clips nothing.
-        :param precision: "fp32" or "bf16".
-        :param train_mb_size: training mini-batch size.
-        :param train_epochs: passes over an experience; 1 is online.
-        :param eval_mb_size: evaluation mini-batch size.
-        :param device: device to train on.
-        :param plugins: Avalanche plugins.
-        :param evaluator: Avalanche's evaluation plugin, a function that makes one, or None.
-        :param eval_every: as in Avalanche.
-        :param peval_mode: as in Avalanche.
+        :param kwargs: what else :class:`FrozenBackboneStrategy` takes.
         :raises UsageError: naming the argument that is out of range.
         """
         if not isinstance(model, PromptPoolViT):
@@ -383,25 +355,8 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         self.lr = lr
         self.sim_coefficient = sim_coefficient
         self.num_classes = model.num_classes
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=criterion,
-            mask=mask,
-            gradient_steps=gradient_steps,
-            learning_rates={"prompt": lr, "head": lr_head},
-            clip_norm=clip_norm,
-            precision=precision,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=plugins,
-            evaluator=evaluator,
-            eval_every=eval_every,
-            peval_mode=peval_mode,
-            **kwargs,
-        )
+        rates = {"prompt": lr, "head": lr_head}
+        super().__init__(model=model, optimizer=optimizer, learning_rates=rates, **kwargs)
 
     @property
     def original_vit(self) -> nn.Module:
@@ -420,7 +375,7 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         return loss
 
 
-class LearningToPromptAsShipped(Hosted, LearningToPrompt):
+class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
     """Avalanche's L2P with nothing changed but that it can be built.
 
     ``forward``, loss, mask, Adam made anew per experience and logging are Avalanche's, with the
@@ -438,7 +393,7 @@ class LearningToPromptAsShipped(Hosted, LearningToPrompt):
 
     # For the record of a run: the training loss is over the classes of the present experience.
     mask = "experience"
-    step = (*Hosted.step, "res")
+    step = (*CommonStrategy.step, "res")
     # Model and optimizer are all that it keeps, so a run of it can go on from them.
     resumable = True
 

@@ -6,6 +6,7 @@ experience, a plugin that was forgotten to be made is silently never called.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,22 +30,6 @@ def check_loop(arguments: Mapping[str, Any]) -> None:
     for name, check in _CHECKS.items():
         if name in arguments:
             check(name, arguments[name])
-
-
-def _check_size(name: str, value: Any) -> None:
-    check_whole(name, value)
-
-
-def _check_every(name: str, value: Any) -> None:
-    check_whole(name, value, least=-1)
-
-
-def _check_mode(name: str, value: Any) -> None:
-    check_choice(name, value, ("epoch", "experience", "iteration"))
-
-
-def _check_precision(name: str, value: Any) -> None:
-    check_choice(name, value, PRECISIONS)
 
 
 def _check_norm(name: str, value: Any) -> None:
@@ -94,13 +79,13 @@ def _check_evaluator(name: str, value: Any) -> None:
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "train_mb_size": _check_size,
-    "train_epochs": _check_size,
-    "eval_mb_size": _check_size,
-    "gradient_steps": _check_size,
-    "eval_every": _check_every,
-    "peval_mode": _check_mode,
-    "precision": _check_precision,
+    "train_mb_size": check_whole,
+    "train_epochs": check_whole,
+    "eval_mb_size": check_whole,
+    "gradient_steps": check_whole,
+    "eval_every": functools.partial(check_whole, least=-1),
+    "peval_mode": functools.partial(check_choice, choices=("epoch", "experience", "iteration")),
+    "precision": functools.partial(check_choice, choices=PRECISIONS),
     "clip_norm": _check_norm,
     "criterion": _check_callable,
     "device": _check_device,

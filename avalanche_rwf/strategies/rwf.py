@@ -22,10 +22,11 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import PACKAGED, create_backbone
 from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.strategies.base import FrozenBackboneStrategy, read_saved
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.hub import OnHub
 from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.replay import Replay, check_replay
+from avalanche_rwf.strategies.saving import read_saved
 from avalanche_rwf.utils.validation import check_flag, check_mapping, check_number, check_whole
 
 __all__ = ["RwFStrategy"]
@@ -163,19 +164,9 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
             criterion=criterion,
             mask=mask,
             replay=Replay(buffer, replay, buffer_policy=buffer_policy) if buffer else None,
-            gradient_steps=gradient_steps,
             learning_rates=rates,
-            clip_norm=clip_norm,
-            precision=precision,
             grows=grows,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=plugins,
-            evaluator=evaluator,
-            eval_every=eval_every,
-            peval_mode=peval_mode,
+            **{name: given[name] for name in _LOOP},
             **kwargs,
         )
 
@@ -230,6 +221,11 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
         return strategy
 
 
+# What is passed on as it is.
+_LOOP = (
+    *("gradient_steps", "clip_norm", "precision", "train_mb_size", "train_epochs", "eval_mb_size"),
+    *("device", "plugins", "evaluator", "eval_every", "peval_mode"),
+)
 # The kinds of parameters whose rate an argument is.
 _RATES = {"lr": ("head",), "lr_queries": ("queries",), "lr_maps": ("q", "k", "v", "o")}
 # What is saved of the constructor's arguments: plain values that say how to build it again.
@@ -240,8 +236,7 @@ _OF_THE_MODEL = (
 _ARGUMENTS = (
     *_OF_THE_MODEL,
     *("mask", "buffer", "replay", "buffer_policy", "lr", "lr_queries", "lr_maps", "learning_rates"),
-    *("gradient_steps", "clip_norm", "precision", "train_mb_size", "train_epochs"),
-    "eval_mb_size",
+    *_LOOP[:6],
 )
 
 

@@ -105,7 +105,7 @@ def test_every_method_of_the_package_reads_images_from_the_mini_batch_alone(conf
     from avalanche.training.templates.update_type.sgd_update import SGDUpdate
 
     from avalanche_rwf.strategies.base import FrozenBackboneStrategy
-    from avalanche_rwf.strategies.hosted import Hosted
+    from avalanche_rwf.strategies.common import CommonStrategy
 
     for name in list_methods():
         if ":" in name:
@@ -114,8 +114,8 @@ def test_every_method_of_the_package_reads_images_from_the_mini_batch_alone(conf
         loop = FrozenBackboneStrategy if issubclass(kind, FrozenBackboneStrategy) else SGDUpdate
         assert kind.training_epoch is loop.training_epoch, name
         assert kind.eval_epoch is SupervisedTemplate.eval_epoch, name
-        # That of `Hosted` makes the labels whole numbers and leaves the images to Avalanche's.
-        unpacks = (SupervisedTemplate._unpack_minibatch, Hosted._unpack_minibatch)
+        # That of `CommonStrategy` makes labels int64 and leaves the images to Avalanche's.
+        unpacks = (SupervisedTemplate._unpack_minibatch, CommonStrategy._unpack_minibatch)
         assert kind._unpack_minibatch in unpacks, name
 
 

@@ -298,6 +298,13 @@ def test_boundary_aware_originals_count_experiences_and_say_so(tools, scenario, 
     for (key, p), q in zip(s.model.state_dict().items(), online.model.state_dict().values(),
                            strict=True):
         assert torch.equal(p, q), key
+    # Restored in the middle of an experience it does not count that one again.
+    parts = list(split_online_stream([scenario.train_stream[0]], 8, shuffle=False))
+    half, rest = build(tools, name, **{option: "task"}), build(tools, name, **{option: "task"})
+    half.train(parts[0], eval_streams=[], shuffle=False)
+    rest.load_trained_state(half.trained_state())
+    rest.train(parts[1], eval_streams=[], shuffle=False)
+    assert rest.model.current_experience == half.model.current_experience == 0
     if name == "dualprompt":  # what is held is held: no momentum moves it
         held = [s.model.experts[:, :2].detach().clone(), s.model.keys[:2].detach().clone()]
     # Goes on where it was: the third experience is the third for a restored strategy too.

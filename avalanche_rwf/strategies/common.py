@@ -1,4 +1,4 @@
-"""What every strategy has here, ours or Avalanche's own: plain labels and queries without a trace.
+"""What every strategy has here, ours or Avalanche's own: int64 labels, evaluation without a trace.
 
 Mixed into a strategy class before Avalanche's template:
 
@@ -26,7 +26,7 @@ from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.utils.device import note_labels
 from avalanche_rwf.utils.random_state import random_state, set_random_state
 
-__all__ = ["Hosted", "class_numbers", "unnoticed"]
+__all__ = ["CommonStrategy", "class_numbers", "evaluating"]
 
 _CLASSES = "labels must be the numbers of classes, one whole number per image"
 
@@ -65,7 +65,7 @@ def _detached(value: Any) -> Any:
 
 
 @contextmanager
-def unnoticed(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Ask a model in eval mode: afterwards each module's mode is as before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -76,7 +76,7 @@ def unnoticed(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class Hosted:
+class CommonStrategy:
     """See the module's text."""
 
     # What belongs to the step that is under way.
@@ -118,13 +118,13 @@ class Hosted:
         return {**own, **{name: _detached(own[name]) for name in self.step if name in own}}
 
     def _unpack_minibatch(self) -> None:
-        self._plain_labels()
+        self._convert_labels()
         labels = self.mbatch[1]
         super()._unpack_minibatch()  # type: ignore[misc]
         if labels.device.type == "cpu" and self.mbatch[1] is not labels:
             note_labels(self.mbatch[1], labels.tolist())
 
-    def _plain_labels(self) -> None:
+    def _convert_labels(self) -> None:
         images, labels, *rest = self.mbatch
         self.mbatch = [images, class_numbers(labels, len(images)), *rest]
 
