@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
     from avalanche_rwf.experiments.checkpoint import CheckpointPlugin
     from avalanche_rwf.models.backbone import PACKAGED, create_backbone, list_backbones
-    from avalanche_rwf.models.classifier import FrozenViT
+    from avalanche_rwf.models.classifier import FrozenViT, Selection
     from avalanche_rwf.routing.layer import RoutingLayer
     from avalanche_rwf.routing.model import RoutedViT
     from avalanche_rwf.strategies.avalanche_checkpoint import avalanche_checkpoints
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         create_strategy,
         list_methods,
         register_method,
+        register_model,
     )
     from avalanche_rwf.strategies.rwf import RwFStrategy
 
@@ -42,6 +43,7 @@ _HOMES = {
     "create_backbone": "models.backbone",
     "list_backbones": "models.backbone",
     "FrozenViT": "models.classifier",
+    "Selection": "models.classifier",
     "RoutingLayer": "routing.layer",
     "RoutedViT": "routing.model",
     "avalanche_checkpoints": "strategies.avalanche_checkpoint",
@@ -50,6 +52,7 @@ _HOMES = {
     "create_strategy": "strategies.registry",
     "list_methods": "strategies.registry",
     "register_method": "strategies.registry",
+    "register_model": "strategies.registry",
     "RwFStrategy": "strategies.rwf",
 }
 
@@ -65,6 +68,7 @@ __all__ = [
     "RoutedViT",
     "RoutingLayer",
     "RwFStrategy",
+    "Selection",
     "UsageError",
     "__version__",
     "avalanche_checkpoints",
@@ -75,6 +79,7 @@ __all__ = [
     "list_benchmarks",
     "list_methods",
     "register_method",
+    "register_model",
 ]
 
 
