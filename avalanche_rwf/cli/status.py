@@ -31,23 +31,23 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from avalanche_rwf.experiments.status import read_state
-    from avalanche_rwf.experiments.view import Screen, Speed, summary_line, table
+    from avalanche_rwf.experiments.view import Screen, Speeds, log_line, table
 
     (out,) = result_folders([args.dir], "status")
     ended: dict[str, dict[str, Any]] = {}
-    speed, screen = Speed(), Screen(sys.stdout) if sys.stdout.isatty() else None
+    speed, screen = Speeds(), Screen(sys.stdout) if sys.stdout.isatty() else None
     while True:
         state = read_state(out, ended)
         if state is None:
             raise UsageError(f"status takes the --out of a comparison, and {args.dir!r} is none.")
-        per_second = speed.note(state.samples_done)
+        per_second = speed.note(state)
         if not args.watch:
             print("\n".join(table(state, per_second)))
             return 0
         if screen is not None:
             screen.draw(table(state, per_second))
         else:
-            print(summary_line(state, per_second), flush=True)
+            print(log_line(state, per_second), flush=True)
         if not state.running and not state.waiting:
             return 0
         time.sleep(1 if screen is not None else 30)

@@ -16,7 +16,7 @@ from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.status import State
 from avalanche_rwf.utils.untrusted_io import printable
 
-__all__ = ["Speed", "View", "summary_line", "table"]
+__all__ = ["Screen", "Speed", "Speeds", "View", "log_line", "summary_line", "table"]
 
 _IN_A_TERMINAL, _IN_A_LOG = 1.0, 30.0
 _RUNS = 12  # that are listed one by one
@@ -39,6 +39,39 @@ class Speed:
         return (samples - before) / passed if passed > 0.5 and samples > before else None
 
 
+class Speeds:
+    """:class:`Speed` of a list of runs, and of each that is running."""
+
+    def __init__(self) -> None:
+        self._whole, self._runs = Speed(), dict[Any, Speed]()
+
+    def note(self, state: State) -> float | None:
+        """Take in how far all are; each run gets its "speed", and the sum is returned."""
+        for run in state.running:
+            key = run["method"], run["seed"], run["machine"]
+            run["speed"] = self._runs.setdefault(key, Speed()).note(run["samples"])
+        return self._whole.note(state.samples_done)
+
+
+def _pace(speed: float, samples: float) -> str:
+    """A speed, and how long these samples take with it."""
+    return f"{speed:,.0f} img/s, {timedelta(seconds=round(max(samples, 0) / speed))} left"
+
+
+def log_line(state: State, speed: float | None, noun: str = "runs") -> str:
+    """:func:`summary_line` and how far those are that are running, for a log."""
+    said = [
+        f"{run['method']} seed {run['seed']} {100 * _share(run, state):.0f} %"
+        + (f" ({_accuracy(run['accuracy'])})" if run["accuracy"] is not None else "")
+        for run in state.running[:_RUNS]
+    ]
+    return summary_line(state, speed, noun) + ("; now " + ", ".join(said) if said else "")
+
+
+def _share(run: Mapping[str, Any], state: State) -> float:
+    return min(1.0, run["samples"] / state.samples) if state.samples else 0.0
+
+
 def _accuracy(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
@@ -51,8 +84,7 @@ def summary_line(state: State, speed: float | None, noun: str = "runs") -> str:
         f"{state.waiting} waiting"
     )
     if speed is not None:
-        left = (state.samples * total - state.samples_done) / speed
-        said += f"; {speed:,.0f} img/s, {timedelta(seconds=round(max(left, 0)))} left"
+        said += f"; {_pace(speed, state.samples * total - state.samples_done)}"
     sums = [(t.accuracy, t.scored) for t in state.tallies.values()]
     scored = sum(n for _, n in sums)
     if scored:
@@ -64,10 +96,13 @@ def table(state: State, speed: float | None, noun: str = "runs", height: int = 4
     """The line, what is running, and the methods with runs that have ended."""
     lines = [summary_line(state, speed, noun)]
     for run in state.running[:_RUNS]:
-        share = min(1.0, run["samples"] / state.samples) if state.samples else 0.0
+        share = _share(run, state)
         bar = "#" * round(20 * share)
         said = f"  {run['method']:20} seed {run['seed']:<4} {bar:.<20} {100 * share:3.0f} %"
-        said += f" {_accuracy(run['accuracy']):>8}  {run['machine']}"
+        said += f" {_accuracy(run['accuracy']):>8}  "
+        if run.get("speed"):
+            said += f"{_pace(run['speed'], state.samples - run['samples'])}  "
+        said += run["machine"]
         if run["silent"]:
             said += f", silent for {timedelta(seconds=round(run['silent']))}"
         lines.append(said)
@@ -130,7 +165,7 @@ class View:
         self._running, self._noun, self._quiet = running, noun, quiet
         self._file = sys.stderr
         self._screen = Screen(self._file) if self._file.isatty() else None
-        self._speed, self._last = Speed(), ""
+        self._speed, self._last = Speeds(), ""
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="view", daemon=True)
@@ -157,18 +192,18 @@ class View:
     def _draw(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             self.state.running = self._running()
-            speed = self._speed.note(self.state.samples_done)
+            speed = self._speed.note(self.state)
             if self._screen is not None:
                 height = shutil.get_terminal_size().lines - 2
                 self._screen.draw(table(self.state, speed, self._noun, height))
                 return
-            line = printable(summary_line(self.state, speed, self._noun))
+            line = printable(log_line(self.state, speed, self._noun))
             if line != self._last:
                 self._last = line
                 print(line, file=self._file, flush=True)
 
     def __enter__(self) -> View:
-        self._speed.note(0)
+        self._speed.note(self.state)
         if not self._quiet:
             self._thread.start()
         return self

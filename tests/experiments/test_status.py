@@ -100,6 +100,22 @@ def test_time_left_is_by_the_speed_so_far(configure):
     assert "50 img/s, 0:00:04 left" in view.summary_line(state, 50.0)
 
 
+def test_each_run_has_its_own_speed_and_time_left_and_a_log_names_it(begun, monkeypatch):
+    out, _ = begun
+    speeds, clock = view.Speeds(), [0.0]
+    monkeypatch.setattr(view.time, "monotonic", lambda: clock[0])
+    for samples, now in ((0, 0.0), (12, 4.0)):
+        clock[0] = now
+        state = read_state(out)
+        state.running[0]["samples"] = samples
+        total = speeds.note(state)
+    assert state.running[0]["speed"] == 3.0
+    (row,) = (line for line in view.table(state, total) if "seed 1" in line)
+    assert "50 %" in row and "3 img/s, 0:00:04 left" in row
+    line = view.log_line(state, total)
+    assert line.endswith("; now ncm seed 1 50 % (25.0 %)") and "\n" not in line
+
+
 def test_executors_are_found_by_name_and_an_unknown_one_is_refused(capsys, tmp_path):
     assert {"process", "ray", "serial", "slurm"} <= set(list_executors())
     status = cli.main(["compare", "--executor", "slrum", "--out", str(tmp_path / "out")])
