@@ -143,6 +143,13 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
     add("--workers", type=int, metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")
+    add("--eval-batch-size", type=int, metavar="N",
+        help="test images per step; no result depends on it (default: 64, at least --batch-size; "
+        "halved where a GPU's memory is short)")
+    add("--no-checks", action="store_true",
+        help="do not look whether loss and gradients are finite: steps never wait for the GPU")
+    add("--deterministic", action="store_true",
+        help="deterministic kernels on a GPU: slower, and a run again has the same numbers")
     if compares:
         add("--checkpoint-every", metavar="N",
             help="training steps between checkpoints, besides those at experience ends; 0: at "
@@ -183,7 +190,15 @@ def _set_loading(args: argparse.Namespace) -> None:
 
     os.environ[LOG] = ",".join(check_loggers(args.log))
 
-    from avalanche_rwf.experiments.variables import EVERY, FRESH, read_every
+    from avalanche_rwf.experiments.config import LARGEST
+    from avalanche_rwf.experiments.variables import (
+        CHECKS,
+        DETERMINISTIC,
+        EVAL_BATCH,
+        EVERY,
+        FRESH,
+        read_every,
+    )
 
     if args.workers is not None:
         if not 0 <= args.workers <= _MOST_WORKERS:
@@ -191,6 +206,17 @@ def _set_loading(args: argparse.Namespace) -> None:
                 f"--workers takes a whole number from 0 to {_MOST_WORKERS}, not {args.workers}."
             )
         os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
+    if args.eval_batch_size is not None:
+        if not 1 <= args.eval_batch_size <= LARGEST:
+            raise UsageError(
+                f"--eval-batch-size takes a whole number from 1 to {LARGEST}, not "
+                f"{args.eval_batch_size}."
+            )
+        os.environ[EVAL_BATCH] = str(args.eval_batch_size)
+    for name, value in ((CHECKS, "0" * args.no_checks), (DETERMINISTIC, "1" * args.deterministic)):
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
     if args.checkpoint_every is not None:
         read_every(args.checkpoint_every, "--checkpoint-every")
         os.environ[EVERY] = args.checkpoint_every
@@ -252,8 +278,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
             f"--runs-per-device takes a whole number from 1 to {_MOST_WORKERS}, not "
             f"{args.runs_per_device}."
         )
-    if args.precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"--precision takes auto, fp32 or bf16, not {args.precision!r}.")
+    if args.precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision takes auto, fp32, bf16 or fp16, not {args.precision!r}.")
     if args.weights is not None:
         checked_path(args.weights)
 
@@ -316,6 +342,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         resolve_device,
         select_methods,
     )
+    from avalanche_rwf.experiments.device import auto_precision
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
     if args.data_config is not None:  # as values: a tag's may be others in another timm
@@ -329,7 +356,9 @@ def prepare(args: argparse.Namespace) -> Prepared:
     typed = {name: given_options(name, common, settings) for name in methods}
     tried = method_grids(methods, grids, typed)
     if args.precision == "auto" and device.startswith("cuda"):
-        base = replace(base, precision="bf16")
+        precision, reason = auto_precision(device)
+        base = replace(base, precision=precision)
+        notes.append(f"--precision auto is {precision} here: {reason}.")
     base = replace(base, backbone=plain_name(args.backbone or PACKAGED), data_config=prepared)
     planned = plan(
         base, methods, seeds, options, out, notes, args.eval_every_samples is None,

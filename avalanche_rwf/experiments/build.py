@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import random
 import warnings
 from dataclasses import replace
@@ -18,6 +19,8 @@ from avalanche_rwf.benchmarks import Benchmark, create_benchmark
 from avalanche_rwf.benchmarks.registry import get_benchmark
 from avalanche_rwf.benchmarks.stream_registry import get_stream
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.device import eval_batch_size
+from avalanche_rwf.experiments.variables import CHECKS
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.strategies.registry import create_strategy, get_method
@@ -102,14 +105,14 @@ def build_strategy(
 ) -> Any:
     """The configuration's strategy, from the seed alone; by default it prints nothing."""
     _set_seed(config.seed)
-    return create_strategy(
+    strategy = create_strategy(
         config.method,
         backbone=copy.deepcopy(load_backbone(config)),
         num_classes=num_classes,
         loop={
             "train_mb_size": config.batch_size,
             "train_epochs": 1,
-            "eval_mb_size": max(64, config.batch_size),
+            "eval_mb_size": eval_batch_size(config.batch_size),
             "device": device,
             "plugins": plugins or [],
             # Nothing to print: the recorder keeps what the metrics need.
@@ -119,6 +122,9 @@ def build_strategy(
         },
         **config.options,
     )
+    if os.environ.get(CHECKS) == "0":
+        strategy.checks = False
+    return strategy
 
 
 def _silent_evaluator() -> EvaluationPlugin:

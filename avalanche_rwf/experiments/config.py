@@ -214,7 +214,7 @@ class RunConfig:
     :param backbone: exact name.
     :param batch_size: images per training step.
     :param gradient_steps: updates per mini-batch.
-    :param precision: "fp32" or "bf16".
+    :param precision: "fp32", "bf16" or "fp16".
     :param image_size: None is the backbone's own.
     :param augment: training augmentation by name.
     :param eval_every_samples: evaluate after each so many training samples too; 0 does not.
@@ -274,9 +274,9 @@ class RunConfig:
         help="updates per mini-batch",
     )  # fmt: skip
     precision: str = declare(
-        "fp32", "text", flag="--precision", choices=("fp32", "bf16"), computed=True,
+        "fp32", "text", flag="--precision", choices=("fp32", "bf16", "fp16"), computed=True,
         column="precision", place=9, header=lambda row: str(row["precision"]),
-        help="fp32, bf16 or auto (bf16 on a GPU)",
+        help="fp32, bf16, fp16 or auto (on a GPU what it is fast in)",
     )  # fmt: skip
     image_size: int | None = declare(
         None, "whole", flag="--image-size", metavar="N", optional=True, least=1,

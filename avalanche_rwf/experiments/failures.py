@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["failure_reason", "free_memory", "largest_that_fits", "out_of_memory"]
+__all__ = [
+    "device_lost",
+    "failure_reason",
+    "free_memory",
+    "held_by_others",
+    "largest_that_fits",
+    "out_of_memory",
+]
 
 
 def failure_reason(error: BaseException, folder: Path, batch_size: int) -> str:
@@ -37,11 +46,12 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(batch_size: int, fits: int | None) -> str:
+def out_of_memory(batch_size: int, fits: int | None, others: float = 0.0) -> str:
     """The sentence of a run whose memory was not enough.
 
     :param batch_size: that it had.
     :param fits: one that was tried and fits, 0 if none does, None if none was tried.
+    :param others: share of the GPU's memory that other processes hold.
     """
     if fits:
         advice = f"--batch-size {fits} fits"
@@ -49,7 +59,27 @@ def out_of_memory(batch_size: int, fits: int | None) -> str:
         advice = f"--batch-size {batch_size // 2} takes about half of it"
     else:
         advice = "a smaller --backbone or --image-size takes less"
+    if others >= 0.2:
+        advice += (
+            f"; other processes hold {100 * others:.0f} % of it, so fewer --jobs or "
+            "--runs-per-device leave more to each"
+        )
     return f"The memory is not enough for a batch of {batch_size} images: {advice}."
+
+
+def held_by_others(device: str) -> float:
+    """Share of a GPU's memory that processes other than this one hold, from 0 to 1."""
+    with contextlib.suppress(RuntimeError, AttributeError, AssertionError):
+        free, whole = torch.cuda.mem_get_info(device)
+        return max(0.0, (whole - free - torch.cuda.memory_reserved(device)) / whole)
+    return 0.0
+
+
+def device_lost(summary: Mapping[str, Any]) -> bool:
+    """Whether a run ended by an error after which its process has no use of the GPU any more."""
+    memory = summary.get("error_type") == "OutOfMemoryError"
+    text = f"{summary.get('error_type')} {summary.get('error')}"
+    return not memory and ("AcceleratorError" in text or "CUDA error" in text)
 
 
 def largest_that_fits(batch_size: int, attempt: Callable[[int], None]) -> int | None:
@@ -75,4 +105,5 @@ def free_memory() -> None:
     """Give back what nothing refers to any more, of the GPU too."""
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after a failed assertion it can do nothing
+            torch.cuda.empty_cache()

@@ -63,9 +63,11 @@ from avalanche_rwf.experiments.data_loading import (
     normalises,
     training_workers,
 )
+from avalanche_rwf.experiments.device import set_arithmetic
 from avalanche_rwf.experiments.failures import (
     failure_reason,
     free_memory,
+    held_by_others,
     largest_that_fits,
     out_of_memory,
 )
@@ -80,7 +82,7 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
-from avalanche_rwf.experiments.variables import FRESH, checkpoint_every
+from avalanche_rwf.experiments.variables import CHECKS, FRESH, checkpoint_every
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.models.feature_cache import MEMORY, NO_CACHE
 from avalanche_rwf.routing.model import RoutedViT
@@ -329,6 +331,8 @@ def _run_alone(
 
     log(f"{config.method} on {config.benchmark}, seed {config.seed}, device {device}")
     threads = torch.get_num_threads()
+    free_memory()  # a strategy of an earlier run is in cycles of Avalanche's
+    set_arithmetic()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -359,14 +363,18 @@ def _run_alone(
         torch.set_num_threads(threads)
     # Here nothing holds the error any more, and with it the tensors of the functions it came from.
     if summary["status"] == "failed":
-        if gpu_full:
-            fits = largest_that_fits(config.batch_size, functools.partial(_try, config, device))
-            summary["error"] = out_of_memory(config.batch_size, fits)
-        free_memory()  # for the runs that follow in this process
-        # Where the results cannot be written, neither can this: the summary is returned.
+        # Where the results cannot be written, neither can this: the summary is returned. It is
+        # written before the GPU is asked again, which may end the process.
         with contextlib.suppress(OSError):
             log(trace)
             write_json(folder / "summary.json", summary, make_folder=False)
+        free_memory()  # for the runs that follow in this process
+        if gpu_full:
+            others = held_by_others(device)
+            fits = largest_that_fits(config.batch_size, functools.partial(_try, config, device))
+            summary["error"] = out_of_memory(config.batch_size, fits, others)
+            with contextlib.suppress(OSError):
+                write_json(folder / "summary.json", summary, make_folder=False)
     if summary["status"] == "done":
         remove(folder)
     return summary
@@ -509,7 +517,7 @@ def _run_once(
         plugins.append(anytime)
     reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
-    if not isinstance(strategy, FrozenBackboneStrategy):
+    if not isinstance(strategy, FrozenBackboneStrategy) and os.environ.get(CHECKS) != "0":
         strategy.plugins.insert(0, FiniteLoss())
     described, spec = describe(strategy), get_method(config.method)
     _write_config(

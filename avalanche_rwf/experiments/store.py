@@ -152,6 +152,8 @@ def environment(device: str) -> dict[str, Any]:
     """Versions, hardware and revision, for ``config.json``."""
     import torch
 
+    from avalanche_rwf.experiments.device import arithmetic
+
     versions = {"python": platform.python_version(), "avalanche-rwf": __version__}
     for name in ("avalanche-lib", "torch", "timm", "numpy", "pandas"):
         versions[name] = metadata.version(name)
@@ -164,4 +166,5 @@ def environment(device: str) -> dict[str, Any]:
     }
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
+        hardware.update(arithmetic())
     return {"versions": versions, "hardware": hardware, "git": _git_revision()}

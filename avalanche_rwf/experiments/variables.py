@@ -7,7 +7,15 @@ import re
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = ["EVERY", "FRESH", "checkpoint_every", "read_every"]
+__all__ = [
+    "CHECKS",
+    "DETERMINISTIC",
+    "EVAL_BATCH",
+    "EVERY",
+    "FRESH",
+    "checkpoint_every",
+    "read_every",
+]
 
 EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
 """Environment variable with the training steps between checkpoints; ``--checkpoint-every`` sets it.
@@ -15,6 +23,15 @@ EVERY = "AVALANCHE_RWF_CHECKPOINT_EVERY"
 
 FRESH = "AVALANCHE_RWF_FRESH"
 """Environment variable: not empty, no run goes on from a checkpoint; ``--fresh`` sets it."""
+
+EVAL_BATCH = "AVALANCHE_RWF_EVAL_BATCH"
+"""Environment variable with the test images per step; ``--eval-batch-size`` sets it."""
+
+CHECKS = "AVALANCHE_RWF_CHECKS"
+"""Environment variable: "0" looks at no loss and gradient; ``--no-checks`` sets it."""
+
+DETERMINISTIC = "AVALANCHE_RWF_DETERMINISTIC"
+"""Environment variable: "1" takes deterministic kernels; ``--deterministic`` sets it."""
 
 
 def checkpoint_every() -> int | None:

@@ -560,6 +560,10 @@ def _check(
             f"{name} makes 1 update per mini-batch, so gradient_steps must be 1 for it, "
             f"not {steps!r}."
         )
+    if precision == "fp16":
+        raise UsageError(
+            f"--precision must be fp32 or bf16 for {name}, which scales no loss, not 'fp16'."
+        )
     on_ours = bool(taken & {"model", "slda_model", "feature_extractor"})
     if precision != "fp32" and not on_ours and "precision" not in arguments:
         raise UsageError(

@@ -437,6 +437,8 @@ class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
                 "Avalanche's L2P as shipped makes 1 update per mini-batch, so gradient_steps must "
                 f"be 1 for it, not {gradient_steps!r}."
             )
+        if precision == "fp16":
+            raise UsageError("precision must be 'fp32' or 'bf16' here, not 'fp16'.")
         self.precision = precision
         with timm_compat(**_vit_arguments(source)):
             super().__init__(

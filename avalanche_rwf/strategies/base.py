@@ -15,6 +15,7 @@ It is an Avalanche ``SupervisedTemplate``: plugins, evaluators, loggers, ``train
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from avalanche_rwf.errors import NonFiniteLossError, UsageError, nearest
 from avalanche_rwf.models.backbone import backbone_info, image_misfit
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT, Selection, optional
+from avalanche_rwf.models.lower import lowered
 from avalanche_rwf.models.masks import MASKS, mask_logits, training_mask
 from avalanche_rwf.models.preprocessing import evaluation_transform, range_note
 from avalanche_rwf.strategies.common import CommonStrategy, evaluating
@@ -212,7 +214,8 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         :param gradient_steps: updates per mini-batch. More than one still sees each sample once.
         :param learning_rates: kind -> rate, over ``DEFAULT_RATES``.
         :param clip_norm: largest norm of the gradient, per kind of parameter; None clips nothing.
-        :param precision: "fp32" or "bf16" (autocast; the head's logits are float32).
+        :param precision: "fp32", "bf16" or "fp16" (autocast; the head's logits are float32; the
+            loss is scaled for fp16, and a step whose gradient overflows is left out).
         :param grows: whether a label beyond the model's classes widens the head, to 50,000 classes
             at most; otherwise it is an error.
         :param train_mb_size: training mini-batch size.
@@ -235,6 +238,8 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
             check_weights(criterion, model.num_classes)
         model.add_training_head()
         model.check_method()
+        if isinstance(criterion, nn.Module):
+            criterion.to(device)  # weights of classes
         model.to(device)  # before the optimizer: its groups hold the tensors on the device
         rates = {**DEFAULT_RATES, **(learning_rates or {})}
         built = build_optimizer(model, rates) if optimizer is None else optimizer
@@ -250,6 +255,11 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         self.clip_norm = clip_norm
         self.grows = grows
         self.precision = precision
+        self._at_once = sys.maxsize  # test images: fewer where a GPU's memory was short
+        self._scaler = None
+        if precision == "fp16" and self.trains:
+            # Small gradients would be 0 in float16: the loss is scaled, they are scaled back.
+            self._scaler = torch.amp.GradScaler(torch.device(device).type)
         self._features: Tensor | None = None
         self._selection: Selection | None = None
         self._raw: Tensor | None = None
@@ -292,9 +302,10 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         self.make_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
 
     def _autocast(self) -> Any:
-        if self.precision == "bf16":
-            return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-        return nullcontext()
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
     def forward(self) -> Tensor:
         """Logits [B, C] of the mini-batch with the classes not seen at -inf, in float32.
@@ -307,39 +318,58 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         images, n = self.mb_x, len(self.mb_x)
         if self.is_training and self.replay is not None:
             images = self.replay.extend(images)
+        if not self.is_training:
+            return self._test_forward(images)
         features, self._selection = self._encode(images)
-        if self.is_training:
-            if not self._observed:
-                self._look_at(features)
-                self._make_room(self.mb_y)
-                # Replayed images enter no statistics a second time.
-                own = self._selection and self._selection.rows(0, n)
-                try:
-                    self.model.observe(features[:n].detach(), self.mb_y, *optional(own))
-                except RuntimeError:  # of NaN there is no eigendecomposition
-                    self._check_finite([])
-                    raise
-                if not self._checked:
-                    self._checked = True
-                    if note := range_note(self.model.backbone, self.mb_x):
-                        warnings.warn(note, stacklevel=2)
-                    if not bool(self.model.seen[self.mb_y].all()):
-                        raise UsageError(
-                            f"observe of {type(self.model).__name__} must call super().observe: "
-                            "without it no class counts as seen."
-                        )
-                self._observed = True
-            self._features = features
-            self._raw = self._ask_head(features, n)
-        else:
-            self._raw = full_precision(self.model.logits(features, *optional(self._selection)))
-            if more := self._missing_classes(self.mb_y):
-                logits = mask_logits(self._raw, self.model.seen)
-                # Nothing knows them yet. For the loss they have what a fresh row gives on average.
-                later = float("-inf") if self.model.head.closed_form else 0.0
-                self._raw = nn.functional.pad(self._raw, (0, more), value=later)
-                return nn.functional.pad(logits, (0, more), value=float("-inf"))
+        if not self._observed:
+            self._look_at(features)
+            self._make_room(self.mb_y)
+            # Replayed images enter no statistics a second time.
+            own = self._selection and self._selection.rows(0, n)
+            try:
+                self.model.observe(features[:n].detach(), self.mb_y, *optional(own))
+            except RuntimeError:  # of NaN there is no eigendecomposition
+                self._check_finite([])
+                raise
+            if not self._checked:
+                self._checked = True
+                if note := range_note(self.model.backbone, self.mb_x):
+                    warnings.warn(note, stacklevel=2)
+                if not bool(self.model.seen[self.mb_y].all()):
+                    raise UsageError(
+                        f"observe of {type(self.model).__name__} must call super().observe: "
+                        "without it no class counts as seen."
+                    )
+            self._observed = True
+        self._features = features
+        self._raw = self._ask_head(features, n)
         return mask_logits(self._raw, self.model.seen)
+
+    def _test_forward(self, images: Tensor) -> Tensor:
+        """:meth:`forward` of test images."""
+        self._raw = self._test_logits(images)
+        more = self._missing_classes(self.mb_y)
+        logits = mask_logits(self._raw, self.model.seen)
+        if not more:
+            return logits
+        # Nothing knows them yet. For the loss they have what a fresh row gives on average.
+        later = float("-inf") if self.model.head.closed_form else 0.0
+        self._raw = nn.functional.pad(self._raw, (0, more), value=later)
+        return nn.functional.pad(logits, (0, more), value=float("-inf"))
+
+    def _test_logits(self, images: Tensor) -> Tensor:
+        """Raw logits [B, C] of images, in as many at a time as a GPU's memory is enough for."""
+        found: list[Tensor] = []
+        while (done := sum(map(len, found))) < len(images):
+            part = images[done : done + self._at_once]
+            try:
+                features, selection = self._encode(part)
+                found.append(full_precision(self.model.logits(features, *optional(selection))))
+            except torch.cuda.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._at_once = len(part) // 2
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _look_at(self, features: Tensor) -> None:
         """See to it that features that are not finite change nothing.
@@ -416,7 +446,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         :raises UsageError: for images that the backbone does not take.
         """
         try:
-            with self._autocast():
+            with self._autocast(), lowered(self.model.backbone):
                 features, selection = self.model.encode(images)
                 return full_precision(features), selection
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -551,6 +581,8 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
 
         :raises NonFiniteLossError: naming the step; the weights are those before it.
         """
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
         norms = []
         for group in self.optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -560,9 +592,21 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         if self.checks:
             if self.replay is not None:
                 self.replay.fetch(self.mb_x)
-            numbers = (self.loss, *norms)
+            # The scaler sees to gradients that overflow: it leaves the step out.
+            numbers = (self.loss,) if self._scaler is not None else (self.loss, *norms)
             self._check_finite([x.detach().reshape(()).to(self.device) for x in numbers])
-        self.optimizer.step()
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+
+    def backward(self) -> None:
+        """The loss's gradient; in float16 that of the scaled loss."""
+        if self._scaler is None:
+            super().backward()
+        else:
+            self._scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
 
     def _missing_classes(self, targets: Tensor) -> int:
         """How many classes the labels have beyond the model's: 0 unless the strategy grows.
@@ -639,8 +683,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         if not len(images):
             return torch.zeros(0, dtype=torch.long, device=self.device)
         with evaluating(self.model):
-            features, selection = self._encode(images.to(self.device))
-            logits = self.model.logits(features, *optional(selection))
+            logits = self._test_logits(images.to(self.device))
             return mask_logits(logits, self.model.seen).argmax(1)
 
     def _train_cleanup(self) -> None:

@@ -18,7 +18,7 @@ from avalanche_rwf.utils.validation import check_choice, check_whole, is_number,
 
 __all__ = ["PRECISIONS", "check_loop"]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def check_loop(arguments: Mapping[str, Any]) -> None:
@@ -48,6 +48,11 @@ def _check_device(name: str, value: Any) -> None:
     said = f"{name} must be one that PyTorch has here, such as 'cpu' or 'cuda', not {value!r}"
     if not (isinstance(value, (str, torch.device)) or is_whole(value)):
         raise UsageError(f"{said}.")
+    if str(value).partition(":")[0] == "mps":
+        raise UsageError(
+            f"{name} must be 'cpu' or 'cuda', not {value!r}: statistics are float64, which it has "
+            "not."
+        )
     try:
         torch.empty(0, device=value)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -73,6 +73,7 @@ class Saved:
     grows: bool
     optimized_param_id: dict[str, Any]
     _experience: int | None
+    _scaler: Any
     _make_room: Any
 
     def trained_state(self, images: bool = True) -> dict[str, Any]:
@@ -91,6 +92,8 @@ class Saved:
         }
         if self.model.uses_boundaries:
             state["experience"] = self._experience
+        if self._scaler is not None:
+            state["scaler"] = self._scaler.state_dict()
         return state if self.replay is None else {**state, "replay": self.replay.state_dict(images)}
 
     def save(self, path: str | os.PathLike[str], backbone: bool = False) -> None:
@@ -181,6 +184,8 @@ class Saved:
         if self.trains:
             load_optimizer(self.optimizer, state["optimizer"])
             self.optimized_param_id = {}
+        if self._scaler is not None and "scaler" in state:
+            self._scaler.load_state_dict(dict(state["scaler"]))
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
         self._experience = state.get("experience")

@@ -77,7 +77,8 @@ def execute(
     A run that cannot even write its directory is a failed one too; the others go on. Runs that
     another process is at are left to the last, and its summary is given if it ends first.
 
-    :param jobs: runs at a time; None leaves it to the executor. One is done in this process.
+    :param jobs: runs at a time; None leaves it to the executor. One is done in this
+        process, on a GPU in one of its own.
     :param samples: training samples of a run, for the view.
     :param quiet: no view.
     :param threads: of each run; see :func:`default_threads`.
@@ -87,8 +88,8 @@ def execute(
     :raises RunStopped: if the process is asked to stop (:mod:`.signals`); what was being done has
         a checkpoint then.
     """
-    if executor == "process" and jobs == 1:
-        executor = "serial"
+    if executor == "process" and jobs == 1 and device == "cpu":
+        executor = "serial"  # on a GPU each run leaves its memory and its errors to its process
     options = options or Options(jobs=jobs)
     context = Context(out, device, threads, work, settings(), url=options.url)
     doing = get_executor(executor)(context, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
@@ -19,14 +20,21 @@ __all__ = ["SerialExecutor"]
 
 @register_executor("serial")
 class SerialExecutor(Executor):
-    """One after another; a run that kills its process ends the list."""
+    """One after another; a run that kills its process ends the list.
+
+    After an error that takes the GPU from the process the rest is done in others.
+    """
 
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`."""
         import torch
 
+        from avalanche_rwf.experiments.executors.process import ProcessExecutor
+        from avalanche_rwf.experiments.failures import device_lost
+
         torch.set_num_threads(self.context.threads)
         todo, again = list(configs), True
+        done: list[RunConfig] = []
         while todo:
             waiting = []
             for config in todo:
@@ -36,7 +44,13 @@ class SerialExecutor(Executor):
                 if is_busy(summary):
                     waiting.append(config)
                 else:
+                    done.append(config)
                     yield config, summary
+                if device_lost(summary):
+                    rest = [c for c in configs if c not in done]
+                    options = replace(self.options, jobs=1)
+                    yield from ProcessExecutor(self.context, options).map(rest)
+                    return
             if len(waiting) == len(todo):
                 pause()
             todo, again = waiting, False

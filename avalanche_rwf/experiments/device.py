@@ -1,0 +1,55 @@
+"""How a run computes on its device: kinds of numbers, determinism, sizes that change no result."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from avalanche_rwf.experiments.variables import DETERMINISTIC, EVAL_BATCH
+
+__all__ = ["arithmetic", "auto_precision", "eval_batch_size", "set_arithmetic"]
+
+
+def eval_batch_size(batch_size: int) -> int:
+    """Test images per step: as asked for, or 64 and at least as many as in training.
+
+    No result depends on it, so it is no part of a run's configuration.
+    """
+    return int(os.environ.get(EVAL_BATCH) or max(64, batch_size))
+
+
+def auto_precision(device: str) -> tuple[str, str]:
+    """What ``--precision auto`` is on a device, and why.
+
+    It is bfloat16 where the hardware has it, float16 where it has that alone, else float32.
+    """
+    if not device.startswith("cuda"):
+        return "fp32", "on the CPU"
+    name, major = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)[0]
+    if major >= 8:
+        return "bf16", f"{name} has bfloat16"
+    if major >= 7:
+        return "fp16", f"{name} has float16 and no bfloat16"
+    return "fp32", f"{name} has no fast 16-bit numbers"
+
+
+def set_arithmetic() -> None:
+    """Compute in float32 what is float32, not in TF32; in a fixed order if that is asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # convolutions: the patch embedding
+    if os.environ.get(DETERMINISTIC) == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        # What has no deterministic kernel is warned of, and so in the log.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def arithmetic() -> dict[str, Any]:
+    """What was set, for a run's record."""
+    return {
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
