@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Each of these is to have 95 % of its lines run by the tests that are about it.
 COVERED := experiments benchmarks/datasets leaderboard
 
-.PHONY: demo test coverage lint types format check docs index profile gallery audit clean
+.PHONY: demo test coverage lint types format check docs index profile gpu gallery audit clean
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,9 @@ index: $(BIN)/.installed  ## what `list` knows without importing PyTorch; after 
 
 profile: $(BIN)/.installed  ## speed as ratios to one frozen forward
 	$(BIN)/python profiling/step_time.py
+
+gpu: $(BIN)/.installed  ## what a GPU does here: gpu.json and gpu.md, below 8 minutes on one card
+	$(BIN)/python profiling/gpu.py --out gpu
 
 gallery: $(BIN)/.installed  ## the pictures in docs/images, from a fresh comparison
 	$(BIN)/python examples/gallery.py

@@ -562,7 +562,7 @@ def _check(
         )
     if precision == "fp16":
         raise UsageError(
-            f"--precision must be fp32 or bf16 for {name}, which scales no loss, not 'fp16'."
+            f"precision must be 'fp32' or 'bf16', not 'fp16', for {name}, which scales no loss."
         )
     on_ours = bool(taken & {"model", "slda_model", "feature_extractor"})
     if precision != "fp32" and not on_ours and "precision" not in arguments:

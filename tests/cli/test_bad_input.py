@@ -30,7 +30,7 @@ BAD = {
     "workers x": (["--workers", "x"], ["--workers", "'x'"]),
     "data root": (["--data-root", __file__], ["--data-root", "takes a folder", ".py"]),
     "data root without a name": (["--data-root", ""], ["--data-root", "''"]),
-    "precision": (["--precision", "fp16"], ["--precision", "bf16", "'fp16'"]),
+    "precision": (["--precision", "fp64"], ["--precision", "bf16", "'fp64'"]),
     "format": (["--format", "pdf"], ["--format", "'pdf'"]),
     # sizes
     "experiences 0": (["--experiences", "0"], ["--experiences", "0"]),

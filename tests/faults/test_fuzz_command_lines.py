@@ -102,7 +102,7 @@ VALUES: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
     "--eval-every-samples": (whole(0, 10**12), ("-1", "1.5", "9" * 30)),
     "--eval-subset": (whole(0, 10**12), ("-1", "1", "5", "9" * 30)),
     "--holdout": (share, ("1", "1.0", "-0.1", "nan", "inf", "1e999", "20%")),
-    "--precision": (nothing, ("fp16", "FP32", "bf16 ")),
+    "--precision": (nothing, ("fp64", "FP32", "bf16 ")),
     "--device": (nothing, ("cuda:", "cuda:-1", "cuda:99", "gpu", "cpu:0:0", "cpu:x", "mps")),
     "--jobs": (whole(1, 1024), ("0", "-1", "1.5", "1025", "9" * 30)),
     "--workers": (whole(0, 1024), ("-1", "1.5", "1000000000", "9" * 30)),

@@ -297,7 +297,7 @@ def test_rates_reach_their_groups_and_a_missing_one_is_named(tools):
     [
         ({"mask": "all"}, "mask must be one of"),
         ({"gradient_steps": 0}, "gradient_steps must be a whole number of at least 1"),
-        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
+        ({"precision": "fp64"}, "precision must be one of fp32, bf16, fp16, not 'fp64'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
     ],
 )
