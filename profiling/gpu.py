@@ -256,7 +256,7 @@ def speed(device: str, sizes: Sizes, precision: str) -> dict[str, Any]:
             def forward(made: Any = made, x: Tensor = x) -> None:
                 made.model.eval()
                 with torch.no_grad():
-                    made._features_of(x)
+                    made._encode(x)
 
             def step(made: Any = made, x: Tensor = x, y: Tensor = y) -> None:
                 made.is_training, made._observed = True, False

@@ -158,9 +158,8 @@ def test_an_evaluation_that_has_no_memory_is_done_in_smaller_parts(name, monkeyp
     strategy.train(make_scenario(per_class=2).train_stream[0], shuffle=False)
     images = make_data(6, 4).tensors[0]
     whole = strategy.predict(images)
-    monkeypatch.setattr(simcuda.state, "oom_above", len(images) * 3 * 32 * 32)
-    few = strategy.model.features
-    monkeypatch.setattr(strategy.model, "features", lambda x: few(x) if len(x) < 7 else _full())
+    few = strategy.model.encode
+    monkeypatch.setattr(strategy.model, "encode", lambda x: few(x) if len(x) < 7 else _full())
     assert torch.equal(strategy.predict(images), whole)
     assert strategy._at_once == 6
 
