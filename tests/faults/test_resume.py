@@ -69,14 +69,16 @@ def test_every_stream_goes_on(stream, boundary_free, configure, do, tmp_path, mo
     if stream == "fscil":
         options = {"base": 3, "way": 3, "shots": 3}
     method, own = rng.choice([("rwf", {}), ("er", {"buffer": 4}), ("rwf-lda", {})])
+    # At seed 3 the first experience of si-blurry has no sample and the second a single one.
     config = configure(
-        method, options=own, stream=stream, stream_options=options, boundary_free=boundary_free
-    )
+        method, seed=3, options=own, experiences=2 if stream == "fscil" else 4, eval_subset=6,
+        stream=stream, stream_options=options, boundary_free=boundary_free,
+    )  # fmt: skip
     whole = do(config, tmp_path / "whole")
     killed_and_resumed(do, config, tmp_path / "cut", [rng.randrange(1, 5)]).assert_equal(whole)
 
 
-@pytest.mark.parametrize("method", ["rwf", "er", "slda"])
+@pytest.mark.parametrize("method", ["rwf", "er"])
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     method, configure, do, tmp_path, monkeypatch
 ):
@@ -151,8 +153,8 @@ def test_at_every_write_boundary_a_run_is_absent_resumable_or_complete(
             states.append("resumable")
     assert states == sorted(states, key=["absent", "resumable", "complete"].index)
     assert states[-1] == "complete"
-    # Going on takes as long as a run: every third of them.
-    for path in snapshots[:: max(1, len(snapshots) // 14)]:
+    # Going on takes as long as a run: some of them.
+    for path in snapshots[:: max(1, len(snapshots) // 8)]:
         do_again = run(config, path)
         assert do_again["status"] == "done"
         outcome = Outcome(path, config)
