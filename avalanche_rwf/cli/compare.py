@@ -57,12 +57,8 @@ avalanche-rwf compare --config exp.yaml --seeds 0-4
 avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
     --backbone vit_base_patch16_224.augreg_in21k --out results/si-blurry
 """
-# Settings of a run that a flag of the same name gives as they are.
-_FIELDS = (
-    *("benchmark", "experiences", "stream", "boundary_free", "weights", "image_size", "augment"),
-    *("batch_size", "gradient_steps", "eval_subset", "holdout", "skip_corrupt", "budget"),
-    *("test_share", "split_seed"),
-)
+# Settings of a run whose flags' values are not those of the run as they are.
+_COMPUTED = ("seed", "backbone", "precision", "eval_every_samples")
 # Each is a process: more than any machine's cores are a slip.
 _MOST_WORKERS = 1024
 
@@ -78,6 +74,8 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
 
     :param compares: False leaves out what `tune` does not have.
     """
+    from avalanche_rwf.experiments.config import run_settings
+
     add = parser.add_argument_group("methods").add_argument
     if compares:
         add("--methods", metavar="NAME,...",
@@ -125,6 +123,11 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
     add_settings(group, "batch_size", "gradient_steps", "precision", precision="auto")
     if compares:
         add_settings(group, "eval_every_samples", "eval_subset", eval_every_samples=None)
+    for name, setting in run_settings().items():  # those that no group names
+        wanted = compares or name not in ("budget", "eval_every_samples", "eval_subset")
+        there = any(setting.flag in action.option_strings for action in parser._actions)
+        if setting.flag and wanted and not there:
+            add_settings(group, name)
 
     add = parser.add_argument_group("where and how runs are done").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
@@ -284,7 +287,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         checked_path(args.weights)
 
     from avalanche_rwf.benchmarks.registry import check_benchmark
-    from avalanche_rwf.experiments.config import RunConfig
+    from avalanche_rwf.experiments.config import RunConfig, run_settings
     from avalanche_rwf.experiments.executors import (
         Options,
         get_executor,
@@ -298,7 +301,11 @@ def prepare(args: argparse.Namespace) -> Prepared:
         stream_options=of_stream,
         backbone_args=given,
         data_config=prepared,
-        **{name: getattr(args, name) for name in _FIELDS},
+        **{
+            name: getattr(args, name)
+            for name, setting in run_settings().items()
+            if setting.flag and name not in _COMPUTED
+        },
         precision="fp32" if args.precision == "auto" else args.precision,
         eval_every_samples=args.eval_every_samples or 0,
     ).validate()

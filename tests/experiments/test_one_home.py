@@ -45,6 +45,14 @@ else:
 from avalanche_rwf.experiments.command import command_line
 assert "--warm-up 3" in command_line(More("split-digits", "ncm", warm_up=3))
 ''',
+    "the command line": '''
+import argparse
+from avalanche_rwf.cli import compare
+parser = argparse.ArgumentParser()
+compare.add_flags(parser)
+assert parser.parse_args(["--warm-up", "3"]).warm_up == 3
+assert "steps of a rising learning rate" in parser.format_help()
+''',
     "summary": '''
 import numpy as np
 points = [
