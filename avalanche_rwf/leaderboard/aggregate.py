@@ -40,6 +40,7 @@ __all__ = [
     "aggregate",
     "csv_text",
     "is_reference",
+    "missing",
     "protocols",
     "read_runs",
     "records",
@@ -216,10 +217,11 @@ def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _values(row: dict[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(None if _missing(row[name]) else row[name] for name in names)
+    return tuple(None if missing(row[name]) else row[name] for name in names)
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Return whether a cell of a frame holds nothing."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
@@ -456,7 +458,7 @@ def _differing(runs: list[dict[str, Any]]) -> set[int]:
     """
     found: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for index, run in enumerate(runs):
-        if run["status"] == "done" and not _missing(run["images"]):
+        if run["status"] == "done" and not missing(run["images"]):
             same = found.setdefault((*_values(run, PROTOCOL), int(run["seed"])), {})
             same.setdefault(run["images"], []).append(index)
     return {i for by in found.values() if len(by) > 1 for indices in by.values() for i in indices}
@@ -557,7 +559,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         row["seeds"] = ",".join(map(str, seeds))
         row["failed"] = sum(said[index]["status"] == "failed" for index in indices)
         for name in _NOTED:
-            there = {str(said[i][name]) for i in indices if not _missing(said[i][name])}
+            there = {str(said[i][name]) for i in indices if not missing(said[i][name])}
             row[name] = "; ".join(sorted(there)) or None
         others = [seed for i, seed in zip(done, seeds, strict=True) if i in differing]
         row["images_differ"] = ",".join(map(str, others)) or None

@@ -9,7 +9,6 @@ lightness, so all can be read in grey.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
 import os
@@ -58,7 +57,6 @@ __all__ = [
     "few_shot",
     "few_shot_series",
     "forgetting_by_class",
-    "svg",
     "write_plots",
 ]
 
@@ -402,7 +400,7 @@ def accuracy_against_cost(runs: Sequence[_Method], most: int, target: Target) ->
         _log_scale(axis, cost[~np.isnan(cost)], 3 if target.narrow else 5)
         several = not less and len(hardware_of(rows)) > 1
         said_of = "less" if less else "of several machines; more" if several else "more"
-        axis.set_xlabel(f"{title} ({said_of} is better)")
+        axis.set_xlabel(f"{title}\n({said_of} is better)")
         axis.grid(color="0.9", linewidth=0.5)
         if less or not target.narrow:
             axis.margins(y=0.08)
@@ -677,17 +675,6 @@ class Written(NamedTuple):
 
     paths: list[Path]
     notes: list[str]
-
-
-def svg(figure: Figure) -> str:
-    """Return a figure as SVG text, with its letters drawn as shapes: no font and no markup in it.
-
-    The XML declaration is left out, so that it can stand in an HTML page.
-    """
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "avalanche-rwf", "svg.fonttype": "path"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "<svg" + text.getvalue().partition("<svg")[2]
 
 
 def write_plots(

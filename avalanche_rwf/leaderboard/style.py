@@ -40,6 +40,7 @@ _KNOWN = (
     *("linear-probe", "layers-lda", "coda-prompt"),
     *("mvp", "fine-tune", "avalanche-l2p", "rp-ridge", "er", "er-ace", "der", "rwf-literal"),
     *("rwf-static", "rwf-random", "rwf-lda-held", "avalanche-l2p-as-shipped"),
+    *("f-oal", "fecam", "klda", "layup", "randumb"),
 )
 
 
@@ -69,18 +70,22 @@ def look(method: str, variant: int = 0) -> Look:
     """
     if method in _KNOWN:
         number = _KNOWN.index(method)
-        colour = number
-        marker = line = number + 4 * (number // len(_COLOURS))  # others in the second round
-    else:
-        number = int.from_bytes(hashlib.sha256(method.encode(errors="replace")).digest()[:8], "big")
-        colour, rest = number, number // len(_COLOURS)
-        marker, line = rest, rest // len(_MARKERS)
+        place = number + 4 * (number // len(_COLOURS))  # another marker in the second round
+        return _look(number, place + variant, place + variant)
+    known = {look(name) for name in _KNOWN}
+    number = int.from_bytes(hashlib.sha256(method.encode(errors="replace")).digest()[:8], "big")
+    while True:
+        rest = number // len(_COLOURS)
+        found = _look(number, rest + variant, rest // len(_MARKERS) + variant)
+        if found not in known:
+            return found
+        number += 1
+
+
+def _look(colour: int, marker: int, line: int) -> Look:
     light, dark = _COLOURS[colour % len(_COLOURS)]
     return Look(
-        light,
-        dark,
-        *_MARKERS[(marker + variant) % len(_MARKERS)],
-        *_DASHES[(line + variant) % len(_DASHES)],
+        light, dark, *_MARKERS[marker % len(_MARKERS)], *_DASHES[line % len(_DASHES)]
     )
 
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -362,20 +361,10 @@ def read_entry(path: str | os.PathLike[str]) -> Entry:
         UsageError: naming the field, if it is no sound entry.
     """
     try:
-        # Not to wait for a pipe that nobody writes to.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        content = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: {reason}.") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise UsageError(f"{os.fspath(path)!r} cannot be read as an entry: it is no file.")
-    with os.fdopen(handle, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise UsageError(
-            f"{os.fspath(path)!r} is not an entry: it has more than {MAX_BYTES:,} bytes."
-        )
     try:
         return Entry.model_validate_json(content)
     except ValidationError as error:

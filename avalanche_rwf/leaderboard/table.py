@@ -21,7 +21,7 @@ import pandas as pd
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.evaluation.metrics import METRICS
 from avalanche_rwf.experiments.config import header_parts, run_settings, short
-from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, protocols, records
+from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, missing, protocols, records
 from avalanche_rwf.utils.untrusted_io import printable
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
 Row = dict[str, Any]  # of the board, by column
 Rows = list[Row]
 
-_SETUP = SETUP
 _HASH = 8
 NOTE = "A_* and F_cls in %: mean ± sample standard deviation over n seeds."
 MISSING = "-"
@@ -136,19 +135,10 @@ class Table:
 # ---- from the board to cells
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
 def _get(row: Row, name: str) -> Any:
     """Return a value of a row, None where it or its column is missing."""
     value = row.get(name)
-    return None if _missing(value) or value == "" else value
-
-
-def _options(row: Row) -> dict[str, Any]:
-    """Return the options of a row, which the board holds as JSON text."""
-    return _parsed(row, "options")
+    return None if missing(value) or value == "" else value
 
 
 def _parsed(row: Row, name: str) -> dict[str, Any]:
@@ -219,7 +209,7 @@ def _labels(
         labels.append(" ".join([(names or {}).get(method, method), *said]))
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
-        (label, _is_submitted(row), *(_get(row, name) for name in _SETUP if name in shown))
+        (label, _is_submitted(row), *(_get(row, name) for name in SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
     counts = Counter(visible)
@@ -307,10 +297,10 @@ def _tuned(row: Row, label: str) -> str | None:
 
 def _differences(row: Row) -> dict[str, Any]:
     """Return all that may tell two configurations of a method apart, by name."""
-    setup = {name: _get(row, name) for name in _SETUP}
+    setup = {name: _get(row, name) for name in SETUP}
     source = _get(row, "source")
     code = {"version": _get(row, "version"), "code": source and str(source)[:_HASH]}
-    return {**setup, "weights": _get(row, "weights"), **_options(row), **code}
+    return {**setup, "weights": _get(row, "weights"), **_parsed(row, "options"), **code}
 
 
 def _share(row: Row, field: str) -> tuple[str, str]:
@@ -616,7 +606,7 @@ def _text_table(
 
 def _is_alike(column: Column, rows: Rows) -> bool:
     """Return whether a column of the set-up says the same in every row."""
-    return column.field in _SETUP and len({_get(row, column.field) for row in rows}) < 2
+    return column.field in SETUP and len({_get(row, column.field) for row in rows}) < 2
 
 
 def _fitting(rows: Rows, width: int) -> list[Column]:

@@ -59,16 +59,17 @@ def _open(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:
     return file
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | os.PathLike[str], most: int = _BYTES) -> bytes:
     """The content of a file.
 
     :raises OSError: if it cannot be read or is none.
-    :raises ValueError: if it is larger than any that we write.
+    :raises ValueError: if it has more than `most` bytes, by default more than any that we write.
     """
     with _open(path) as file:
-        if os.fstat(file.fileno()).st_size > _BYTES:
-            raise ValueError(f"it has more than {_BYTES:,} bytes")
-        return file.read()
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
 
 
 def read_end(path: str | os.PathLike[str], most: int) -> bytes:

@@ -215,7 +215,7 @@ def _board_row(row: Row, every: int) -> dict[str, Any]:
         "cells": [tables.one_space(cell) for cell in row.table.cells[row.place]],
         "values": [_sort_value(column, row) for column in columns],
         "best": [i for i, best in enumerate(row.table.best[row.place]) if best],
-        "setup": {name: tables._get(row.values, name) for name in tables._SETUP},
+        "setup": {name: tables._get(row.values, name) for name in tables.SETUP},
         "failed": int(row.values["failed"] or 0),
         "seeds": str(row.values["seeds"]),
         "look": row.look._asdict(),

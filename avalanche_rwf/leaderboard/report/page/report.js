@@ -332,12 +332,13 @@ const report = (() => {
     load.observe(box);
     return el("div", { class: "cell" }, el("h3", { text: row.label, title: row.label }), box);
   }
+  // Title of its plot, name among others, whether one minus the value is drawn.
   const ROUTING = [
-    ["prompt_drift", "Prompts: cosine to their first value", true],
-    ["routing_drift", "Associations: cosine to their first value", true],
-    ["routing_entropy", "Entropy of the association (1: uniform)", false],
-    ["prompt_similarity", "Cosine between the prompts of an image", false],
-    ["accuracy_first", "Accuracy on the same classes, %", false],
+    ["prompt_drift", "Prompts: cosine to their first value", "prompts: cosine to first", true],
+    ["routing_drift", "Associations: cosine to their first value", "association: cosine to first", true],
+    ["routing_entropy", "Entropy of the association (1: uniform)", "entropy (1: uniform)", false],
+    ["prompt_similarity", "Cosine between the prompts of an image", "cosine between prompts", false],
+    ["accuracy_first", "Accuracy on the same classes, %", "accuracy on the same classes", false],
   ];
   // An axis from 0, 0.5 or 0.9 up to 1: a cosine of 0.9999 must not look like a fall.
   function meaningful(traces, top) {
@@ -367,7 +368,7 @@ const report = (() => {
     const wanted = routed.filter((row) => rows.includes(row));
     const chosen = wanted.length ? wanted : routed.slice(0, CURVES);
     $("routing").hidden = !routed.length;
-    $("routing-grid").replaceChildren(...ROUTING.filter(([name]) => chosen.some((row) => row.routing[name])).map(([name, title, flip]) => {
+    $("routing-grid").replaceChildren(...ROUTING.filter(([name]) => chosen.some((row) => row.routing[name])).map(([name, title, , flip]) => {
       const box = el("div", { class: "plot", role: "img", "aria-label": title });
       plan(box, routingPlot(chosen, name, flip));
       return el("div", { class: "cell" }, el("h3", { text: title }), box);
@@ -455,8 +456,7 @@ const report = (() => {
       const box = el("div", { class: "plot", role: "img", "aria-label": "Routing" });
       parts.push(el("h3", { text: "Routing of the same images, after each experience" }), box);
       boxes.push([box, () => {
-        const names = { prompt_drift: "prompts: cosine to first", routing_drift: "association: cosine to first", routing_entropy: "entropy (1: uniform)", prompt_similarity: "cosine between prompts", accuracy_first: "accuracy on the same classes" };
-        const traces = Object.entries(names).flatMap(([name, title], i) => row.routing[name] ? line(title, row.routing[name], { ...row.look, ...LINES[i] }, { flip: name.endsWith("_drift"), x: "experience", first: row.first, band: false }) : []);
+        const traces = ROUTING.flatMap(([name, , title, flip], i) => row.routing[name] ? line(title, row.routing[name], { ...row.look, ...LINES[i] }, { flip, x: "experience", first: row.first, band: false }) : []);
         return { traces, layout: { height: 330, xaxis: axis("after experience", { dtick: 1 }), yaxis: axis("", { range: [-0.05, 1.05] }) } };
       }]);
     }
