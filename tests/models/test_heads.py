@@ -204,13 +204,34 @@ def test_whitening_is_that_of_the_stream_and_new_rows_are_prototypes():
     assert (head(x).argmax(1) == y).float().mean() > 0.6
 
 
+@pytest.mark.parametrize("n", [5, 8, 9, 60])
+def test_whitening_is_the_same_from_the_samples_and_from_the_features(n):
+    """Below 0.7 F samples the eigenvectors come from the samples' products."""
+    x, y = data(dtype=torch.float64)
+    head = create_head("white", W, C, refresh=1.0).double()
+    feed(head, x[:n], y[:n], 3)
+    assert (len(head.gram) > 0) is (n > 0.7 * W)
+    mean = x[:n].mean(0)
+    cov = (x[:n] - mean).T @ (x[:n] - mean) / n
+    shrunk = 0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(W, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(shrunk)
+    torch.testing.assert_close(
+        head.transform, (vectors * values.rsqrt()) @ vectors.T, rtol=1e-9, atol=1e-9
+    )
+    twin = create_head("white", W, C, refresh=1.0).double()
+    twin.load_state_dict(head.state_dict())
+    for h in (head, twin):
+        feed(h, x[n : n + 20], y[n : n + 20], 4)
+    assert torch.equal(head(x), twin(x))
+
+
 def test_white_head_carries_rows_over_when_the_whitening_changes():
     torch.manual_seed(0)
     x, y = data()
     head = create_head("white", W, C)
     head.observe(x[:40], y[:40])
     prototype = F.normalize(head.weight[0].double(), dim=0) * W**0.5
-    raw = prototype @ head.inverse.double() + head.mean.double()
+    raw = torch.linalg.solve(head.transform.double(), prototype) + head.mean.double()
     head.observe(x[40:], y[40:])
     moved = F.normalize((raw - head.mean.double()) @ head.transform.double(), dim=0)
     torch.testing.assert_close(

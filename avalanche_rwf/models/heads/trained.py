@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.heads.base import Head, register_head, with_rows
+from avalanche_rwf.models.heads.base import Head, fit_buffers, register_head, with_rows
 from avalanche_rwf.utils.device import on_host, to_device
 from avalanche_rwf.utils.validation import check_number
 
@@ -150,10 +150,10 @@ class WhiteHead(CosineHead):
     count: Tensor
     fitted: Tensor
     total: Tensor
+    rows: Tensor
     gram: Tensor
     mean: Tensor
     transform: Tensor
-    inverse: Tensor
     known: Tensor
 
     def __init__(
@@ -173,20 +173,40 @@ class WhiteHead(CosineHead):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.long))
         self.register_buffer("total", torch.zeros(in_features, dtype=double))
-        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
+        # Until 0.7 F samples have been seen, the features themselves; then their second moment.
+        self.register_buffer("rows", torch.zeros(0, in_features))
+        self.register_buffer("gram", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("transform", torch.eye(in_features))
-        self.register_buffer("inverse", torch.eye(in_features))
         self.register_buffer("known", torch.zeros(num_classes, dtype=torch.bool))
         # What of it is on the host, so that a step does not wait for the device to read it.
         self._n = 0
         self._n_fitted = 0
         self._known: set[int] = set()
+        self._parts: list[Tensor] = []
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._n, self._n_fitted = int(self.count), int(self.fitted)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if state_dict.pop(f"{prefix}inverse", None) is not None:  # an older file
+            state_dict[f"{prefix}rows"] = self.rows[:0]
+        fit_buffers(self, state_dict, prefix, "rows", "gram")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._n, self._n_fitted, self._parts = int(self.count), int(self.fitted), []
         self._known = set(self.known.nonzero().flatten().tolist())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._gather()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> WhiteHead:
+        self._gather()  # what waits in a list would not move with the buffers
+        return super()._apply(fn, recurse)
+
+    def _gather(self) -> None:
+        if self._parts:
+            kept = [self.rows.to(self._parts[0])] if len(self.rows) else []
+            self.rows, self._parts = torch.cat([*kept, *self._parts]), []
 
     def whiten(self, features: Tensor) -> Tensor:
         """Features [B, F] -> whitened features [B, F]."""
@@ -200,9 +220,16 @@ class WhiteHead(CosineHead):
         """Add the batch to the statistics, renew T if it is due, imprint classes met first here."""
         f = features.detach().double()
         self.total += f.sum(0)
-        self.gram.addmm_(f.T, f)
         self.count += len(f)
         self._n += len(f)
+        if len(self.gram):
+            self.gram.addmm_(f.T, f)
+        else:
+            self._parts.append(features.detach().clone())
+            if self._n > 0.7 * self.in_features:
+                self._gather()
+                x = self.rows.double()
+                self.gram, self.rows = x.T @ x, self.rows[:0].clone()
         if self._n >= self.refresh * self._n_fitted:
             self._renew()
         labels = on_host(targets)
@@ -216,18 +243,36 @@ class WhiteHead(CosineHead):
             self.known.index_fill_(0, to_device(torch.tensor(new), self.known.device), True)
             self._known.update(new)
 
+    def _spectrum(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues [K] and vectors [F, K] of the covariance, and its mean variance.
+
+        K is min(n, F) and vectors of no variance may be zero: there the covariance is zero.
+        """
+        n = self._n
+        if len(self.gram):
+            covariance = self.gram / n - torch.outer(mean, mean)
+            return (*torch.linalg.eigh(covariance), covariance.diagonal().mean())
+        # X^T X and X X^T have the same eigenvalues other than zero: n^3 operations, not F^3.
+        self._gather()
+        x = self.rows.double() - mean
+        inner = x @ x.T / n
+        values, vectors = torch.linalg.eigh(inner)
+        tiny = torch.finfo(values.dtype).tiny
+        some = values > 1e-12 * values[-1]
+        size = torch.where(some, values * n, 1.0).clamp_min(tiny).sqrt()
+        return values * some, x.T @ vectors * some / size, inner.diagonal().sum() / self.in_features
+
     def _renew(self) -> None:
         n = self._n
         mean = self.total / n
-        covariance = self.gram / n - torch.outer(mean, mean)
-        variance = covariance.diagonal().mean().clamp_min(1e-12)
-        covariance = (1 - self.shrinkage) * covariance
-        covariance.diagonal().add_(self.shrinkage * variance)
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        values, vectors, variance = self._spectrum(mean)
+        variance = variance.clamp_min(1e-12)
         # The shrunk matrix is positive definite; the floor guards against rounding alone.
-        eigenvalues = torch.maximum(eigenvalues, 1e-6 * variance)
-        transform = (vectors * eigenvalues.rsqrt()) @ vectors.T
-        inverse = (vectors * eigenvalues.sqrt()) @ vectors.T
+        shift, least = self.shrinkage * variance, 1e-6 * variance
+        roots = torch.maximum((1 - self.shrinkage) * values + shift, least).rsqrt()
+        rest = torch.maximum(shift, least).rsqrt()
+        transform = (vectors * (roots - rest)) @ vectors.T
+        transform.diagonal().add_(rest)
         if self._n_fitted and self._known:
             known = to_device(torch.tensor(sorted(self._known)), self.weight.device)
             rows = self.weight[known].double()
@@ -235,11 +280,11 @@ class WhiteHead(CosineHead):
             # A row is a direction; as a prototype it stands at the norm of a whitened feature.
             rows = rows / norms.clamp_min(1e-12) * math.sqrt(self.in_features)
             shift = self.mean.double() - mean
-            moved = (rows @ self.inverse.double() + shift) @ transform
+            before = torch.linalg.solve(self.transform.double(), rows, left=False)
+            moved = (before + shift) @ transform
             self.weight[known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
         self.mean.copy_(mean)
         self.transform.copy_(transform)
-        self.inverse.copy_(inverse)
         self.fitted.fill_(n)
         self._n_fitted = n
 
