@@ -311,7 +311,8 @@ class StreamingMoments(nn.Module):
         s = self._share(shrinkage, within)
         spread = within.diagonal().sum() / self.in_features
         weight, some, ridge = self._ridge(1 - s, s, spread, whole)
-        own = F.one_hot(group, len(present)).to(inner.dtype) / count
+        each = torch.arange(len(present), device=group.device)  # none before the first sample
+        own = (group.unsqueeze(1) == each).to(inner.dtype) / count
         alpha = own - own.mean(1, keepdim=True)  # B
         if bool((weight > 0) & some):
             within.diagonal().add_(ridge / weight)
