@@ -11,6 +11,7 @@ import importlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ from avalanche_rwf.experiments.executors.base import (
 __all__ = ["RayExecutor"]
 
 _RETRIES = 5
+_LOOK = 1.0  # seconds between two looks at what the cluster has
 _FRACTION = 1 / 4  # more tasks than can run, so that no node waits for the next one
 
 
@@ -99,12 +101,13 @@ class RayExecutor(Executor):
     ) -> Iterator[Result]:
         todo, waiting = iter(configs), list[RunConfig]()
         pending: dict[Any, RunConfig] = {}
-        exhausted = False
+        exhausted, room, asked = False, 0, float("-inf")
         try:
             while True:
                 if signals.stop_requested():
                     raise signals.RunStopped
-                room = self._room(ray, resources)
+                if time.monotonic() - asked > _LOOK:  # nodes come and go
+                    room, asked = self._room(ray, resources), time.monotonic()
                 while len(pending) < room and not exhausted:
                     config = next(todo, None)
                     if config is None:
