@@ -92,7 +92,7 @@ def small(out: Path, jobs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--list", type=int, metavar="N", help="runs of the long list")
     parser.add_argument("--executor", default="process", help="of the long list")
     parser.add_argument("--workers", action="store_true")
@@ -119,7 +119,8 @@ def main() -> None:
                 if name == "ray" and importlib.util.find_spec("ray") is None:
                     continue
                 each = cost(name, out / name)
-                print(f"{name:14} {1000 * each:6.1f} ms per run, {each / process:.2f} x", flush=True)
+                said = f"{name:14} {1000 * each:6.1f} ms per run, {each / process:.2f} x"
+                print(said, flush=True)
 
 
 if __name__ == "__main__":

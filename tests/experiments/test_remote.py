@@ -32,7 +32,7 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.fixture(params=["file", "memory"])
 def url(request, tmp_path):
-    import fsspec
+    fsspec = pytest.importorskip("fsspec")
 
     yield f"file://{tmp_path}/bucket/sweep" if request.param == "file" else "memory://sweep"
     fsspec.filesystem("memory").store.clear()
