@@ -257,6 +257,8 @@ def command_line() -> str:
         formatter = sub.formatter_class(prog=f"avalanche-rwf {verb}", width=90)
         formatter.add_usage(sub.usage, sub._actions, sub._mutually_exclusive_groups)
         parts.append(f"```text\n{formatter.format_help().strip()}\n```")
+        examples = (sub.epilog or "").partition("\n")[2]
+        parts.append(f"```bash\n{inspect.cleandoc(examples)}\n```")
         for group in sub._action_groups:
             actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
             if actions:
