@@ -116,7 +116,8 @@ def test_links_lead_to_files_and_headings(page):
         name, _, anchor = target.partition("#")
         path = (ROOT / page).parent / name if name else ROOT / page
         made = path.stem.upper() in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
-        assert path.exists() or (made and (ROOT / f"{path.stem.upper()}.md").exists()), target
+        path = ROOT / f"{path.stem.upper()}.md" if made and not path.exists() else path
+        assert path.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
