@@ -149,6 +149,9 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
     add("--eval-batch-size", type=int, metavar="N",
         help="test images per step; no result depends on it (default: 64, at least --batch-size; "
         "halved where a GPU's memory is short)")
+    add("--no-cache", action="store_true",
+        help="compute every feature; by default those of a frozen backbone are looked up across "
+        "methods and seeds, to the same bits, and their time is charged")
     add("--no-checks", action="store_true",
         help="do not look whether loss and gradients are finite: steps never wait for the GPU")
     add("--deterministic", action="store_true",
@@ -200,6 +203,7 @@ def _set_loading(args: argparse.Namespace) -> None:
         EVAL_BATCH,
         EVERY,
         FRESH,
+        NO_CACHE,
         read_every,
     )
 
@@ -216,7 +220,11 @@ def _set_loading(args: argparse.Namespace) -> None:
                 f"{args.eval_batch_size}."
             )
         os.environ[EVAL_BATCH] = str(args.eval_batch_size)
-    for name, value in ((CHECKS, "0" * args.no_checks), (DETERMINISTIC, "1" * args.deterministic)):
+    for name, value in (
+        (CHECKS, "0" * args.no_checks),
+        (DETERMINISTIC, "1" * args.deterministic),
+        (NO_CACHE, "1" * args.no_cache),
+    ):
         os.environ.pop(name, None)
         if value:
             os.environ[name] = value

@@ -82,9 +82,9 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
-from avalanche_rwf.experiments.variables import CHECKS, FRESH, checkpoint_every
+from avalanche_rwf.experiments.variables import CHECKS, FRESH, NO_CACHE, checkpoint_every
 from avalanche_rwf.models.backbone import backbone_info
-from avalanche_rwf.models.feature_cache import MEMORY, NO_CACHE
+from avalanche_rwf.models.feature_cache import MEMORY
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.description import describe, state_bytes
@@ -333,10 +333,12 @@ def _run_alone(
     threads = torch.get_num_threads()
     free_memory()  # a strategy of an earlier run is in cycles of Avalanche's
     set_arithmetic()
+    # Augmented images come once.
+    looking = MEMORY.looking(bool(os.environ.get(NO_CACHE)), config.augment == "none")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            with RunLogger(folder, config, log) as logger:
+            with RunLogger(folder, config, log) as logger, looking:
                 summary = _run(config, folder, device, log, progress=progress, logger=logger)
                 logger.write(summary, summary["samples_seen"])
         for text in sorted({f"{w.category.__name__}: {w.message}" for w in caught}):
@@ -498,8 +500,6 @@ def _run_once(
     info = backbone_info(load_backbone(config))
     _check_unchanged(config, info.sha256)
     benchmark = build_benchmark(config, normalised=not normalises(config.method))
-    MEMORY.off = bool(os.environ.get(NO_CACHE))
-    MEMORY.training = config.augment == "none"  # augmented images come once
     workers = loader_workers(benchmark)
     recorder, meter, anytime = PredictionRecorder(), Meter(progress), None
     plugins: list[SupervisedPlugin] = [

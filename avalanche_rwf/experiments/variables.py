@@ -13,6 +13,7 @@ __all__ = [
     "EVAL_BATCH",
     "EVERY",
     "FRESH",
+    "NO_CACHE",
     "checkpoint_every",
     "read_every",
 ]
@@ -29,6 +30,9 @@ EVAL_BATCH = "AVALANCHE_RWF_EVAL_BATCH"
 
 CHECKS = "AVALANCHE_RWF_CHECKS"
 """Environment variable: "0" looks at no loss and gradient; ``--no-checks`` sets it."""
+
+NO_CACHE = "AVALANCHE_RWF_NO_CACHE"
+"""Environment variable: not empty, every feature is computed; ``--no-cache`` sets it."""
 
 DETERMINISTIC = "AVALANCHE_RWF_DETERMINISTIC"
 """Environment variable: "1" takes deterministic kernels; ``--deterministic`` sets it."""

@@ -17,6 +17,13 @@ __all__: list[str] = []
     "fecam",
     summary="frozen backbone, Mahalanobis distance with a covariance for each class, closed form",
     paper="Goswami et al., FeCAM, arXiv 2309.14062",
+    grid=[
+        {"diagonal": diagonal, "rest": rest}
+        for diagonal, rest in (
+            *((1.0, 1.0), (100.0, 100.0), (0.1, 0.1), (1.0, 10.0), (10.0, 1.0)),
+            *((100.0, 10.0), (10.0, 100.0), (1.0, 100.0), (100.0, 1.0)),
+        )
+    ],
 )
 def fecam(
     *,
@@ -29,8 +36,8 @@ def fecam(
 ) -> FrozenBackboneStrategy:
     """Class covariances with two shrinkages and correlation normalisation, see ``FeCAMHead``.
 
-    One pass, no boundaries, no buffer; state 8 C F^2 bytes. The shrinkages are the paper's for
-    ViTs. A class with one image, which the paper does not have, is measured without a covariance.
+    One pass, no boundaries, no buffer; state 8 C F^2 bytes. A class with one image, which the paper
+    does not have, is measured without a covariance.
     """
     options = {"diagonal": diagonal, "rest": rest}
     model = FrozenViT(

@@ -87,6 +87,10 @@ def klda(
     "randumb",
     summary="as klda, from mirror images too, shrinkage found by OAS, closed form",
     paper="Prabhu et al., RanDumb, arXiv 2402.08823",
+    # By a rule or as fixed numbers, as klda has them.
+    grid=[
+        {"shrinkage": share} for share in (0.05, 0.01, 0.25, 0.002, 0.1, 1.0, 0.025, 0.0004, 0.005)
+    ],
 )
 def randumb(
     *,

@@ -20,12 +20,13 @@ methods stay comparable.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -38,7 +39,6 @@ from torch.nn.modules import module as every_module
 
 __all__ = [
     "MEMORY",
-    "NO_CACHE",
     "FeatureMemory",
     "counts_only",
     "fingerprint",
@@ -46,9 +46,6 @@ __all__ = [
     "is_watched",
     "settings",
 ]
-
-NO_CACHE = "AVALANCHE_RWF_NO_CACHE"
-"""An environment variable: with a value, runs look nothing up (``--no-cache``)."""
 
 # Whose code the backbones are made of.
 _KNOWN = ("torch", "timm", "avalanche_rwf")
@@ -173,6 +170,16 @@ class FeatureMemory:
         self._listed: set[str] = set()
         self._changed = -1
         self.clear()
+
+    @contextlib.contextmanager
+    def looking(self, off: bool, training: bool) -> Iterator[None]:
+        """Within it, :attr:`off` and :attr:`training` are these."""
+        before = self.off, self.training
+        self.off, self.training = off, training
+        try:
+            yield
+        finally:
+            self.off, self.training = before
 
     def share(self, folder: Path | None) -> None:
         """Use `folder` together with other processes; None uses this process's memory alone.
