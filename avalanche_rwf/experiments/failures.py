@@ -68,7 +68,9 @@ def out_of_memory(batch_size: int, fits: int | None, others: float = 0.0) -> str
 
 
 def held_by_others(device: str) -> float:
-    """Share of a GPU's memory that processes other than this one hold, from 0 to 1."""
+    """Share of a GPU's memory that processes other than this one hold, from 0 to 1; 0 of a CPU."""
+    if torch.device(device).type != "cuda":
+        return 0.0
     with contextlib.suppress(RuntimeError, AttributeError, AssertionError):
         free, whole = torch.cuda.mem_get_info(device)
         return max(0.0, (whole - free - torch.cuda.memory_reserved(device)) / whole)

@@ -245,7 +245,7 @@ def _rebuild(inner, param, requires_grad):
 _WAITS = {
     *("nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive"),
     *("bincount", "equal", "histc", "_linalg_eigh", "_linalg_svd", "linalg_eig", "argwhere"),
-    *("repeat_interleave", "_linalg_check_errors", "is_nonzero"),
+    *("repeat_interleave", "_linalg_check_errors", "linalg_pinv", "is_nonzero"),
 }
 _INDEX = {
     aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,

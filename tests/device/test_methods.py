@@ -30,14 +30,17 @@ WAITS = {
     **dict.fromkeys(list_methods(), (1, 1)),
     **dict.fromkeys(list_methods("rwf*"), (1, 2)),  # an eigendecomposition
     "rwf-literal": (1, 1),
-    "rp-ridge": (1, 2),  # a Cholesky factor
-    **dict.fromkeys(("slda", "layers-lda", "rwf-lda", "rwf-lda-held"), (1, 3)),
+    **dict.fromkeys(("rp-ridge", "f-oal"), (1, 3)),  # the classes seen, a Cholesky factor
+    "layup": (1, 5),  # that, eigenvalues and the penalty
+    # The classes seen, whether they vary, a Cholesky factor.
+    **dict.fromkeys(("slda", "layers-lda", "rwf-lda", "rwf-lda-held", "klda", "randumb"), (1, 4)),
+    "fecam": (1, 10),  # the counts, and for each class whether it varies and its pseudo-inverse
     # In Avalanche's own code.
     "avalanche-l2p": (3, 3),
     "avalanche-l2p-as-shipped": (3, 3),
     "avalanche:SynapticIntelligence": (8, 8),
     "avalanche:Naive": (0, 0),
-    "avalanche:StreamingLDA": (0, 0),
+    "avalanche:StreamingLDA": (1, 1),  # a pseudo-inverse
 }
 
 

@@ -279,7 +279,7 @@ class StreamingMoments(nn.Module):
         if isinstance(shrinkage, str):
             trace, squared = scatter.diagonal().sum() / n, scatter.square().sum() / n**2
             return _found_shrinkage(shrinkage, n, self.in_features, trace, squared)
-        return torch.tensor(float(shrinkage), dtype=scatter.dtype, device=scatter.device)
+        return scatter.new_full((), shrinkage)  # on the device, without a copy
 
     def _ridge(
         self, weight: float | Tensor, shift: float | Tensor, spread: Tensor, whole: Tensor

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avalanche_rwf.models.heads.base import register_head, with_rows
 from avalanche_rwf.models.heads.closed_form import ClosedFormHead
+from avalanche_rwf.utils.device import on_host, to_device
 from avalanche_rwf.utils.validation import check_number
 
 __all__ = ["FeCAMHead"]
@@ -58,19 +59,21 @@ class FeCAMHead(ClosedFormHead):
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Add the batch to its classes' sums: features [B, F], targets [B]."""
         super().observe(features, targets)
-        for c in targets.unique().tolist():
-            x = features[targets == c].double()
+        labels = on_host(targets)
+        for c in sorted(set(labels)):
+            mine = torch.tensor([i for i, label in enumerate(labels) if label == c])
+            x = features[to_device(mine, features.device)].double()
             self.squares[c].addmm_(x.T, x)
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """N_c^{-1} [C, F, F], and the class means at length one [C, F]."""
         means = self.moments.means()
-        found = [self._precision(c, mean) for c, mean in enumerate(means)]
+        counts = self.moments.counts.tolist()
+        found = [self._precision(c, n, means[c]) for c, n in enumerate(counts)]
         return torch.stack(found), F.normalize(means, dim=1)
 
-    def _precision(self, c: int, mean: Tensor) -> Tensor:
+    def _precision(self, c: int, n: float, mean: Tensor) -> Tensor:
         eye = torch.eye(self.in_features, dtype=mean.dtype, device=mean.device)
-        n = float(self.moments.counts[c])
         if n < 2:
             return eye  # nothing is known of its shape
         covariance = self.squares[c] / n - torch.outer(mean, mean)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from avalanche_rwf.models.heads.base import register_head
 from avalanche_rwf.models.heads.closed_form import RidgeHead
+from avalanche_rwf.utils.device import to_device
 
 __all__ = ["GCVRidgeHead"]
 
@@ -60,7 +61,8 @@ class GCVRidgeHead(RidgeHead):
         values, weights = self.moments.spectrum()
         n = float(self.moments.samples)
         size = values.sum() / self.in_features
-        shifts = size * torch.tensor(self.grid, dtype=values.dtype, device=values.device)[:, None]
+        grid = to_device(torch.tensor(self.grid, dtype=values.dtype), values.device)
+        shifts = size * grid[:, None]
         shifts = shifts.clamp_min(torch.finfo(values.dtype).tiny)
         left = n - (weights * (values + 2 * shifts) / (values + shifts).square()).sum(1)
         free = n - (values / (values + shifts)).sum(1)

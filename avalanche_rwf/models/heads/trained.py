@@ -280,7 +280,8 @@ class WhiteHead(CosineHead):
             # A row is a direction; as a prototype it stands at the norm of a whitened feature.
             rows = rows / norms.clamp_min(1e-12) * math.sqrt(self.in_features)
             shift = self.mean.double() - mean
-            before = torch.linalg.solve(self.transform.double(), rows, left=False)
+            # T is positive definite: nothing to check, which would wait for the device.
+            before = torch.linalg.solve_ex(self.transform.double(), rows, left=False).result
             moved = (before + shift) @ transform
             self.weight[known] = (norms * F.normalize(moved, dim=1)).to(self.weight)
         self.mean.copy_(mean)
