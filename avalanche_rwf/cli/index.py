@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import typing
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -75,9 +76,11 @@ def describe_options(name: str) -> dict[str, list[Any]]:
     spec = get_method(name)
     documented: list[Any] = [spec.build]
     try:
-        strategy = create_strategy(
-            name, backbone=create_backbone(PACKAGED), num_classes=2, loop={"evaluator": None}
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Avalanche's, that nothing will be logged
+            strategy = create_strategy(
+                name, backbone=create_backbone(PACKAGED), num_classes=2, loop={"evaluator": None}
+            )
         parts = [strategy, *strategy.model.modules()]
         documented += [c for part in parts for c in type(part).__mro__]
     except (UsageError, AttributeError):  # a strategy of Avalanche's with a model of its own

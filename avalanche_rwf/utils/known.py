@@ -1,8 +1,8 @@
 """What methods, heads and backbones there are, known without importing PyTorch.
 
 ``data/index.json`` is written by ``make index`` from the registries. It counts for the sources that
-it was made from, without ``--import`` and without extensions that are installed; otherwise
-:func:`known` says nothing and the registries are asked.
+it was made from, without ``--import``, without extensions that are installed and without what this
+process has registered by itself; otherwise :func:`known` says nothing and the registries are asked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from avalanche_rwf.utils.registry import Registry
 from avalanche_rwf.utils.user_code import ENTRY_POINTS, VARIABLE
 
 __all__ = ["INDEX", "known", "sources_sha256"]
@@ -56,4 +57,5 @@ def known(kind: str) -> Mapping[str, Any] | None:
     if kind == "backbones" and _index().get("timm") != metadata.version("timm"):
         return None
     extended = os.environ.get(VARIABLE) or metadata.entry_points(group=f"{ENTRY_POINTS}{kind}")
-    return None if extended else _index().get(kind)
+    registry = Registry.made.get(kind)
+    return None if extended or (registry is not None and registry.extended()) else _index().get(kind)

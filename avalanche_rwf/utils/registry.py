@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.utils.untrusted_io import MOST
@@ -40,6 +40,9 @@ class Registry(Mapping[str, E]):
     :param order: sorts the names in listings.
     """
 
+    made: ClassVar[dict[str, Registry[Any]]] = {}
+    """Those of this process, by the plural of their kind."""
+
     def __init__(
         self,
         kind: str,
@@ -55,6 +58,8 @@ class Registry(Mapping[str, E]):
         # Lists and looks up names with a colon, which nothing is registered by; None has none.
         self.elsewhere: tuple[Callable[[str], list[str]], Callable[[str], E]] | None = None
         self._codes: dict[str, Any] = {}
+        self._outside: set[str] = set()
+        Registry.made[f"{kind}s"] = self
         self._discovered = False
 
     # -- filling it -----------------------------------------------------------------------------
@@ -72,6 +77,7 @@ class Registry(Mapping[str, E]):
             raise ValueError(f"The name of a {self.kind} has {where}, not {name!r}.")
         if origin_of(code):
             self._discover_own()  # whose names are taken
+            self._outside.add(name)
         known = self._codes.get(name) if name in self.entries else None
         if known is not None and _place(known) != _place(code):
             raise ValueError(
@@ -124,6 +130,10 @@ class Registry(Mapping[str, E]):
             said = self.unknown.format(kind=self.kind, name=name)
             raise UsageError(f"{said}; {nearest(name, self.names())}.")
         return self.entries[key]
+
+    def extended(self) -> bool:
+        """Whether code from outside the package has registered something so far."""
+        return bool(self._outside & self.entries.keys())
 
     def registered_by(self, module: ModuleType) -> dict[str, E]:
         """What a module registers, by the registered names."""

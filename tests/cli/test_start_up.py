@@ -16,6 +16,7 @@ from .command import call
 
 # One process for all: (status, arguments).
 AT_ONCE = [
+    (0, []),
     *[(0, [*verb, "--help"]) for verb in ([], ["compare"], ["inspect"], ["leaderboard"])],
     *[(0, ["list", k]) for k in ("methods", "benchmarks", "backbones", "streams", "heads")],
     *[(0, ["list", *words]) for words in (["options", "rwf"], ["backbones", "*dino*"])],

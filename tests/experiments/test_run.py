@@ -18,6 +18,8 @@ from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.run import run
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.atomic_io import read_state
 
 from ..runs import Killed, assert_equal
@@ -416,12 +418,9 @@ def test_boundaries_are_recorded_by_method_and_by_strategy(configure, tmp_path, 
     assert reads(configure("avalanche-l2p-as-shipped"))
     assert not reads(configure("ncm"))
 
-    def with_boundaries(*args, **kwargs):
-        strategy = build_strategy(*args, **kwargs)
-        strategy.uses_boundaries = True
-        return strategy
-
-    monkeypatch.setattr(module, "build_strategy", with_boundaries)
+    # Of a method that is registered as one that reads none.
+    monkeypatch.setattr(FrozenBackboneStrategy, "uses_boundaries", True)
+    assert not get_method("slda").uses_boundaries
     assert reads(configure("slda"))
 
 

@@ -133,6 +133,6 @@ def test_several_wrong_things_to_other_verbs(world, finished, wrong):
 )
 def test_any_words(world, verb, more):
     """No verb takes them alone, and none writes anything."""
-    if verb == "inspect":  # alone it has everything
+    if verb == "inspect" or not (verb or more):  # alone it has everything; nothing is the help
         more = [*more, "nonsense"]
     refused(world.say([verb, *more] if verb else more))

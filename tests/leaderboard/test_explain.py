@@ -173,6 +173,7 @@ def test_bad_input_is_one_sentence(trained, images, tmp_path, capsys):
 def test_without_matplotlib_it_says_what_to_install(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     image = str(images / "test" / "a" / "$x 0.png")
+    (tmp_path / "config.json").write_text("{}")
     assert main(["explain", image, "--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert "pip install avalanche-rwf[report]" in err

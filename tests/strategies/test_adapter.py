@@ -435,7 +435,7 @@ def test_changed_code_is_another_configuration(mine, tmp_path):
     config = RunConfig("split-digits", "mine.py:Mine", code="0" * 64)
     assert config.config_hash() != RunConfig("split-digits", "mine.py:Mine").config_hash()
     with pytest.raises(RuntimeError, match=r"code of .* has changed"):
-        run_module._run(_tiny(config), tmp_path, "cpu", None, print)
+        run_module._run(_tiny(config), tmp_path, "cpu", print, progress=None, logger=None)
 
 
 def _tiny(config):

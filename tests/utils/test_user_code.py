@@ -145,7 +145,9 @@ def test_other_code_is_named_by_the_user_first(method, monkeypatch, tmp_path):
 def test_what_a_file_registers_is_listed(kind, outside, capsys):
     (outside / "my.py").write_text(HEADER + PARTS[kind])
     assert call(capsys, "list", kind, "mine")[0] == 2
-    for flag in (["--import", "my.py"], ["--import=my.py"], ["--im", "my.py"]):
+    status, out, err = call(capsys, "list", kind, "mine", "--im", "my.py")
+    assert (status, out) == (2, "") and "the nearest names are '--import'" in err
+    for flag in (["--import", "my.py"], ["--import=my.py"]):
         status, out, err = call(capsys, "list", kind, "mine", *flag)
         assert (status, out.split()[0]) == (0, "mine"), err
 
