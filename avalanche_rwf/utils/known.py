@@ -57,5 +57,7 @@ def known(kind: str) -> Mapping[str, Any] | None:
     if kind == "backbones" and _index().get("timm") != metadata.version("timm"):
         return None
     extended = os.environ.get(VARIABLE) or metadata.entry_points(group=f"{ENTRY_POINTS}{kind}")
-    registry = Registry.made.get(kind)
-    return None if extended or (registry is not None and registry.extended()) else _index().get(kind)
+    made = Registry.made.get(kind)
+    if extended or (made is not None and made.extended()):
+        return None
+    return _index().get(kind)
