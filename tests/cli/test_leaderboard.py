@@ -34,9 +34,9 @@ def test_leaderboard_names_what_it_leaves_out(compared, capsys, tmp_path):
 
 
 def test_the_formats_are_those_of_the_leaderboard():
-    from avalanche_rwf.leaderboard.render import FORMATS as rendered
+    from avalanche_rwf.leaderboard.render import FORMATS as RENDERED
 
-    assert rendered == FORMATS
+    assert RENDERED == FORMATS
 
 
 def test_a_terminal_without_the_signs_gets_question_marks(compared, monkeypatch):
