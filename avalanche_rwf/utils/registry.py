@@ -75,9 +75,9 @@ class Registry(Mapping[str, E]):
         if ":" in (name[:-1] if self.arguments else name):
             where = "a colon at its end only" if self.arguments else "no colon"
             raise ValueError(f"The name of a {self.kind} has {where}, not {name!r}.")
-        if origin_of(code):
+        outside = bool(origin_of(code))
+        if outside:
             self._discover_own()  # whose names are taken
-            self._outside.add(name)
         known = self._codes.get(name) if name in self.entries else None
         if known is not None and _place(known) != _place(code):
             raise ValueError(
@@ -85,6 +85,8 @@ class Registry(Mapping[str, E]):
                 "be registered twice."
             )
         self.entries[name], self._codes[name] = entry, code
+        if outside:
+            self._outside.add(name)
 
     def discover(self) -> None:
         """Import what registers: this package's modules, ``--import``'s, installed packages'.
