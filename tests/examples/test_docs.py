@@ -138,10 +138,12 @@ def test_every_term_of_a_table_is_in_the_glossary():
     assert [term for term in terms if f"**{term}**" not in glossary] == []
 
 
-def test_every_method_is_on_the_page_of_methods():
+def test_every_method_is_on_the_page_of_methods_and_in_readme():
     from avalanche_rwf import list_methods
 
-    assert [m for m in list_methods() if f"`{m}`" not in PAGES["docs/methods.md"]] == []
+    for page in ("docs/methods.md", "README.md"):
+        assert [m for m in list_methods() if f"`{m}`" not in PAGES[page]] == [], page
+    assert f"**{len(list_methods())} methods" in PAGES["README.md"]
 
 
 def test_versions_agree():
