@@ -105,7 +105,7 @@ class CodaPromptViT(TaskViT):
     ) -> None:
         check_sizes(prompt_length=prompt_length, tasks=tasks)
         check_choice("slices", slices, ("all", "task"))
-        check_architecture(backbone)
+        check_architecture("backbone", backbone)
         if components is None:
             components = min(10 * (tasks if slices == "task" else 1), int(backbone.embed_dim))
         check_sizes(components=components)

@@ -37,7 +37,6 @@ from avalanche_rwf.methods.prompting import (
     STARTS,
     TaskViT,
     as_prompt,
-    check_sizes,
     cosine_distance,
     starting,
 )
@@ -46,7 +45,7 @@ from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import check_choice, check_number
+from avalanche_rwf.utils.validation import By, Choice, Number, Whole, takes
 
 __all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
 
@@ -78,6 +77,16 @@ class DualPromptViT(TaskViT):
     :raises ValueError: naming the argument that is out of range.
     """
 
+    @takes(
+        backbone=By(check_architecture),
+        general_length=Whole(),
+        expert_length=Whole(),
+        pool_size=Whole(),
+        insert=Choice(INSERTS),
+        pull=Number(least=0),
+        slots=Choice(("query", "task")),
+        start=Choice(STARTS),
+    )
     def __init__(
         self,
         backbone: ViT,
@@ -94,14 +103,6 @@ class DualPromptViT(TaskViT):
         start: str = "original",
         **options: Any,
     ) -> None:
-        check_sizes(
-            general_length=general_length, expert_length=expert_length, pool_size=pool_size
-        )
-        check_choice("insert", insert, INSERTS)
-        check_number("pull", pull, least=0)
-        check_choice("slots", slots, ("query", "task"))
-        check_choice("start", start, STARTS)
-        check_architecture(backbone)
         depth = len(backbone.blocks)
         self._general = parse_blocks(general_blocks, depth, "general_blocks")
         self._expert = parse_blocks(expert_blocks, depth, "expert_blocks")

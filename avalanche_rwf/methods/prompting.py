@@ -47,7 +47,7 @@ def named_blocks(blocks: str | Collection[int], backbone: ViT) -> tuple[int, ...
     :raises UsageError: for another backbone than :mod:`.families` has, or unknown blocks.
     :raises ValueError: if no block is named.
     """
-    check_architecture(backbone)
+    check_architecture("backbone", backbone)
     found = parse_blocks(blocks, len(backbone.blocks))
     if not found:
         raise ValueError(f"blocks must name a block, not {blocks!r}.")

@@ -287,18 +287,14 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return [name for name in [PACKAGED, *_supported_names()] if fnmatch.fnmatch(name, pattern)]
 
 
-def _label(name: str | None) -> str:
-    return repr(name) if name is not None else "the given model"
-
-
-def check_architecture(model: nn.Module, name: str | None = None) -> ViT:
+def check_architecture(label: str, model: Any) -> ViT:
     """Return `model` if methods can put their prompts into it, whatever its images' size.
 
+    :param label: begins the sentence of an error.
     :raises UsageError: as :func:`check_backbone`, but for the sizes.
     """
-    why = unsupported_because(model)
-    if why:
-        raise UsageError(f"backbone {_label(name)} {why}; {_SUPPORTED}.")
+    if why := unsupported_because(model):
+        raise UsageError(f"{label} {why}; {_SUPPORTED}.")
     return cast(ViT, model)
 
 
@@ -327,18 +323,18 @@ def check_backbone(model: nn.Module, name: str | None = None) -> ViT:
         embedding or blocks of another kind, an input that is not square RGB, or an image size that
         is not a multiple of the patch size.
     """
-    label = _label(name)
-    vit: Any = check_architecture(model, name)
+    label = "backbone" if name is None else f"backbone {name!r}"
+    vit: Any = check_architecture(label, model)
     size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if size is None or size[0] != size[1] or patch[0] != patch[1]:
         raise UsageError(
-            f"backbone {label} takes images of {size} in patches of {patch}; both must be square."
+            f"{label} takes images of {size} in patches of {patch}; both must be square."
         )
-    if size[0] % patch[0]:
+    side, below = patch[0], size[0] // patch[0]
+    if size[0] % side:
         raise UsageError(
-            f"image_size={size[0]} is not a multiple of the patch size {patch[0]} of backbone "
-            f"{label}; take "
-            f"{max(1, size[0] // patch[0]) * patch[0]} or {(size[0] // patch[0] + 1) * patch[0]}."
+            f"image_size={size[0]} is not a multiple of the patch size {side} of {label}; take "
+            f"{max(1, below) * side} or {(below + 1) * side}."
         )
     return vit
 

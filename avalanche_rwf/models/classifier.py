@@ -152,7 +152,7 @@ class FrozenViT(nn.Module):
         super().__init__()
         if readout == "routes" and type(self).retrieved is FrozenViT.retrieved:
             raise ValueError("readout='routes' needs routing layers, which are not here.")
-        check_architecture(backbone)
+        check_architecture("backbone", backbone)
         check_whole("num_classes", num_classes)
         check_choice("readout", readout, self.readouts)
         check_mapping("head_options", head_options)

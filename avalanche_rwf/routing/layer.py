@@ -25,7 +25,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.families import form_of
 from avalanche_rwf.routing.functional import association, minimum_free_energy, retrieve
-from avalanche_rwf.utils.validation import check_choice, check_flags, check_number, check_whole
+from avalanche_rwf.utils.validation import By, Choice, Flag, Number, Subset, Whole, shown, takes
 
 __all__ = ["TRAINABLE", "RoutingDiagnostics", "RoutingLayer"]
 
@@ -47,6 +47,16 @@ class RoutingDiagnostics:
     association: Tensor
     entropy: Tensor
     free_energy: Tensor
+
+
+def _check_prior(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dim() != 1:
+        got = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise UsageError(f"{name} must be a tensor of one dimension or None, not {got}.")
+    if not bool((value < float("inf")).all()):
+        raise UsageError(f"{name} must hold finite numbers or -inf, not NaN or inf.")
 
 
 class RoutingLayer(nn.Module):
@@ -96,6 +106,21 @@ class RoutingLayer(nn.Module):
     unit: Tensor
     log_prior: Tensor | None
 
+    @takes(
+        dim=Whole(),
+        num_prompts=Whole(least=0),
+        heads=Whole(),
+        beta=Number(above=0, optional=True),
+        trainable=Subset(TRAINABLE, empty=False),
+        projections=Subset(("q", "k", "v", "o")),
+        insert=Choice(get_args(Insert)),
+        source=Choice(get_args(Source)),
+        values=Choice(get_args(Values)),
+        stop_gradient=Flag(),
+        affine=Flag(),
+        query_std=Number(least=0),
+        log_prior=By(_check_prior),
+    )
     def __init__(
         self,
         dim: int,
@@ -114,8 +139,9 @@ class RoutingLayer(nn.Module):
         log_prior: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _validate(dim, num_prompts, heads, beta, trainable, projections, insert, source, values)
-        _validate_more(source, stop_gradient, affine, query_std, log_prior)
+        if dim % heads:
+            raise UsageError(f"heads must divide dim={dim}, and {heads} does not.")
+        _check_control(source, trainable, log_prior)
         self.dim, self.num_prompts, self.heads = dim, num_prompts, heads
         self.insert, self.source, self.values = insert, source, values
         self.stop_gradient = stop_gradient
@@ -304,58 +330,13 @@ class RoutingLayer(nn.Module):
         )
 
 
-def _validate(
-    dim: int,
-    num_prompts: int,
-    heads: int,
-    beta: float | None,
-    trainable: Collection[str],
-    projections: Collection[str],
-    insert: str,
-    source: str,
-    values: str,
-) -> None:
-    check_whole("dim", dim)
-    check_whole("num_prompts", num_prompts, least=0)
-    check_whole("heads", heads)
-    if dim % heads:
-        raise UsageError(f"heads must divide dim={dim}, and {heads} does not.")
-    check_number("beta", beta, above=0, optional=True)
-    if not _are_of(trainable, TRAINABLE) or not trainable:
-        raise UsageError(
-            f"trainable must be a non-empty subset of {', '.join(TRAINABLE)}, not {trainable!r}."
-        )
-    if not _are_of(projections, ("q", "k", "v", "o")):
-        raise UsageError(f"projections must be a subset of q, k, v, o, not {projections!r}.")
-    check_choice("insert", insert, get_args(Insert))
-    check_choice("source", source, get_args(Source))
-    check_choice("values", values, get_args(Values))
-    if source != "tokens" and {"q", "k", "beta"} & set(trainable):
+def _check_control(source: str, trainable: Collection[str], log_prior: Tensor | None) -> None:
+    """Check what is asked of a control, which has less to train and retrieves nothing."""
+    if source == "tokens":
+        return
+    if {"q", "k", "beta"} & set(trainable):
         raise ValueError(f"source={source!r} has no q, k or beta to train, but got {trainable!r}.")
     if source == "static" and "v" in trainable:
         raise ValueError(f"source='static' has no v to train, but got {trainable!r}.")
-
-
-def _are_of(names: Collection[str], known: Collection[str]) -> bool:
-    # A text is a collection of its letters, and none of these is meant by it.
-    return (
-        isinstance(names, Collection)
-        and not isinstance(names, (str, Tensor))
-        and all(isinstance(name, str) and name in known for name in names)
-    )
-
-
-def _validate_more(
-    source: str, stop_gradient: bool, affine: bool, query_std: float, log_prior: Tensor | None
-) -> None:
-    check_flags(stop_gradient=stop_gradient, affine=affine)
-    check_number("query_std", query_std, least=0)
-    if log_prior is None:
-        return
-    if source != "tokens":
+    if log_prior is not None:
         raise ValueError(f"source={source!r} retrieves nothing that log_prior could guide.")
-    if not isinstance(log_prior, Tensor) or log_prior.dim() != 1:
-        got = f"of shape {tuple(log_prior.shape)}" if isinstance(log_prior, Tensor) else log_prior
-        raise UsageError(f"log_prior must be a tensor of one dimension or None, not {got}.")
-    if not bool((log_prior < float("inf")).all()):
-        raise UsageError("log_prior must hold finite numbers or -inf, not NaN or inf.")

@@ -66,7 +66,7 @@ class RoutedViT(FrozenViT):
         centre: float | None = None,
         **routing: Any,
     ) -> None:
-        check_architecture(backbone)
+        check_architecture("backbone", backbone)
         check_choice("queries", queries, ("random", "principal"))
         check_whole("num_prompts", num_prompts, least=0)
         check_flag("insert_prompts", insert_prompts)

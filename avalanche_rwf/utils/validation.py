@@ -1,38 +1,56 @@
-"""Checks of arguments: each raises one sentence that names the argument, what it got and takes.
+"""What arguments take, declared: :func:`takes` at a function, and the constraints that it is given.
 
-They are for constructors and entry points, before work starts, and not for what runs at each step.
+.. code-block:: python
+
+    @takes(num_prompts=Whole(least=0), beta=Number(above=0, optional=True), insert=Choice(INSERTS))
+    def __init__(self, num_prompts: int = 10, *, beta: float | None = None, insert: str = "token"):
+
+A wrong value is refused before the function begins, in one sentence that names the argument, what
+it got and takes. This is for constructors and entry points, and not for what runs at each step.
+``tests/test_declared_arguments.py`` gives every declared argument of the package wrong values, so
+no class needs a test of its own for them.
+
 A truth value is no number here, although it is an ``int`` to Python; NumPy's numbers are numbers.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
 import os
-from collections.abc import Collection, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 from avalanche_rwf.errors import UsageError
 
 __all__ = [
+    "DECLARED",
     "FAR",
     "INTERPOLATIONS",
     "LARGEST_IMAGE",
     "LEAST_CROP",
     "PREPARATION",
-    "check_choice",
-    "check_flag",
-    "check_flags",
-    "check_mapping",
-    "check_number",
-    "check_path",
-    "check_text",
-    "check_whole",
+    "AnyPath",
+    "By",
+    "Choice",
+    "Constraint",
+    "Flag",
+    "Instance",
+    "Number",
+    "Options",
+    "Subset",
+    "Text",
+    "Whole",
     "checked_preparation",
     "is_finite",
     "is_number",
     "is_whole",
     "shown",
+    "takes",
 ]
 
 LARGEST_IMAGE = 2**14
@@ -54,6 +72,49 @@ INTERPOLATIONS = tuple(
 
 PREPARATION = ("mean", "std", "interpolation", "crop_pct")
 """What is configured of how a backbone's images are prepared, besides their size."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DECLARED: dict[str, tuple[Callable[..., Any], Mapping[str, Constraint]]] = {}
+"""What was declared so far, by module and name: the function that checks, and its constraints."""
+
+
+def takes(**constraints: Constraint) -> Callable[[F], F]:
+    """Check the arguments of a function, or of a class's constructor, at each call (decorator).
+
+    Those that are given are checked in the order of `constraints`; a default is not.
+
+    >>> @takes(size=Whole(most=8))
+    ... def make(size=4):
+    ...     return size
+    >>> make()
+    4
+    >>> make(9)
+    Traceback (most recent call last):
+    avalanche_rwf.errors.UsageError: size must be a whole number from 1 to 8, not 9.
+    """
+
+    def declare(code: F) -> F:
+        if inspect.isclass(code):  # of a dataclass, the constructor is made by its decorator
+            setattr(code, "__init__", declare(vars(code)["__init__"]))  # noqa: B010
+            return code
+        parameters = inspect.signature(code).parameters.values()
+        positional = [p.name for p in parameters if p.kind < p.VAR_POSITIONAL]
+        places = {name: positional.index(name) for name in constraints if name in positional}
+
+        @functools.wraps(code)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for name, constraint in constraints.items():
+                if name in kwargs:
+                    constraint.check(name, kwargs[name])
+                elif places.get(name, len(args)) < len(args):
+                    constraint.check(name, args[places[name]])
+            return code(*args, **kwargs)
+
+        DECLARED[f"{code.__module__}.{code.__qualname__}"] = checked, constraints
+        return cast(F, checked)
+
+    return declare
 
 
 def is_whole(value: Any) -> bool:
@@ -83,110 +144,256 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _refuse(name: str, takes: str, optional: bool, value: Any) -> UsageError:
-    return UsageError(f"{name} must be {takes}{' or None' * optional}, not {shown(value)}.")
+class Constraint(ABC):
+    """What an argument takes."""
+
+    @abstractmethod
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that is not taken.
+
+        :param name: of the argument, which begins the sentence.
+        :raises UsageError: "{name} must be {what it takes}, not {value}."
+        """
+
+
+@dataclass(frozen=True)
+class By(Constraint):
+    """What a function of name and value does not refuse, which raises the errors itself."""
+
+    function: Callable[[str, Any], Any]
+
+    def check(self, name: str, value: Any) -> None:
+        """As the function does."""
+        self.function(name, value)
+
+
+@dataclass(frozen=True)
+class _Kind(Constraint):
+    """A kind of values that a sentence can say.
+
+    :param optional: whether None is taken too.
+    """
+
+    optional: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def _fits(self, value: Any) -> bool:
+        """Whether a value is taken."""
+
+    @abstractmethod
+    def _said(self) -> str:
+        """What is taken, such as "a whole number of at least 1"."""
+
+    def _got(self, value: Any) -> str:
+        """How the sentence shows a value that is not taken."""
+        return shown(value)
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse what does not fit."""
+        if not (self.optional and value is None) and not self._fits(value):
+            none = " or None" * self.optional
+            raise UsageError(f"{name} must be {self._said()}{none}, not {self._got(value)}.")
+
+
+@dataclass(frozen=True)
+class Whole(_Kind):
+    """A whole number from `least` to `most`.
+
+    >>> Whole(1, 8).check("size", 2.5)
+    Traceback (most recent call last):
+    avalanche_rwf.errors.UsageError: size must be a whole number from 1 to 8, not 2.5.
+    """
+
+    least: int = 1
+    most: int | None = None
+
+    def _fits(self, value: Any) -> bool:
+        return (
+            is_whole(value) and value >= self.least and (self.most is None or value <= self.most)
+        )
+
+    def _said(self) -> str:
+        if self.most is None:
+            return f"a whole number of at least {self.least}"
+        return f"a whole number from {self.least} to {self.most}"
+
+
+@dataclass(frozen=True)
+class Number(_Kind):
+    """A finite number.
+
+    :param least: the smallest that is taken.
+    :param above: the largest that is too small.
+    :param most: the largest that is taken.
+    :param below: the smallest that is too large.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def _fits(self, value: Any) -> bool:
+        return (
+            is_finite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def _said(self) -> str:
+        bounds = {
+            "of at least": self.least, "above": self.above, "at most": self.most,
+            "below": self.below,
+        }  # fmt: skip
+        said = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+        return " ".join(["a finite number", " and ".join(said)]).rstrip()
+
+
+@dataclass(frozen=True)
+class Choice(_Kind):
+    """One of some names.
+
+    :param names: the names, or a function that gives them when they are needed.
+    """
+
+    names: Collection[str] | Callable[[], Collection[str]]
+
+    def known(self) -> Collection[str]:
+        """The names."""
+        return self.names() if callable(self.names) else self.names
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.known()
+
+    def _said(self) -> str:
+        names = self.known()
+        return " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class Subset(_Kind):
+    """A collection of some of `names`.
+
+    :param empty: whether it may have none of them.
+    """
+
+    names: Collection[str]
+    empty: bool = True
+
+    def _fits(self, value: Any) -> bool:
+        # A text or a tensor is a collection too, and neither is meant here.
+        return (
+            isinstance(value, Collection)
+            and not isinstance(value, str)
+            and all(isinstance(name, str) and name in self.names for name in value)
+            and (self.empty or len(value) > 0)
+        )
+
+    def _said(self) -> str:
+        return f"a {'' if self.empty else 'non-empty '}subset of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class Flag(_Kind):
+    """True or False."""
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def _said(self) -> str:
+        return "True or False"
+
+
+@dataclass(frozen=True)
+class Text(_Kind):
+    """A text."""
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def _said(self) -> str:
+        return "a text"
+
+
+@dataclass(frozen=True)
+class AnyPath(_Kind):
+    """A path, a text or of pathlib's kind."""
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, (str, os.PathLike))
+
+    def _said(self) -> str:
+        return "a path"
+
+
+@dataclass(frozen=True)
+class Options(_Kind):
+    """A mapping of names to values."""
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+    def _said(self) -> str:
+        return "a dictionary of options"
+
+
+@dataclass(frozen=True)
+class Instance(_Kind):
+    """An object of a class.
+
+    :param kind: the class.
+    :param what: how the sentence calls it, if not by the class's name.
+    """
+
+    kind: type
+    what: str = ""
+
+    def _fits(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def _said(self) -> str:
+        return self.what or f"a {self.kind.__name__}"
+
+    def _got(self, value: Any) -> str:
+        plain = value is None or isinstance(value, (str, numbers.Number))
+        return shown(value) if plain else f"a {type(value).__name__}"
 
 
 def check_whole(
     name: str, value: Any, least: int = 1, most: int | None = None, optional: bool = False
 ) -> None:
-    """Refuse what is no whole number from `least` to `most`.
-
-    :param optional: whether None is taken too.
-    :raises UsageError: "{name} must be a whole number of at least {least}, not {value}."
-    """
-    if optional and value is None:
-        return
-    if not is_whole(value) or value < least or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise _refuse(name, f"a whole number {bounds}", optional, value)
+    Whole(least, most, optional=optional).check(name, value)
 
 
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    optional: bool = False,
-) -> None:
-    """Refuse what is no finite number, or is out of bounds.
-
-    :param least: the smallest that is taken.
-    :param above: the largest that is too small.
-    :param most: the largest that is taken.
-    :param optional: whether None is taken too.
-    :raises UsageError: such as "{name} must be a finite number above 0, not {value}."
-    """
-    if optional and value is None:
-        return
-    if (
-        is_finite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-    ):
-        return
-    bounds = [
-        *([f"of at least {least}"] if least is not None else []),
-        *([f"above {above}"] if above is not None else []),
-        *([f"at most {most}"] if most is not None else []),
-    ]
-    takes = " ".join(("a finite number", " and ".join(bounds))).rstrip()
-    raise _refuse(name, takes, optional, value)
+def check_number(name: str, value: Any, **how: Any) -> None:
+    Number(**how).check(name, value)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Refuse what is none of some names.
-
-    :raises UsageError: "{name} must be one of {choices}, not {value}.", or "'a' or 'b'" of two.
-    """
-    if not isinstance(value, str) or value not in choices:
-        two = len(choices) == 2
-        takes = " or ".join(map(repr, choices)) if two else f"one of {', '.join(choices)}"
-        raise _refuse(name, takes, False, value)
+    Choice(choices).check(name, value)
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False.
-
-    :raises UsageError: "{name} must be True or False, not {value}."
-    """
-    if not isinstance(value, bool):
-        raise _refuse(name, "True or False", False, value)
+    Flag().check(name, value)
 
 
 def check_flags(**flags: Any) -> None:
-    """:func:`check_flag` of several."""
     for name, value in flags.items():
-        check_flag(name, value)
+        Flag().check(name, value)
 
 
 def check_text(name: str, value: Any) -> None:
-    """Refuse what is no text.
-
-    :raises UsageError: "{name} must be a text, not {value}."
-    """
-    if not isinstance(value, str):
-        raise _refuse(name, "a text", False, value)
+    Text().check(name, value)
 
 
 def check_path(name: str, value: Any) -> None:
-    """:raises UsageError: if the value is no path, text or of pathlib's kind."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise _refuse(name, "a path", False, value)
+    AnyPath().check(name, value)
 
 
 def check_mapping(name: str, value: Any, optional: bool = True) -> None:
-    """Refuse what is no mapping of names to values.
-
-    :raises UsageError: "{name} must be a dictionary of options or None, not {value}."
-    """
-    if optional and value is None:
-        return
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise _refuse(name, "a dictionary of options", optional, value)
+    Options(optional=optional).check(name, value)
 
 
 def checked_preparation(values: Mapping[str, Any], label: str = "data_config") -> dict[str, Any]:

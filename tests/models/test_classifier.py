@@ -52,7 +52,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_is_refused_by_name(name, vit):
-    said = "^backbone the given model is a " if name == "backbone" else f"^{name} must be "
+    said = "^backbone is a " if name == "backbone" else f"^{name} must be "
     for value in NONSENSE[name]:
         with pytest.raises(UsageError, match=said):
             FrozenViT(**{"backbone": vit, "num_classes": 4, name: value})

@@ -178,7 +178,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_is_refused_by_name(name, vit):
-    said = "^backbone the given model is a " if name == "backbone" else f"^{name} must "
+    said = "^backbone is a " if name == "backbone" else f"^{name} must "
     for value in NONSENSE[name]:
         arguments = {"backbone": vit, "num_classes": 4, "routed_blocks": "all", name: value}
         with pytest.raises(UsageError, match=said):
