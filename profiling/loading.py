@@ -33,7 +33,7 @@ from PIL import Image
 from timm import create_model
 from torch.utils.data import DataLoader
 
-from avalanche_rwf.benchmarks.datasets import folder as folders
+from avalanche_rwf.benchmarks import images
 from avalanche_rwf.benchmarks.registry import create_benchmark
 from avalanche_rwf.experiments.data_loading import NormaliseOnDevice
 from avalanche_rwf.strategies.registry import create_strategy
@@ -60,7 +60,7 @@ def write_folder(root: Path, images: int, size: tuple[int, int]) -> None:
 
 def make_stream(root: Path, args: argparse.Namespace, normalised: bool) -> Any:
     """The training images as one experience, decoded when they are asked for."""
-    folders.CACHE_BYTES = 0
+    images.CACHE_BYTES = 0
     benchmark = create_benchmark(
         f"folder:{root}", seed=0, experiences=1, image_size=args.image_size, mean=HALF, std=HALF,
         interpolation="bicubic", crop_pct=0.9, augment=args.augment, normalised=normalised,

@@ -30,7 +30,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -54,6 +54,7 @@ __all__ = [
     "fetch",
     "is_inside",
     "prepare",
+    "progress",
     "unpack",
 ]
 
@@ -258,6 +259,14 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def progress(items: Iterable[Any] | None, what: str, total: int | None, **how: Any) -> Any:
+    """tqdm's bar on stderr; in a log, a line every ten seconds."""
+    return tqdm(
+        items, what, total, file=sys.stderr, dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10, **how,
+    )  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------- fetching
 
 
@@ -287,10 +296,7 @@ def fetch(archive: Archive, path: Path) -> None:
     opener = urllib.request.build_opener(_HttpsOnly())
     for url in archive.urls:
         _check_address(url)
-        with tqdm(
-            total=archive.size, unit="B", unit_scale=True, desc=archive.name, file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
-        ) as bar:  # fmt: skip
+        with progress(None, archive.name, archive.size, unit="B", unit_scale=True) as bar:
             for _ in range(_ATTEMPTS):
                 before = part.stat().st_size if part.exists() else 0
                 try:

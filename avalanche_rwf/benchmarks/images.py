@@ -13,7 +13,8 @@ import functools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch.utils.data import Dataset
 from avalanche_rwf.utils.validation import INTERPOLATIONS
 
 __all__ = [
+    "CACHE_BYTES",
     "ArrayPixels",
     "AugmentedImages",
     "FileImages",
@@ -37,15 +39,17 @@ __all__ = [
     "RawImages",
     "Subset",
     "TensorImages",
+    "are_readable",
     "decode_image",
     "load_pixels",
     "open_image",
-    "probe_images",
     "read_image",
     "why_unreadable",
 ]
 
 
+CACHE_BYTES = 2**30
+"""Decoded pixels that are held in memory, of one folder or data set at a time."""
 # What an image is whatever its name says. PIL knows more kinds, and for some, such as PostScript,
 # it starts another program.
 _KINDS = (
@@ -231,18 +235,19 @@ def _flat(image: Image.Image) -> bool:
 
 
 class Pixels:
-    """The pixels of a list of image files, decoded once and kept as uint8 as far as `budget`
-    reaches.
+    """The pixels of a list of image files, some of them held in memory.
 
     :param paths: the files.
     :param geometry: how they are resized.
-    :param cache: uint8 [K, 3, S, S], the first K of them.
+    :param cache: uint8 [K, 3, S, S], the first K of them; None for none.
     """
 
-    def __init__(self, paths: Sequence[Path], geometry: Geometry, cache: np.ndarray) -> None:
+    def __init__(
+        self, paths: Sequence[Path], geometry: Geometry, cache: np.ndarray | None = None
+    ) -> None:
         self.paths = list(paths)
         self.geometry = geometry
-        self.cache = torch.from_numpy(cache)
+        self.cache = torch.empty(0) if cache is None else torch.from_numpy(cache)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -325,25 +330,35 @@ def load_pixels(
     room = min(len(paths), max(0, budget) // size)
     cache = np.empty((room, 3, geometry.size, geometry.size), dtype=np.uint8)
 
-    def read(index: int) -> bool:
-        try:
-            if index < room:
-                cache[index] = read_image(paths[index], geometry)
-            else:
-                _probe(paths[index])
-        except MemoryError:
-            raise
-        except Exception:  # PIL and its plugins raise half a dozen kinds
-            return False
-        return True
+    def read(index: int) -> None:
+        if index < room:
+            cache[index] = read_image(paths[index], geometry)
+        else:
+            _probe(paths[index])
 
     with _pool() as pool:
-        good = list(pool.map(read, range(len(paths)), chunksize=16))
+        good = list(pool.map(functools.partial(_works, read), range(len(paths)), chunksize=16))
     bad = [index for index, ok in enumerate(good) if not ok]
     if bad:
         cache = cache[np.asarray(good[:room], dtype=bool)]
     kept = [path for path, ok in zip(paths, good, strict=True) if ok]
     return Pixels(kept, geometry, cache), bad, cache.nbytes
+
+
+def are_readable(paths: Sequence[Path]) -> Iterator[bool]:
+    """Whether each file can be decoded, one after the other; nothing is kept."""
+    with _pool() as pool:
+        yield from pool.map(functools.partial(_works, _probe), paths, chunksize=16)
+
+
+def _works(read: Callable[[Any], object], file: Any) -> bool:
+    try:
+        read(file)
+    except MemoryError:
+        raise
+    except Exception:  # PIL and its plugins raise half a dozen kinds
+        return False
+    return True
 
 
 def _probe(path: Path) -> None:
@@ -375,31 +390,6 @@ def why_unreadable(path: Path) -> str:
     return "it could not be read before"
 
 
-def probe_images(paths: Sequence[Path], done: Iterable[object] = ()) -> list[Path]:
-    """Those of `paths` that cannot be decoded; nothing is kept.
-
-    :param done: advanced by one for each file, such as a progress bar.
-    """
-    ticks = iter(done)
-
-    def broken(path: Path) -> bool:
-        try:
-            _probe(path)
-        except MemoryError:
-            raise
-        except Exception:  # PIL and its plugins raise half a dozen kinds
-            return True
-        return False
-
-    bad = []
-    with _pool() as pool:
-        for path, is_broken in zip(paths, pool.map(broken, paths, chunksize=16), strict=True):
-            next(ticks, None)
-            if is_broken:
-                bad.append(path)
-    return bad
-
-
 class Normalisation:
     """uint8 images to float32: x / (255 std) - mean / std, of one image or a batch, on any device.
 
@@ -419,19 +409,28 @@ class Normalisation:
         return images.float().mul_(self._scale).add_(self._shift)
 
 
-class RawImages(Protocol):
-    """What an augmentation needs of a dataset: pixels first, the rest of the way later."""
+class RawImages(Dataset[tuple[Tensor, int]], ABC):
+    """Images and labels in two steps, between which an augmentation changes the pixels."""
 
     targets: list[int]
 
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image float32 (or uint8) [3, S, S] and label."""
+        return self.finish(self.raw(index)), self.targets[index]
+
+    @abstractmethod
     def raw(self, index: int) -> Tensor:
         """Image `index` as uint8 [3, S, S]; do not change it in place."""
 
+    @abstractmethod
     def finish(self, image: Tensor) -> Tensor:
         """What `__getitem__` gives for the pixels uint8 [3, S, S] of an image."""
 
 
-class FileImages(Dataset[tuple[Tensor, int]]):
+class FileImages(RawImages):
     """Images of `pixels`, normalised when they are asked for.
 
     :param pixels: uint8 images.
@@ -453,23 +452,16 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         self.targets = list(targets)
         self._normalise = Normalisation(mean, std) if normalised else None
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
     def raw(self, index: int) -> Tensor:
-        """Image `index` as uint8 [3, S, S]; do not change it in place."""
+        """The image as `pixels` has it."""
         return self.pixels[index]
 
     def finish(self, image: Tensor) -> Tensor:
-        """Pixels uint8 [3, S, S] as `__getitem__` gives them."""
+        """Normalised, if that is asked for."""
         return image if self._normalise is None else self._normalise(image)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 (or uint8) [3, S, S] and label."""
-        return self.finish(self.raw(index)), self.targets[index]
 
-
-class TensorImages(Dataset[tuple[Tensor, int]]):
+class TensorImages(RawImages):
     """Grey images that fit in memory.
 
     :param images: float32 [N, 1, S, S] with values in [0, 1].
@@ -494,11 +486,8 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         self._ready = 3 * images.numel() * images.element_size() <= budget
         self._images = (images - self._mean) / self._std if self._ready else images
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [3, S, S] and label."""
+        """Image float32 [3, S, S], not rounded to 256 levels, and label."""
         image = self._images[index]
         if not self._ready:
             image = (image - self._mean) / self._std
@@ -512,11 +501,11 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         return (image * 255.0).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
 
     def finish(self, image: Tensor) -> Tensor:
-        """Pixels uint8 [3, S, S] to float32, normalised."""
+        """Normalised."""
         return (image / 255.0 - self._mean) / self._std
 
 
-class AugmentedImages(Dataset[tuple[Tensor, int]]):
+class AugmentedImages(RawImages):
     """The images of `base`, each changed in its own way; see :mod:`.augmentation`.
 
     :param base: its position i is what the augmentation of image i is drawn from.
@@ -528,16 +517,16 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
         self.augment = augment
         self.targets = base.targets
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def raw(self, index: int) -> Tensor:
+        """The changed image."""
+        return self.augment(self.base.raw(index), index)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 (or uint8) [3, S, S] and label."""
-        image = self.augment(self.base.raw(index), index)
-        return self.base.finish(image), self.targets[index]
+    def finish(self, image: Tensor) -> Tensor:
+        """As the base does it."""
+        return self.base.finish(image)
 
 
-class Subset(Dataset[tuple[Tensor, int]]):
+class Subset(RawImages):
     """Chosen samples of a dataset, in the given order, with labels of their own and some of them
     mirrored.
 
@@ -559,11 +548,8 @@ class Subset(Dataset[tuple[Tensor, int]]):
         self.targets = [int(target) for target in targets]
         self.mirrored = None if mirrored is None else [bool(flag) for flag in mirrored]
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [3, S, S] and label."""
+        """Image as the base has it, perhaps mirrored, and label."""
         image = self.base[self.indices[index]][0]
         if self.mirrored is not None and self.mirrored[index]:
             image = image.flip(-1)

@@ -1,7 +1,7 @@
 """From prepared data sets to image sources: what the files under `datasets/` share.
 
 A data set is a class in torchvision's manner (`targets`, `classes`, items (PIL image, label)) on
-top of :mod:`.download`, and one function that registers its stream. Two kinds:
+top of :mod:`.download`, whose decorator `register_dataset` makes its stream known. Two kinds:
 
 - `FileDataset`: a tree of image files. Preparation lists it in `index.csv` (path, class, split),
   which is the split for others to reuse, and decodes every file once, so that training can start
@@ -13,56 +13,61 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from avalanche_rwf.benchmarks.download import (
     MARKER,
+    Archive,
     BadArchiveError,
     DataFacts,
     check_digest,
     data_root,
     is_inside,
     prepare,
+    progress,
 )
 from avalanche_rwf.benchmarks.options import StreamOptions
+from avalanche_rwf.benchmarks.registry import BENCHMARKS, BenchmarkSpec
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import read_file, read_object
+from avalanche_rwf.utils.user_code import origin_of
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from avalanche_rwf.benchmarks.images import ArrayPixels, Geometry
+    from avalanche_rwf.benchmarks.images import ArrayPixels, Geometry, Pixels
     from avalanche_rwf.benchmarks.splits import ImageSource
 
 __all__ = [
     "IMAGE_ENDINGS",
     "INDEX",
-    "TEST_SHARE",
+    "Archive",
     "ArrayDataset",
+    "DataFacts",
     "FileDataset",
     "Row",
-    "array_source",
-    "file_source",
+    "corrupt_error",
     "hashed_rows",
     "hashed_test_part",
+    "pixels_source",
+    "register_dataset",
 ]
 
 INDEX = "index.csv"
-TEST_SHARE = 0.2
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 Row = tuple[str, str, str]
 """Path below the data set's folder as POSIX writes it, class, "train" or "test"."""
 
 
-def hashed_test_part(paths: Iterable[str], share: float = TEST_SHARE) -> set[str]:
+def hashed_test_part(paths: Iterable[str], share: float = 0.2) -> set[str]:
     """The test images among one class's: those whose names have the smallest SHA-256.
 
     The names alone decide: neither the order of the files nor the platform, and no generator.
@@ -107,6 +112,14 @@ class _Dataset(ABC):
         self.folder = self.find(data_root(root), download)
         self._load()
 
+    @classmethod
+    @abstractmethod
+    def source(cls, options: StreamOptions, experiences: int) -> ImageSource:
+        """The stream's images.
+
+        :param experiences: their number when none is asked for.
+        """
+
     def find(self, root: Path, download: bool) -> Path:
         """The folder that the images are read from, prepared."""
         return prepare(self.facts, root, self._check, download)
@@ -140,6 +153,66 @@ class _Dataset(ABC):
         )
 
 
+D = TypeVar("D", bound=type[_Dataset])
+
+
+def register_dataset(name: str, title: str, experiences: int = 10) -> Callable[[D], D]:
+    """Register the stream of a data set (decorator).
+
+    :param name: as `--benchmark` takes it.
+    :param title: begins the line for listings, which goes on with the facts.
+    :param experiences: their number when none is asked for.
+    """
+
+    def decorate(kind: D) -> D:
+        facts = kind.FACTS
+        summary = (
+            f"{title}, {facts.classes:,} classes, {facts.images:,} images "
+            f"({experiences} experiences)"
+        )
+        load = functools.partial(kind.source, experiences=experiences)
+        BENCHMARKS.add(name, BenchmarkSpec(name, load, summary, origin_of(kind)), kind)
+        return kind
+
+    return decorate
+
+
+def pixels_source(
+    pixels: Mapping[str, Pixels | ArrayPixels],
+    targets: Mapping[str, Sequence[int]],
+    options: StreamOptions,
+    **of_source: Any,
+) -> ImageSource:
+    """Pixels and labels of "train" and "test" as a stream's images.
+
+    :param of_source: the other fields of :class:`.splits.ImageSource`.
+    """
+    from avalanche_rwf.benchmarks.images import FileImages
+    from avalanche_rwf.benchmarks.splits import ImageSource
+
+    train, test = (
+        FileImages(pixels[part], targets[part], options.mean, options.std, options.normalised)
+        for part in ("train", "test")
+    )
+    return ImageSource(
+        *(train, train.targets, test, test.targets),
+        in_memory=all(one.in_memory for one in pixels.values()),
+        **of_source,
+    )
+
+
+def corrupt_error(corrupt: Sequence[Path], then: str = ";") -> UsageError:
+    """What refuses images that cannot be read.
+
+    :param then: what follows that; before "give --skip-corrupt".
+    """
+    more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
+    return UsageError(
+        f"image {str(corrupt[0])!r}{more} cannot be read{then} give --skip-corrupt to leave such "
+        "images out."
+    )
+
+
 def _count(what: str, found: int, published: int | None) -> None:
     if published is not None and found != published:
         raise BadArchiveError(f"it has {found} {what} instead of {published}")
@@ -161,19 +234,19 @@ def _check_inside(path: str) -> str:
 class FileDataset(_Dataset):
     """Image files under `folder`; `paths` and `targets` are in the order of the paths' names.
 
-    A subclass says in :meth:`rows` which files there are.
+    A subclass says in :meth:`rows` which files there are, and in `fills_frame` whether the whole
+    image is resized and nothing cropped (`crop_pct` does not apply).
     """
 
     paths: list[Path]
+    fills_frame: ClassVar[bool] = False
 
     @abstractmethod
     def rows(self, folder: Path) -> list[Row]:
         """Every labelled image of an unpacked data set."""
 
     def _check(self, folder: Path) -> Mapping[str, Any]:
-        from tqdm import tqdm
-
-        from avalanche_rwf.benchmarks.images import probe_images
+        from avalanche_rwf.benchmarks.images import are_readable
 
         try:
             rows = sorted(self.rows(folder))
@@ -189,11 +262,8 @@ class FileDataset(_Dataset):
         for split in ("train", "test"):
             classes = {name for _, name, part in rows if part == split}
             _count(f"classes among its {split} images", len(classes), self.facts.classes)
-        bar = tqdm(
-            range(len(paths)), desc=f"checking {self.facts.name}", unit="img", file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
-        )  # fmt: skip
-        bad = set(probe_images(paths, bar))
+        good = progress(are_readable(paths), f"checking {self.facts.name}", len(paths), unit="img")
+        corrupt = [path for (path, _, _), ok in zip(rows, good, strict=True) if not ok]
         with (folder / INDEX).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("path", "class", "split"))
@@ -202,7 +272,7 @@ class FileDataset(_Dataset):
             "images": len(rows),
             "test": test,
             "classes": self.facts.classes,
-            "corrupt": [path for path, _, _ in rows if folder / path in bad],
+            "corrupt": corrupt,
         }
 
     def _load(self) -> None:
@@ -246,6 +316,30 @@ class FileDataset(_Dataset):
 
         return decode_image(self.paths[index])
 
+    @classmethod
+    def source(cls, options: StreamOptions, experiences: int) -> ImageSource:
+        """The stream's images, decoded when they are asked for."""
+        from avalanche_rwf.benchmarks.images import Geometry, Pixels
+
+        geometry = Geometry.of(options, 1.0 if cls.fills_frame else None)
+        parts = {"train": cls(train=True), "test": cls(train=False)}
+        corrupt = parts["train"].corrupt()
+        if corrupt and not options.skip_corrupt:
+            raise corrupt_error(corrupt)
+        kept = {
+            name: [pair for pair in zip(part.paths, part.targets, strict=True)
+                   if pair[0] not in corrupt]
+            for name, part in parts.items()
+        }  # fmt: skip
+        return pixels_source(
+            {name: Pixels([path for path, _ in pairs], geometry) for name, pairs in kept.items()},
+            {name: [target for _, target in pairs] for name, pairs in kept.items()},
+            options,
+            class_names=parts["train"].classes,
+            default_experiences=experiences,
+            skipped=len(corrupt),
+        )
+
 
 def hashed_rows(folder: Path, top: str) -> list[Row]:
     """Rows of `top/<class>/*`, without a test split of its own; see :func:`hashed_test_part`."""
@@ -267,59 +361,19 @@ def hashed_rows(folder: Path, top: str) -> list[Row]:
     return rows
 
 
-def file_source(
-    kind: type[FileDataset], options: StreamOptions, experiences: int, fills_frame: bool = False
-) -> ImageSource:
-    """The stream's images of a data set of files, decoded when they are asked for.
-
-    :param experiences: their number when none is asked for.
-    :param fills_frame: whether the whole image is resized and nothing cropped.
-    """
-    import numpy as np
-
-    from avalanche_rwf.benchmarks.images import FileImages, Geometry, Pixels
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-    geometry = Geometry.of(options, 1.0 if fills_frame else None)
-    nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
-    parts = {True: kind(train=True), False: kind(train=False)}
-    corrupt = parts[True].corrupt()
-    if corrupt and not options.skip_corrupt:
-        more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
-        raise UsageError(
-            f"image {str(corrupt[0])!r}{more} cannot be read; give --skip-corrupt to leave such "
-            "images out."
-        )
-    lost = set(corrupt)
-    images = {}
-    for train, part in parts.items():
-        kept = [pair for pair in zip(part.paths, part.targets, strict=True) if pair[0] not in lost]
-        images[train] = FileImages(
-            Pixels([path for path, _ in kept], geometry, nothing),
-            [target for _, target in kept],
-            options.mean,
-            options.std,
-            options.normalised,
-        )
-    return ImageSource(
-        train=images[True],
-        train_targets=images[True].targets,
-        test=images[False],
-        test_targets=images[False].targets,
-        class_names=parts[True].classes,
-        default_experiences=experiences,
-        skipped=len(corrupt),
-        in_memory=False,
-    )
-
 
 # -------------------------------------------------------------------------------- images in memory
 
 
 class ArrayDataset(_Dataset):
-    """Images `data`, uint8 [N, H, W] or [N, H, W, 3], as torchvision reads them."""
+    """Images `data`, uint8 [N, H, W] or [N, H, W, 3], as torchvision reads them.
+
+    They fill their frame, so nothing is cropped: `crop_pct` does not apply. `autoaug_policy`: see
+    :func:`.augmentation.create_augmentation`.
+    """
 
     data: np.ndarray
+    autoaug_policy: ClassVar[str] = "imagenet"
 
     def _check(self, folder: Path) -> Mapping[str, Any]:
         for name, digest in self.facts.files.items():
@@ -364,61 +418,41 @@ class ArrayDataset(_Dataset):
 
         return Image.fromarray(self.data[index])
 
+    @classmethod
+    def source(cls, options: StreamOptions, experiences: int) -> ImageSource:
+        """The stream's images, resized once if they fit in memory."""
+        from avalanche_rwf.benchmarks.images import Geometry
 
-def array_source(
-    kind: type[ArrayDataset],
-    options: StreamOptions,
-    experiences: int,
-    autoaug_policy: str = "imagenet",
-) -> ImageSource:
-    """The stream's images of a data set in memory, resized once if they fit there.
-
-    :param experiences: their number when none is asked for.
-    :param autoaug_policy: see :func:`.augmentation.create_augmentation`.
-    """
-    from avalanche_rwf.benchmarks.images import FileImages, Geometry
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-    geometry = Geometry.of(options, 1.0)
-    parts, names = _arrays(kind, data_root(), geometry, options.decode)
-    images = {
-        train: FileImages(pixels, targets, options.mean, options.std, options.normalised)
-        for train, (pixels, targets) in parts.items()
-    }
-    return ImageSource(
-        train=images[True],
-        train_targets=images[True].targets,
-        test=images[False],
-        test_targets=images[False].targets,
-        class_names=list(names),
-        default_experiences=experiences,
-        in_memory=all(pixels.in_memory for pixels, _ in parts.values()),
-        autoaug_policy=autoaug_policy,
-    )
+        pixels, targets, names = _arrays(
+            cls, data_root(), Geometry.of(options, 1.0), options.decode
+        )
+        return pixels_source(
+            *(pixels, targets, options),
+            class_names=list(names),
+            default_experiences=experiences,
+            autoaug_policy=cls.autoaug_policy,
+        )
 
 
-_Arrays = tuple[dict[bool, "tuple[ArrayPixels, list[int]]"], list[str]]
+_Arrays = tuple[dict[str, "ArrayPixels"], dict[str, list[int]], list[str]]
 # One data set at a time, because its pixels can fill CACHE_BYTES.
 _memory: dict[object, _Arrays] = {}
 
 
-def _arrays(
-    kind: type[ArrayDataset], root: Path, geometry: Geometry, resize: bool = True
-) -> _Arrays:
+def _arrays(kind: type[ArrayDataset], root: Path, geometry: Geometry, resize: bool) -> _Arrays:
     """Pixels and labels by part, and class names; runs of one comparison share them."""
-    from avalanche_rwf.benchmarks.datasets.folder import CACHE_BYTES
-    from avalanche_rwf.benchmarks.images import ArrayPixels
+    from avalanche_rwf.benchmarks.images import CACHE_BYTES, ArrayPixels
 
     key = (kind.__qualname__, root, geometry, resize)
-    if key in _memory:
-        return _memory[key]
-    _memory.clear()
-    parts: dict[bool, tuple[ArrayPixels, list[int]]] = {}
-    budget = CACHE_BYTES if resize else 0
-    for train in (False, True):  # test images are asked for again and again: they come first
-        part = kind(root, train=train)
-        pixels = ArrayPixels(part.data, geometry, budget)
-        budget -= pixels.images.nbytes
-        parts[train] = pixels, part.targets
-    _memory[key] = parts, part.classes
+    if key not in _memory:
+        _memory.clear()
+        budget = CACHE_BYTES if resize else 0
+        found: _Arrays = {}, {}, []
+        for name in ("test", "train"):  # test images are asked for again and again: they come first
+            part = kind(root, train=name == "train")
+            found[0][name] = ArrayPixels(part.data, geometry, budget)
+            found[1][name] = part.targets
+            found[2][:] = part.classes
+            budget -= found[0][name].images.nbytes
+        _memory[key] = found
     return _memory[key]

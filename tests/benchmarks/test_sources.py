@@ -16,7 +16,6 @@ from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.benchmarks.sources import (
     INDEX,
     FileDataset,
-    file_source,
     hashed_rows,
     hashed_test_part,
 )
@@ -94,7 +93,7 @@ def files_of(part):
 
 
 def test_a_stream_of_it(toy):
-    source = file_source(toy(), OPTIONS, experiences=2)
+    source = toy().source(OPTIONS, experiences=2)
     assert not source.in_memory and source.class_names == ["ant", "bee"]
     benchmark = make_benchmark("toy", source, OPTIONS)
     assert (benchmark.train_size, benchmark.test_size) == (8, 2)
@@ -114,7 +113,7 @@ def test_no_file_is_opened_to_build_a_stream(toy, monkeypatch, stream):
         Image, "open", lambda path, **how: opened.append(path) or really(path, **how)
     )
     options = StreamOptions(**{**vars(OPTIONS), "stream": stream})
-    benchmark = make_benchmark("toy", file_source(kind, options, experiences=2), options)
+    benchmark = make_benchmark("toy", kind.source(options, experiences=2), options)
     assert not opened
     assert len(benchmark.train_stream[0].dataset[0]) == 3 and len(opened) == 1
 
@@ -122,9 +121,9 @@ def test_no_file_is_opened_to_build_a_stream(toy, monkeypatch, stream):
 def test_corrupt_images_are_found_when_prepared_and_named_when_used(toy):
     source = toy(broken=("ant/2", "bee/0"))
     with pytest.raises(UsageError, match=r"ant/2\.jpg' \(and 1 more\) cannot be read; give --skip"):
-        file_source(source, OPTIONS, experiences=2)
+        source.source(OPTIONS, experiences=2)
     options = StreamOptions(**{**vars(OPTIONS), "skip_corrupt": True})
-    kept = file_source(source, options, experiences=2)
+    kept = source.source(options, experiences=2)
     assert kept.skipped == 2 and len(kept.train) + len(kept.test) == 8
     # One that breaks later is named when it is met.
     path = kept.train.pixels.paths[1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from avalanche.training.templates import SupervisedTemplate
 
+from avalanche_rwf.benchmarks import images
 from avalanche_rwf.benchmarks.datasets import folder as folders
 from avalanche_rwf.benchmarks.images import FileImages, Geometry, Normalisation, Pixels
 from avalanche_rwf.experiments import run, tuning
@@ -24,7 +25,7 @@ from avalanche_rwf.strategies.registry import list_methods
 @pytest.fixture
 def from_files(monkeypatch):
     """Images are decoded when they are asked for."""
-    monkeypatch.setattr(folders, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
     folders._memory.clear()
     yield
     folders._memory.clear()
@@ -73,7 +74,7 @@ def test_no_number_depends_on_workers_or_where_images_are_normalised(
     monkeypatch.setattr(run, "normalises", lambda method: False)
     assert results(config, tmp_path / "normalised") == plain
     monkeypatch.undo()
-    monkeypatch.setattr(folders, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
     monkeypatch.setenv(WORKERS, "2")
     assert results(config, tmp_path / "workers") == plain
     held = configure(holdout=0.25, experiences=2)

@@ -12,17 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import ArrayDataset, array_source
+from avalanche_rwf.benchmarks.sources import Archive, ArrayDataset, DataFacts, register_dataset
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = ["CIFAR100", "FACTS", "load_cifar100_source"]
+__all__ = ["CIFAR100", "FACTS"]
 
 _TOP = "cifar-100-python"
 FACTS = DataFacts(
@@ -48,10 +43,12 @@ FACTS = DataFacts(
 )
 
 
+@register_dataset("split-cifar100", "CIFAR-100")
 class CIFAR100(ArrayDataset):
     """CIFAR-100 with its 100 fine classes; `data` is uint8 [N, 32, 32, 3]."""
 
     FACTS = FACTS
+    autoaug_policy = "cifar10"
 
     def read(self, folder: Path, train: bool) -> tuple[np.ndarray, list[int], list[str]]:
         """By torchvision, from `cifar-100-python/`, after it has checked the files' MD5."""
@@ -67,14 +64,3 @@ class CIFAR100(ArrayDataset):
 
         part = Checked(str(folder), train=train, download=False)
         return part.data, [int(target) for target in part.targets], list(part.classes)
-
-
-@register_benchmark(
-    "split-cifar100", summary="CIFAR-100, 100 classes, 60,000 images (10 experiences)"
-)
-def load_cifar100_source(options: StreamOptions) -> ImageSource:
-    """Load CIFAR-100, fetched and prepared first where it is not there.
-
-    The 32x32 images fill their frame, so nothing is cropped: `crop_pct` does not apply.
-    """
-    return array_source(CIFAR100, options, experiences=10, autoaug_policy="cifar10")

@@ -11,17 +11,16 @@ Datasets (`url_checksums/caltech_birds2011.txt`). The split is the official one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import FileDataset, Row, file_source
+from avalanche_rwf.benchmarks.sources import (
+    Archive,
+    DataFacts,
+    FileDataset,
+    Row,
+    register_dataset,
+)
 
-if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = ["CUB200", "FACTS", "load_cub200_source"]
+__all__ = ["CUB200", "FACTS"]
 
 _TOP = "CUB_200_2011"
 FACTS = DataFacts(
@@ -42,6 +41,7 @@ FACTS = DataFacts(
 )
 
 
+@register_dataset("split-cub200", "CUB-200-2011 birds")
 class CUB200(FileDataset):
     """CUB-200-2011; classes are such as 001.Black_footed_Albatross."""
 
@@ -67,11 +67,3 @@ def _table(path: Path) -> dict[str, str]:
     """Lines of "number value"."""
     pairs = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
     return {number: value.strip() for number, value in pairs}
-
-
-@register_benchmark(
-    "split-cub200", summary="CUB-200-2011 birds, 200 classes, 11,788 images (10 experiences)"
-)
-def load_cub200_source(options: StreamOptions) -> ImageSource:
-    """Load CUB-200-2011, fetched and prepared first where it is not there."""
-    return file_source(CUB200, options, experiences=10)

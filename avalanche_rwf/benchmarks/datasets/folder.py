@@ -16,12 +16,13 @@ import contextlib
 import hashlib
 import os
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.benchmarks.registry import register_benchmark
+from avalanche_rwf.benchmarks.sources import corrupt_error, pixels_source
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import at_home
 
@@ -29,17 +30,10 @@ if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-__all__ = [
-    "CACHE_BYTES",
-    "DEFAULT_EXPERIENCES",
-    "IMAGE_SUFFIXES",
-    "check_splits",
-    "load_folder_source",
-]
+__all__ = ["IMAGE_SUFFIXES", "check_splits", "load_folder_source"]
 
-CACHE_BYTES = 2**30
 _SHARE = 6  # first word of the seed of a split; the others are in splits.py
-DEFAULT_EXPERIENCES = 5
+_EXPERIENCES = 5  # unless there are fewer classes
 # torchvision's, and what else PIL decodes by itself, without starting another program.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),
@@ -54,10 +48,10 @@ class _Folder:
     """What is known of a folder: files by split, with labels, and their pixels."""
 
     class_names: list[str]
-    pixels: dict[str, Pixels]
-    targets: dict[str, list[int]]
-    corrupt: list[Path]
-    twice: list[tuple[Path, Path]]
+    pixels: dict[str, Pixels] = field(default_factory=dict)
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    corrupt: list[Path] = field(default_factory=list)
+    twice: list[tuple[Path, Path]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 
@@ -136,50 +130,32 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
     :raises UsageError: missing or empty folder, classes that differ, links that leave it,
         unreadable images (unless `skip_corrupt`).
     """
-    from avalanche_rwf.benchmarks.images import FileImages, Geometry, why_unreadable
-    from avalanche_rwf.benchmarks.splits import ImageSource
+    from avalanche_rwf.benchmarks.images import Geometry, why_unreadable
 
-    geometry = Geometry.of(options)
     found = _scan(at_home(path), options.test_share, options.split_seed)
-    folder = (_load if options.decode else _list)(found, geometry)
+    folder = _load(found, Geometry.of(options), options.decode)
     if folder.corrupt and not options.skip_corrupt:
-        more = f" (and {len(folder.corrupt) - 1} more)" if len(folder.corrupt) > 1 else ""
-        raise UsageError(
-            f"image {str(folder.corrupt[0])!r}{more} cannot be read "
-            f"({why_unreadable(folder.corrupt[0])}); repair or remove it, or "
-            "give --skip-corrupt to "
-            "leave such images out."
-        )
+        why = why_unreadable(folder.corrupt[0])
+        raise corrupt_error(folder.corrupt, f" ({why}); repair or remove it, or")
     for split, targets in folder.targets.items():
         lost = [name for label, name in enumerate(folder.class_names) if label not in set(targets)]
         if lost:
             raise UsageError(f"class {lost[0]!r} has no readable image in {Path(path) / split}.")
-    data = {
-        split: FileImages(
-            folder.pixels[split],
-            folder.targets[split],
-            options.mean,
-            options.std,
-            options.normalised,
-        )
-        for split in ("train", "test")
-    }
-    return ImageSource(
-        train=data["train"],
-        train_targets=folder.targets["train"],
-        test=data["test"],
-        test_targets=folder.targets["test"],
+    return pixels_source(
+        *(folder.pixels, folder.targets, options),
         class_names=folder.class_names,
-        default_experiences=min(DEFAULT_EXPERIENCES, len(folder.class_names)),
+        default_experiences=min(_EXPERIENCES, len(folder.class_names)),
         skipped=len(folder.corrupt),
         notes=folder.notes + (_leakage(folder.twice) if not options.holdout else ()),
-        in_memory=all(pixels.in_memory for pixels in folder.pixels.values()),
     )
 
 
-def _load(found: _Found, geometry: Geometry) -> _Folder:
-    """Read the images, or return what an earlier call read if no file has changed."""
-    from avalanche_rwf.benchmarks.images import load_pixels
+def _load(found: _Found, geometry: Geometry, decode: bool) -> _Folder:
+    """Read the images, or return what an earlier call read if no file has changed.
+
+    :param decode: False reads none.
+    """
+    from avalanche_rwf.benchmarks.images import CACHE_BYTES, Pixels, load_pixels
 
     files = found.files
     stamp = tuple(
@@ -190,22 +166,28 @@ def _load(found: _Found, geometry: Geometry) -> _Folder:
         for stat in [path.stat() if path.exists() else os.stat_result([0] * 10)]
     )
     key = (geometry, stamp)
-    if key in _memory:
+    if decode and key in _memory:
         return replace(_memory[key], notes=_passed_over(found))
-    _memory.clear()
-    names = sorted(files["train"])
-    folder = _Folder(class_names=names, pixels={}, targets={}, corrupt=[], twice=[])
+    folder = _Folder(sorted(files["train"]))
     budget = CACHE_BYTES
+    if decode:
+        _memory.clear()
     for split in ("test", "train"):  # test images are asked for again and again: they come first
-        pairs = [(path, label) for label, name in enumerate(names) for path in files[split][name]]
-        pixels, bad, used = load_pixels([path for path, _ in pairs], geometry, budget)
+        pairs = [(path, label) for label, name in enumerate(folder.class_names)
+                 for path in files[split][name]]  # fmt: skip
+        paths = [path for path, _ in pairs]
+        read: tuple[Pixels, list[int], int] = Pixels(paths, geometry), [], 0
+        if decode:
+            read = load_pixels(paths, geometry, budget)
+        pixels, bad, used = read
         budget -= used
         lost = set(bad)
         folder.pixels[split] = pixels
         folder.targets[split] = [label for i, (_, label) in enumerate(pairs) if i not in lost]
-        folder.corrupt.extend(pairs[i][0] for i in bad)
-    folder.twice = _twice(files, set(folder.corrupt))
-    _memory[key] = folder
+        folder.corrupt.extend(paths[i] for i in bad)
+    if decode:
+        folder.twice = _twice(files, set(folder.corrupt))
+        _memory[key] = folder
     return replace(folder, notes=_passed_over(found))
 
 
@@ -222,24 +204,6 @@ def _passed_over(found: _Found) -> tuple[str, ...]:
             f"{str(found.other[0])!r}."
         )
     return tuple(notes)
-
-
-def _list(found: _Found, geometry: Geometry) -> _Folder:
-    """Read no image."""
-    import numpy as np
-
-    from avalanche_rwf.benchmarks.images import Pixels
-
-    nothing = np.empty((0, 3, geometry.size, geometry.size), dtype=np.uint8)
-    files = found.files
-    folder = _Folder(sorted(files["train"]), {}, {}, [], [], _passed_over(found))
-    for split, classes in files.items():
-        paths = [path for name in folder.class_names for path in classes[name]]
-        folder.pixels[split] = Pixels(paths, geometry, nothing)
-        folder.targets[split] = [
-            label for label, name in enumerate(folder.class_names) for _ in classes[name]
-        ]
-    return folder
 
 
 def _digest(path: Path) -> bytes:

@@ -14,17 +14,17 @@ There is no official test split: see :func:`.sources.hashed_test_part`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import FileDataset, Row, file_source, hashed_rows
+from avalanche_rwf.benchmarks.sources import (
+    Archive,
+    DataFacts,
+    FileDataset,
+    Row,
+    hashed_rows,
+    register_dataset,
+)
 
-if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = ["FACTS", "ImageNetR", "load_imagenet_r_source"]
+__all__ = ["FACTS", "ImageNetR"]
 
 FACTS = DataFacts(
     name="imagenet-r",
@@ -44,6 +44,7 @@ FACTS = DataFacts(
 )
 
 
+@register_dataset("split-imagenet-r", "ImageNet-R")
 class ImageNetR(FileDataset):
     """ImageNet-R; classes are WordNet numbers such as n01443537."""
 
@@ -52,11 +53,3 @@ class ImageNetR(FileDataset):
     def rows(self, folder: Path) -> list[Row]:
         """Every image, in `imagenet-r/<class>/`."""
         return hashed_rows(folder, "imagenet-r")
-
-
-@register_benchmark(
-    "split-imagenet-r", summary="ImageNet-R, 200 classes, 30,000 images (10 experiences)"
-)
-def load_imagenet_r_source(options: StreamOptions) -> ImageSource:
-    """Load ImageNet-R, fetched and prepared first where it is not there."""
-    return file_source(ImageNetR, options, experiences=10)

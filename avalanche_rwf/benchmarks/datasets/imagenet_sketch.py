@@ -16,17 +16,17 @@ There is no official test split: see :func:`.sources.hashed_test_part`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import FileDataset, Row, file_source, hashed_rows
+from avalanche_rwf.benchmarks.sources import (
+    Archive,
+    DataFacts,
+    FileDataset,
+    Row,
+    hashed_rows,
+    register_dataset,
+)
 
-if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = ["FACTS", "ImageNetSketch", "load_imagenet_sketch_source"]
+__all__ = ["FACTS", "ImageNetSketch"]
 
 FACTS = DataFacts(
     name="imagenet-sketch",
@@ -49,6 +49,7 @@ FACTS = DataFacts(
 )
 
 
+@register_dataset("split-imagenet-sketch", "ImageNet-Sketch", experiences=20)
 class ImageNetSketch(FileDataset):
     """ImageNet-Sketch; classes are WordNet numbers such as n01440764."""
 
@@ -57,12 +58,3 @@ class ImageNetSketch(FileDataset):
     def rows(self, folder: Path) -> list[Row]:
         """Every image, in `sketch/<class>/`."""
         return hashed_rows(folder, "sketch")
-
-
-@register_benchmark(
-    "split-imagenet-sketch",
-    summary="ImageNet-Sketch, 1,000 classes, 50,889 images (20 experiences)",
-)
-def load_imagenet_sketch_source(options: StreamOptions) -> ImageSource:
-    """Load ImageNet-Sketch, fetched and prepared first where it is not there."""
-    return file_source(ImageNetSketch, options, experiences=20)

@@ -20,24 +20,13 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from avalanche_rwf.benchmarks.download import MARKER, Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import ArrayDataset, array_source
+from avalanche_rwf.benchmarks.download import MARKER
+from avalanche_rwf.benchmarks.sources import Archive, ArrayDataset, DataFacts, register_dataset
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = [
-    "FACTS",
-    "LOCAL",
-    "MNIST",
-    "FashionMNIST",
-    "load_fashion_mnist_source",
-    "load_mnist_source",
-]
+__all__ = ["FACTS", "LOCAL", "MNIST", "FashionMNIST"]
 
 LOCAL = {
     "fashion-mnist": (Path("/usr/share/datasets/fashion-mnist"),),
@@ -52,18 +41,22 @@ _NAMES = (
 )  # fmt: skip
 
 
-def _archives(address: str, sizes: tuple[int, ...], digests: tuple[str, ...]
-              ) -> tuple[Archive, ...]:  # fmt: skip
-    return tuple(
-        Archive(f"{name}.gz", (f"{address}{name}.gz",), size, f"md5:{digest}", 50_000_000)
-        for name, size, digest in zip(_NAMES, sizes, digests, strict=True)
+def _facts(
+    name: str, page: str, address: str, sizes: tuple[int, ...], digests: tuple[str, ...]
+) -> DataFacts:
+    archives = (
+        Archive(f"{file}.gz", (f"{address}{file}.gz",), size, f"md5:{digest}", 50_000_000)
+        for file, size, digest in zip(_NAMES, sizes, digests, strict=True)
     )
+    return DataFacts(name, tuple(archives), images=70_000, test=10_000, classes=10, page=page)
 
 
 FACTS = {
-    "mnist": DataFacts(
-        name="mnist",
-        archives=_archives(
+    facts.name: facts
+    for facts in (
+        _facts(
+            "mnist",
+            "http://yann.lecun.com/exdb/mnist/",
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             (9_912_422, 28_881, 1_648_877, 4_542),
             (
@@ -73,14 +66,9 @@ FACTS = {
                 "ec29112dd5afa0611ce80d1b7f02629c",
             ),
         ),
-        images=70_000,
-        test=10_000,
-        classes=10,
-        page="http://yann.lecun.com/exdb/mnist/",
-    ),
-    "fashion-mnist": DataFacts(
-        name="fashion-mnist",
-        archives=_archives(
+        _facts(
+            "fashion-mnist",
+            "https://github.com/zalandoresearch/fashion-mnist",
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
             (26_421_880, 29_515, 4_422_102, 5_148),
             (
@@ -90,14 +78,11 @@ FACTS = {
                 "bb300cfdad3c16e7a12a480ee83cd310",
             ),
         ),
-        images=70_000,
-        test=10_000,
-        classes=10,
-        page="https://github.com/zalandoresearch/fashion-mnist",
-    ),
+    )
 }
 
 
+@register_dataset("split-mnist", "MNIST digits", experiences=5)
 class MNIST(ArrayDataset):
     """MNIST; `data` is uint8 [N, 28, 28]."""
 
@@ -124,6 +109,7 @@ class MNIST(ArrayDataset):
         return images, labels.tolist(), list(getattr(datasets, self.READER).classes)
 
 
+@register_dataset("split-fashion-mnist", "Fashion-MNIST", experiences=5)
 class FashionMNIST(MNIST):
     """Fashion-MNIST; `data` is uint8 [N, 28, 28]."""
 
@@ -160,19 +146,3 @@ def _idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     if len(data) != start + int(np.prod(shape)):
         raise ValueError(f"{path} has {len(data)} bytes, which is not what its header says")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-@register_benchmark(
-    "split-mnist", summary="MNIST digits, 10 classes, 70,000 images (5 experiences)"
-)
-def load_mnist_source(options: StreamOptions) -> ImageSource:
-    """Load MNIST, fetched and prepared first where it is not there."""
-    return array_source(MNIST, options, experiences=5)
-
-
-@register_benchmark(
-    "split-fashion-mnist", summary="Fashion-MNIST, 10 classes, 70,000 images (5 experiences)"
-)
-def load_fashion_mnist_source(options: StreamOptions) -> ImageSource:
-    """Load Fashion-MNIST, from a copy on the machine or fetched and prepared first."""
-    return array_source(FashionMNIST, options, experiences=5)

@@ -11,17 +11,17 @@ record for this file, and the size is that of the file with this MD5.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from avalanche_rwf.benchmarks.download import Archive, DataFacts
-from avalanche_rwf.benchmarks.options import StreamOptions
-from avalanche_rwf.benchmarks.registry import register_benchmark
-from avalanche_rwf.benchmarks.sources import IMAGE_ENDINGS, FileDataset, Row, file_source
+from avalanche_rwf.benchmarks.sources import (
+    IMAGE_ENDINGS,
+    Archive,
+    DataFacts,
+    FileDataset,
+    Row,
+    register_dataset,
+)
 
-if TYPE_CHECKING:
-    from avalanche_rwf.benchmarks.splits import ImageSource
-
-__all__ = ["FACTS", "TinyImageNet", "load_tiny_imagenet_source"]
+__all__ = ["FACTS", "TinyImageNet"]
 
 _TOP = "tiny-imagenet-200"
 FACTS = DataFacts(
@@ -42,10 +42,12 @@ FACTS = DataFacts(
 )
 
 
+@register_dataset("split-tinyimagenet", "Tiny-ImageNet")
 class TinyImageNet(FileDataset):
     """Tiny-ImageNet; classes are WordNet numbers such as n01443537."""
 
     FACTS = FACTS
+    fills_frame = True
 
     def rows(self, folder: Path) -> list[Row]:
         """Training images by folder, validation images by `val_annotations.txt`."""
@@ -62,14 +64,3 @@ class TinyImageNet(FileDataset):
             name, label = line.split("\t")[:2]
             rows.append((f"{_TOP}/val/images/{name}", label, "test"))
         return rows
-
-
-@register_benchmark(
-    "split-tinyimagenet", summary="Tiny-ImageNet, 200 classes, 110,000 images (10 experiences)"
-)
-def load_tiny_imagenet_source(options: StreamOptions) -> ImageSource:
-    """Load Tiny-ImageNet, fetched and prepared first where it is not there.
-
-    The 64x64 images fill their frame, so nothing is cropped: `crop_pct` does not apply.
-    """
-    return file_source(TinyImageNet, options, experiences=10, fills_frame=True)

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from avalanche_rwf.benchmarks import download, sources
-from avalanche_rwf.benchmarks.datasets import folder, mnist
+from avalanche_rwf.benchmarks import images as loading
+from avalanche_rwf.benchmarks.datasets import mnist
 from avalanche_rwf.benchmarks.datasets.cifar100 import CIFAR100
 from avalanche_rwf.benchmarks.datasets.mnist import MNIST, FashionMNIST
 from avalanche_rwf.benchmarks.registry import create_benchmark
@@ -104,7 +105,7 @@ def test_a_cifar_archive_with_another_hash_or_a_member_outside(small_cifar, serv
 
 @pytest.mark.parametrize("budget", [10**9, 0])
 def test_a_stream_of_cifar_at_its_own_size_and_another(small_cifar, monkeypatch, budget):
-    monkeypatch.setattr(folder, "CACHE_BYTES", budget)
+    monkeypatch.setattr(loading, "CACHE_BYTES", budget)
     contents, _ = small_cifar
     for size in (32, 20):
         # Images that fill their frame are not cropped.

@@ -108,7 +108,7 @@ def test_a_folder_beyond_the_cache_gives_the_same_images(tmp_path, monkeypatch):
     root = make(tmp_path)
     whole = load(root)
     folders._memory.clear()
-    monkeypatch.setattr(folders, "CACHE_BYTES", 4 * 3 * 64)
+    monkeypatch.setattr(images, "CACHE_BYTES", 4 * 3 * 64)
     part = load(root)
     for ours, theirs in (
         (whole.train_stream, part.train_stream),
