@@ -2,6 +2,12 @@
 
     python examples/route_study.py                                     # the embedded digits
     python examples/route_study.py --benchmark folder:PATH --experiences 8 --backbone NAME ...
+    python examples/route_study.py --part pools                        # routes against pools
+
+``--part pools`` gives pools and routes the same number of looks: each family below with every prior
+around the centre, shrinkage, and with or without the class tokens. With m the mean patch of a
+block, m_w that under the prior and X its patches, an image's own query is q = m_w - m (foreground
+less background) and its route is X^T softmax(20 / D X q + log prior).
 
 Test images are never read. About a quarter of each class is held out, by ``--hold-out``:
 
@@ -37,6 +43,8 @@ from avalanche_rwf.routing.priors import centre_prior
 from avalanche_rwf.routing.queries import principal_queries
 
 BETA, SHRINKAGE, FIRST = 0.025, 0.2, 160
+CONTRAST = 20.0  # times 1 / D: the inverse temperature of an image's own query
+WIDTHS, SHRINKAGES = (None, 0.5, 0.35), (0.05, 0.2, 0.6)
 UNIFORM = 1e4  # the width of a prior that leaves all patches alike
 EARLY = 2  # the block whose entering tokens tell scenes apart
 
@@ -156,6 +164,60 @@ def accuracy(train: Tensor, test: Tensor, images: Images, split: Split) -> float
     return 100 * float((head(test).argmax(1) == images.labels[split.held]).float().mean())
 
 
+def contrast(images: Images, at: Tensor, width: float) -> Tensor:
+    """Per block, the patches that are like the centre and unlike the whole: [n, blocks x D]."""
+    prior = images.centre(width)[images.prefix :]
+    parts = []
+    for b in [*images.blocks, -1]:
+        patches = images.tokens[at, b][:, images.prefix :].float()
+        query = prior.softmax(0) @ patches - patches.mean(1)
+        beta = CONTRAST / patches.shape[-1]
+        found = retrieve(query[:, None], patches, patches, beta, log_prior=prior)
+        parts.append(F.layer_norm(found, found.shape[-1:])[:, 0])
+    return torch.cat(parts, 1)
+
+
+def families(images: Images, split: Split, smoke: bool) -> Iterator[tuple[str, float]]:
+    """Name and held-out accuracy of pools and routes, each with the same choices."""
+
+    def pool(at: Tensor, width: float | None) -> tuple[Tensor, Tensor]:
+        dim = images.tokens.shape[-1]
+        prior = images.centre(UNIFORM if width is None else width)
+        both = images.pooled(at, prior).unflatten(1, (-1, 2 * dim))
+        return both[:, :, :dim].flatten(1), both[:, :, dim:].flatten(1)
+
+    def parts(at: Tensor, width: float | None) -> dict[str, list[Tensor]]:
+        prior = None if width is None else images.centre(width)
+        routed = routes(images, at, principal(images, split, 4, prior))
+        routed = routed[:, images.pooled(at[:1], images.centre(UNIFORM)).shape[1] :]
+        own = contrast(images, at, UNIFORM if width is None else width)
+        mean = pool(at, width)[1]
+        return {
+            "pool": [mean], "pool, routes": [pool(at, None)[1], routed],
+            "own query": [own], "pool, own query": [mean, own],
+        }  # fmt: skip
+
+    for width in WIDTHS[: 2 if smoke else 3]:
+        train, test = (parts(at, width) for at in (split.stream, split.held))
+        tokens = [pool(at, None)[0] for at in (split.stream, split.held)]
+        for name in train:
+            for with_class in (True, False):
+                x, y = (
+                    torch.cat([*[cls] * with_class, *found[name]], 1)
+                    for cls, found in zip(tokens, (train, test), strict=True)
+                )
+                head = SLDAHead(x.shape[1], int(images.labels.max()) + 1)
+                head.observe(x, images.labels[split.stream])
+                for shrinkage in SHRINKAGES:
+                    weight, bias = head.moments.lda(shrinkage)
+                    right = (y @ weight.T.to(y) + bias.to(y)).argmax(1) == images.labels[split.held]
+                    tokens_too = "class token, " * with_class
+                    yield (
+                        f"{tokens_too}{name}; centre {width or 'none'}, shrinkage {shrinkage}",
+                        100 * float(right.float().mean()),
+                    )
+
+
 def learn(images: Images, pool: Tensor, start: Parameters, what: str, steps: int) -> Parameters:
     """Adam on the LDA loss; each step solves on half of a draw of `pool` and asks the other."""
     queries = [q.clone().requires_grad_(what != "prior") for q, _ in start]
@@ -225,12 +287,14 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--hold-out", choices=("scenes", "quarter"), default="scenes")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--part", choices=("routes", "pools"), default="routes")
     parser.add_argument("--smoke", action="store_true", help="a quarter of the images, 2 seeds")
     args = parser.parse_args()
     images = load_images(args)
     found: dict[str, list[float]] = {}
     for split in splits(images, args.hold_out, 2 if args.smoke else args.seeds, args.experiences):
-        for name, value in candidates(images, split, args.smoke):
+        part = families if args.part == "pools" else candidates
+        for name, value in part(images, split, args.smoke):
             found.setdefault(name, []).append(value)
     rows = {name: np.array(values) for name, values in found.items()}
     references = list(rows.values())[:2]
