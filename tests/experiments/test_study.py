@@ -28,6 +28,7 @@ from avalanche_rwf.experiments.study import (
 )
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 from avalanche_rwf.leaderboard.render import render
+from avalanche_rwf.leaderboard.report.studies import studies
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method, list_methods
 
@@ -136,6 +137,9 @@ def test_what_matters_is_told(configure, tmp_path, monkeypatch):
     importance = read_study(folder)["importance"]
     assert importance["readout"] > 0.8 > 0.2 > importance["shrinkage"]
     assert study_choice(folder).options["readout"] == "mean"
+    (shown,) = studies([tmp_path])  # on the page of a report
+    assert [trial["number"] for trial in shown["trials"]] == read_study(folder)["trials"]
+    assert shown["importance"] == [[key, share] for key, share in importance.items()]
 
 
 def test_no_test_image_is_touched(configure, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.store import check_writable, plain_json, write_text
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 from avalanche_rwf.leaderboard.report.data import board_data, report_rows, row_data
+from avalanche_rwf.leaderboard.report.studies import studies
 
 __all__ = ["script", "write_report"]
 
@@ -87,7 +88,8 @@ def write_report(
         from avalanche_rwf.leaderboard.submissions import read_entries
 
         frame = pd.concat([part for part in (frame, read_entries(list(entries))) if len(part)])
-    if not len(frame) and not broken:
+    searches = studies(folders)
+    if not len(frame) and not broken and not searches:
         raise UsageError(
             f"{', '.join(repr(str(one)) for one in folders)} holds no run (runs are in "
             "DIR/runs/<benchmark>/<method>/...)."
@@ -113,7 +115,8 @@ def write_report(
     shutil.copyfile(plotly, library)
     for row in rows:
         _write(out / "data" / row.file, "report.row", row.file, row_data(row))
-    _write(out / "data" / "board.js", "report.board", board_data(rows, frame, broken, folders))
+    board = {**board_data(rows, frame, broken, folders), "studies": searches}
+    _write(out / "data" / "board.js", "report.board", board)
     written = {row.file for row in rows}
     for path in (out / "data").iterdir():
         if _ROW_FILE.fullmatch(path.name) and path.name not in written:

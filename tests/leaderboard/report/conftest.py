@@ -57,3 +57,22 @@ def fake_run(out, method, seed, config_hash, a_last=0.9, status="done", log="it 
 def runs():
     """The function that writes one."""
     return fake_run
+
+
+def fake_study(out, method, notes, importance=None):
+    """Write the files of a search, a trial for each of `notes`."""
+    place = out / "tuning" / "m-0123456789"
+    (place / "trials").mkdir(parents=True)
+    config = {"benchmark": "split-digits", "stream": "split", "backbone": "rwf_vit_mini_patch8_32"}
+    about = {"method": method, "config": config, "space": {}, "seed": 3}
+    (place / "study.json").write_text(json.dumps(about))
+    for number, note in enumerate(notes):
+        (place / "trials" / f"{number:04}.json").write_text(json.dumps(note))
+    (place / "importance.json").write_text(json.dumps(importance or {}))
+    return place
+
+
+@pytest.fixture(scope="session")
+def study():
+    """The function that writes one."""
+    return fake_study

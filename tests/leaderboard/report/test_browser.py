@@ -57,8 +57,9 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, runs):
-    """A report of three rows, one of them with a name that would be a script, and a failed run."""
+def page(tmp_path_factory, runs, study):
+    """A report of three rows, one of them with a name that would be a script, a failed run, and a
+    search."""
     out = tmp_path_factory.mktemp("results")
     for seed in (0, 1):
         runs(out, "rwf", seed, "aaaa", 0.9 + 0.02 * seed)
@@ -66,6 +67,9 @@ def page(tmp_path_factory, runs):
         runs(out, EVIL, seed, "cccc", 0.85, log=EVIL)
     runs(out, "rwf", 2, "aaaa", status="failed", log="no luck")
     runs(out, "slda", 0, "dddd", 0.7, batch_size=4)
+    notes = [{"options": {"lr": 0.1 * n}, "score": 0.5 + 0.1 * n, "pruned": False}
+             for n in range(3)]  # fmt: skip
+    study(out, EVIL, [*notes, {"options": {}, "score": None, "pruned": True}], {"lr": 1.0})
     return write_report(out)
 
 
@@ -138,6 +142,15 @@ def test_rows_are_ranked_and_the_best_is_marked(visit):
     assert "91.0± 1.4" in cells
     assert "batch 16" in p.find("#header").text
     assert p.find("th[data-field=rank]").get_attribute("aria-sort") == "ascending"
+
+
+def test_a_search_is_drawn_with_its_best_trial(visit):
+    p = visit.open()
+    assert "4 trials, 1 pruned" in p.find("#studies .about ~ div .about").text
+    assert "Best: trial 2, 70.0 %, with lr=0.2" in p.find("#studies-list").text
+    assert p.find("#studies pre").text.startswith(f"avalanche-rwf compare --methods {EVIL}")
+    p.js("document.querySelector('#studies').scrollIntoView()")
+    p.until("return document.querySelectorAll('#studies .plot .point, #studies .bars path').length")
 
 
 def test_a_click_sorts_and_another_turns_it_round(visit):

@@ -405,8 +405,54 @@ const report = (() => {
     }));
   }
 
+  // ---- searches
+  const worded = (options) => Object.entries(options).map(([key, value]) => `${key}=${typeof value === "number" ? Number(value.toPrecision(3)) : value}`).join(" ") || "the method's own options";
+  // What was not finished has no accuracy to compare: it stands on the ground.
+  function historyPlot(study) {
+    return () => {
+      const done = study.trials.filter((trial) => trial.state === "done");
+      const ys = done.map((trial) => 100 * trial.accuracy);
+      const [low, high] = [Math.min(100, ...ys), Math.max(0, ...ys)];
+      const ground = low - 0.12 * Math.max(high - low, 5);
+      const states = [["done", study.look.symbol, hue(study.look)], ["pruned", "circle-open", colour("--soft")], ["failed", "x-thin-open", colour("--bad")]];
+      const traces = states.map(([state, symbol, color]) => {
+        const mine = study.trials.filter((trial) => trial.state === state);
+        const said = mine.map((trial) => `trial ${trial.number}: <b>${state === "done" ? `${percent(trial.accuracy)} %` : `${state} after ${plural(trial.evaluations, "evaluation")}`}</b><br>${plotText(worded(trial.options))}`);
+        return { type: "scatter", mode: "markers", name: state, x: mine.map((trial) => trial.number), y: mine.map((trial) => (state === "done" ? 100 * trial.accuracy : ground)), marker: { symbol, color, size: 9, line: { width: 1.5, color } }, text: said, hovertemplate: "%{text}<extra></extra>" };
+      }).filter((trace) => trace.x.length);
+      let best = 0;
+      traces.unshift({ type: "scatter", mode: "lines", name: "best so far", x: done.map((trial) => trial.number), y: ys.map((y) => (best = Math.max(best, y))), line: { color: hue(study.look), width: 2, shape: "hv" }, hoverinfo: "skip" });
+      const last = Math.max(...study.trials.map((trial) => trial.number));
+      return { traces, layout: { height: 300, xaxis: axis("trial", { range: [-0.5, last + 0.5] }), yaxis: axis("accuracy on held-out images, %") } };
+    };
+  }
+  function importancePlot(study) {
+    return () => {
+      const shares = [...study.importance].reverse();
+      const traces = [{ type: "bar", orientation: "h", x: shares.map(([, share]) => share), y: shares.map(([name]) => plotText(name)), marker: { color: hue(study.look) }, hovertemplate: "%{y}: %{x:.2f}<extra></extra>" }];
+      return { traces, layout: { height: Math.max(160, 70 + 26 * shares.length), xaxis: axis("share of the variance", { range: [0, 1] }), yaxis: axis("", { type: "category" }) } };
+    };
+  }
+  function drawStudies() {
+    $("studies").hidden = !data.studies.length;
+    $("studies-list").replaceChildren(...data.studies.map((study) => {
+      const count = (state) => study.trials.filter((trial) => trial.state === state).length;
+      const best = study.best === null ? null : study.trials[study.best];
+      const said = [plural(study.trials.length, "trial"), `${count("pruned")} pruned`, count("failed") ? `${count("failed")} failed` : null].filter(Boolean).join(", ");
+      const boxes = [["History", historyPlot(study)]];
+      if (study.importance.length) boxes.push(["Importance", importancePlot(study)]);
+      return el("article", { class: "study" }, el("h3", { text: study.method }),
+        el("p", { class: "about", text: `${study.about}, seed ${study.seed}: ${said}.` + (best ? ` Best: trial ${best.number}, ${percent(best.accuracy)} %, with ${worded(best.options)}.` : "") }),
+        best ? el("pre", { text: `avalanche-rwf compare --methods ${study.method} --budget study:${study.folder}`, tabindex: "0" }) : null,
+        el("div", { class: "grid two" }, ...boxes.map(([title, make]) => {
+          const box = el("div", { class: "plot", role: "img", "aria-label": `${title} of the search for ${study.method}` });
+          plan(box, make);
+          return el("div", { class: "cell" }, el("h3", { text: title }), box);
+        })));
+    }));
+  }
+
   // ---- details of a row
-  let opener = null;
   function drawDetail() {
     const dialog = $("detail");
     const row = protocol().rows.find((one) => one.key === state.row);
@@ -504,8 +550,10 @@ const report = (() => {
     const follow = () => { const before = state; state = readAddress(); show(before); };
     addEventListener("popstate", follow);
     addEventListener("hashchange", follow);
+    drawStudies();
     if (!data.protocols.length) {
-      for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== "missing";
+      for (const section of document.querySelectorAll("main > section")) section.hidden ||= !["missing", "studies"].includes(section.id);
+      drawContents();
       return;
     }
     state = readAddress();
