@@ -12,14 +12,14 @@ images, `slda` a covariance, `rp-ridge` one of 10,000 random features. Exit stat
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 
-from avalanche_rwf.experiments import variables
+from avalanche_rwf.cli.values import read_every
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.execution import Execution, use_execution
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.strategies.registry import resolve_options
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint-every", default="auto")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    os.environ[variables.EVERY] = args.checkpoint_every
+    use_execution(Execution(checkpoint_every=read_every(args.checkpoint_every)))
     worst = 0.0
     print(f"{'method':14} {'seconds':>8} {'checkpoints':>12} {'share':>8}")
     for method in args.methods.split(","):

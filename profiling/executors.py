@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.executors import Options, execute, get_executor
-from avalanche_rwf.experiments.executors.base import Context, settings
+from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.executors import execute, get_executor
+from avalanche_rwf.experiments.executors.base import Context, variables
 from avalanche_rwf.experiments.executors.process import process_context, start_server
 from avalanche_rwf.strategies.registry import resolve_options
 
@@ -50,9 +51,8 @@ def rss() -> float:
 
 def results(name: str, out: Path, n: int, jobs: int) -> Iterator[Any]:
     executor = get_executor(name)
-    return executor(
-        Context(out, work=nothing, settings=settings()), Options(jobs=jobs)
-    ).map(configs(n))
+    context = Context(out, Execution(jobs=jobs), work=nothing, variables=variables())
+    return executor(context).map(configs(n))
 
 
 def cost(name: str, out: Path) -> float:
@@ -86,7 +86,7 @@ def small(out: Path, jobs: int) -> float:
         for seed in range(32) for method in ("ncm", "slda")
     ]  # fmt: skip
     start = time.perf_counter()
-    done = list(execute(runs, out, "cpu", None, lambda config: 1, True, options=Options(jobs=jobs)))
+    done = list(execute(runs, out, Execution(jobs=jobs, quiet=True)))
     assert all(summary["status"] == "done" for _, summary in done), done
     return time.perf_counter() - start
 

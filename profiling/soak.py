@@ -117,6 +117,7 @@ def in_one_process(folder: Path, out: Path, amount: int) -> Iterator[int]:
 
 def in_a_pool(folder: Path, out: Path, amount: int) -> Iterator[int]:
     """Comparisons one after another, each in two worker processes of its own."""
+    from avalanche_rwf.experiments.execution import Execution
     from avalanche_rwf.experiments.executors import execute, start_server
     from avalanche_rwf.strategies.registry import list_methods
 
@@ -124,7 +125,7 @@ def in_a_pool(folder: Path, out: Path, amount: int) -> Iterator[int]:
     done = 0
     for seed in itertools.count():
         configs = [config(folder, method, seed) for method in list_methods()]
-        for _, summary in execute(configs, out, "cpu", 2, lambda one: 30, quiet=True):
+        for _, summary in execute(configs, out, Execution(jobs=2, quiet=True)):
             assert summary["status"] == "done", summary
             done += 1
         yield done
@@ -134,10 +135,10 @@ def in_a_pool(folder: Path, out: Path, amount: int) -> Iterator[int]:
 
 def long_stream(folder: Path, out: Path, amount: int, watch: Watch) -> None:
     """One run over so many images (of 6 classes), a reading every 100 steps."""
-    from avalanche_rwf.experiments import variables
+    from avalanche_rwf.experiments.execution import Execution, use_execution
     from avalanche_rwf.experiments.run import run
 
-    os.environ[variables.EVERY] = "200"
+    use_execution(Execution(checkpoint_every=200))
     seen = steps = 0
 
     def step(samples: int) -> None:

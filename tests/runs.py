@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from avalanche_rwf.experiments import execution
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.execution import Execution
 
 
 def make_folder(root: Path, train: int) -> Path:
@@ -45,6 +47,11 @@ def configurer(folder: Path, **settings) -> Callable[..., RunConfig]:
         return replace(base, method=method, options=options, **changes)
 
     return make
+
+
+def execute_with(monkeypatch, **how) -> None:
+    """Let this process do runs in another way; see :class:`Execution`."""
+    monkeypatch.setattr(execution, "_current", Execution(**how))
 
 
 class Killed(BaseException):

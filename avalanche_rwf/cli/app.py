@@ -8,7 +8,6 @@ import errno
 import importlib
 import io
 import itertools
-import os
 import sys
 import textwrap
 import warnings
@@ -122,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        words = sys.argv[1:] if argv is None else list(argv)
         _check_words(words)
         verb = next((w for w in words if not w.startswith("-")), "")
         file = ConfigFile.named(words) if verb in _CONFIGURABLE else None
@@ -145,7 +144,7 @@ def _main(argv: Sequence[str] | None) -> int:
         say(f"avalanche-rwf: {error}")
         return 2
     except KeyboardInterrupt:
-        return _stopped()
+        return _stopped("--fresh" in words)
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -156,13 +155,12 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
     except ImportError as error:
         if _interrupted(error):
-            return _stopped()
+            return _stopped("--fresh" in words)
         raise
 
 
-def _stopped() -> int:
+def _stopped(fresh: bool) -> int:
     from avalanche_rwf.experiments.signals import stopped_by
 
-    fresh = os.environ.get("AVALANCHE_RWF_FRESH")  # as --fresh sets it
     say(f"\nStopped; the same command{' without --fresh' if fresh else ''} goes on from here.")
     return 128 + stopped_by()

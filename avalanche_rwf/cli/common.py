@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.experiments.config import run_settings
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.utils.untrusted_io import at_home
 
 __all__ = [
@@ -126,22 +128,22 @@ def say_failed(method: Any, seed: Any, error: Any, folder: Path) -> None:
 
 
 def add_settings(group: argparse._ActionsContainer, *names: str, **defaults: Any) -> None:
-    """Flags of settings of a run, as :class:`RunConfig` declares them.
+    """Flags of settings, as :class:`RunConfig` and :class:`Execution` declare them.
 
-    :param names: of its fields.
+    :param names: of their fields.
     :param defaults: other ones than the fields'.
     """
-    from avalanche_rwf.experiments.config import run_settings
-
-    declared = run_settings()
+    declared = {**run_settings(), **run_settings(Execution)}
     for name in names:
         setting = declared[name]
+        default = defaults.get(name, setting.default)
         kind: dict[str, Any] = {"type": {"whole": int, "number": float}.get(setting.kind, str)}
+        if setting.kind == "list":
+            kind, default = {"action": "append"}, []
         if setting.kind == "flag":
             kind = {"action": "store_true"}
         elif setting.metavar is not None:
             kind["metavar"] = setting.metavar
-        default = defaults.get(name, setting.default)
         group.add_argument(setting.flag, dest=name, default=default, help=setting.help, **kind)
 
 
@@ -205,7 +207,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def set_data_root(args: argparse.Namespace) -> None:
-    """Put --data-root into the environment: this process's and its workers'."""
+    """Put --data-root into the environment, of which workers get a copy."""
     if args.data_root is not None:
         folder = at_home(args.data_root)
         # The folder may be made later, but not below a file.

@@ -26,6 +26,7 @@ from avalanche_rwf.cli.common import (
 )
 from avalanche_rwf.cli.values import (
     backbone_args,
+    read_every,
     read_grids,
     read_seeds,
     read_settings,
@@ -33,6 +34,8 @@ from avalanche_rwf.cli.values import (
     read_value,
 )
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.experiments.config import RunConfig, run_settings
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.remote import Remote, is_url
 from avalanche_rwf.experiments.selection import exclude_methods, named_methods, select_names
 from avalanche_rwf.models.names import PACKAGED, checked_path
@@ -41,7 +44,6 @@ from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
 
 if TYPE_CHECKING:
     from avalanche_rwf.experiments.compare import Plan
-    from avalanche_rwf.experiments.executors import Options
 
 SUMMARY = "run methods on a stream and print the leaderboard"
 DESCRIPTION = (
@@ -59,10 +61,6 @@ avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
 """
 # Settings of a run whose flags' values are not those of the run as they are.
 _COMPUTED = ("seed", "backbone", "precision", "eval_every_samples")
-# Each is a process: more than any machine's cores are a slip.
-_MOST_WORKERS = 1024
-
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -74,8 +72,6 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
 
     :param compares: False leaves out what `tune` does not have.
     """
-    from avalanche_rwf.experiments.config import run_settings
-
     add = parser.add_argument_group("methods").add_argument
     if compares:
         add("--methods", metavar="NAME,...",
@@ -129,39 +125,10 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
         if setting.flag and wanted and not there:
             add_settings(group, name)
 
-    add = parser.add_argument_group("where and how runs are done").add_argument
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per core on the CPU)")
-    add("--executor", default="process", metavar="NAME",
-        help="process (this machine), ray, slurm or one that --import names")
-    add("--runs-per-device", type=int, default=1, metavar="N",
-        help="small runs at a time on each GPU")
-    add("--ray-address", metavar="ADDRESS",
-        help="of a Ray that is there: auto or HOST:PORT (default: one that ends with the command)")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE,...",
-        help="options of sbatch, such as partition=gpu,gres=gpu:1,time=04:00:00; "
-        "array_parallelism=N jobs at a time")
-    add("--detach", action="store_true",
-        help="with --executor slurm: submit and leave; `status DIR` shows how far it is")
-    add("--workers", type=int, metavar="N",
-        help="processes that load images, per run (default: none for images in memory, else as "
-        "many as a run has threads)")
-    add("--eval-batch-size", type=int, metavar="N",
-        help="test images per step; no result depends on it (default: 64, at least --batch-size; "
-        "halved where a GPU's memory is short)")
-    add("--no-cache", action="store_true",
-        help="compute every feature; by default those of a frozen backbone are looked up across "
-        "methods and seeds, to the same bits, and their time is charged")
-    add("--no-checks", action="store_true",
-        help="do not look whether loss and gradients are finite: steps never wait for the GPU")
-    add("--deterministic", action="store_true",
-        help="deterministic kernels on a GPU: slower, and a run again has the same numbers")
-    if compares:
-        add("--checkpoint-every", metavar="N",
-            help="training steps between checkpoints, besides those at experience ends; 0: at "
-            "these alone (default: auto, so that writing costs at most 3 per cent of the time)")
-        add("--fresh", action="store_true",
-            help="begin runs that were cut from their start instead of their last checkpoint")
+    group = parser.add_argument_group("where and how runs are done")
+    left_out = ("log", "quiet") if compares else ("log", "quiet", "checkpoint_every", "fresh")
+    flags = [name for name, setting in run_settings(Execution).items() if setting.flag]
+    add_settings(group, *(name for name in flags if name not in left_out), device="auto")
 
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -169,9 +136,8 @@ def add_run_flags(parser: argparse.ArgumentParser, compares: bool) -> None:
         help="where run directories go: a folder, or a URL such as s3://bucket/sweep")
     if compares:
         add("--format", default="text", choices=FORMATS, help="of the leaderboard")
-        add("--log", action="append", default=[], metavar="NAME[,..]",
-            help="each run also logs to csv, tensorboard or wandb; changes no number")
-    add("--quiet", action="store_true", help="show no progress")
+        add_settings(group, "log")
+    add_settings(group, "quiet")
     add_config(group)
 
 
@@ -190,51 +156,29 @@ def _preparation(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _set_loading(args: argparse.Namespace) -> None:
-    """Put what changes no number into the environment: this process's and its workers'."""
-    from avalanche_rwf.experiments.loggers import LOG, check_loggers  # imports nothing heavy
+def _execution(args: argparse.Namespace) -> Execution:
+    """What the command line says of how runs are done."""
+    from avalanche_rwf.experiments.executors import get_executor
+    from avalanche_rwf.experiments.loggers import check_loggers
 
-    os.environ[LOG] = ",".join(check_loggers(args.log))
-
-    from avalanche_rwf.experiments.config import LARGEST
-    from avalanche_rwf.experiments.variables import (
-        CHECKS,
-        DETERMINISTIC,
-        EVAL_BATCH,
-        EVERY,
-        FRESH,
-        NO_CACHE,
-        read_every,
-    )
-
-    if args.workers is not None:
-        if not 0 <= args.workers <= _MOST_WORKERS:
-            raise UsageError(
-                f"--workers takes a whole number from 0 to {_MOST_WORKERS}, not {args.workers}."
-            )
-        os.environ["AVALANCHE_RWF_WORKERS"] = str(args.workers)
-    if args.eval_batch_size is not None:
-        if not 1 <= args.eval_batch_size <= LARGEST:
-            raise UsageError(
-                f"--eval-batch-size takes a whole number from 1 to {LARGEST}, not "
-                f"{args.eval_batch_size}."
-            )
-        os.environ[EVAL_BATCH] = str(args.eval_batch_size)
-    for name, value in (
-        (CHECKS, "0" * args.no_checks),
-        (DETERMINISTIC, "1" * args.deterministic),
-        (NO_CACHE, "1" * args.no_cache),
+    given = {name: getattr(args, name) for name in run_settings(Execution) if name in args}
+    execution = Execution(
+        **{
+            **given,
+            "slurm": read_slurm(args.slurm),
+            "log": check_loggers(args.log),
+            "checkpoint_every": read_every(args.checkpoint_every),
+            "url": args.out if is_url(args.out) else "",
+        }
+    ).validate()
+    for flag, value, name in (
+        ("--ray-address", args.ray_address, "ray"),
+        ("--slurm", args.slurm, "slurm"),
     ):
-        os.environ.pop(name, None)
-        if value:
-            os.environ[name] = value
-    if args.checkpoint_every is not None:
-        read_every(args.checkpoint_every, "--checkpoint-every")
-        os.environ[EVERY] = args.checkpoint_every
-    os.environ.pop(FRESH, None)
-    if args.fresh:
-        os.environ[FRESH] = "1"
-    set_data_root(args)
+        if value and args.executor != name:
+            raise UsageError(f"{flag} goes with --executor {name}, not with {args.executor}.")
+    get_executor(args.executor).check(execution)
+    return execution
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -247,12 +191,48 @@ def _check_names(args: argparse.Namespace) -> None:
             exclude_methods(chosen, args.exclude)
 
 
+def _run_config(args: argparse.Namespace) -> RunConfig:
+    """What the command line says of a run, without its method, seed and backbone."""
+    given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
+    prepared = _preparation(args)
+    if args.precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision takes auto, fp32, bf16 or fp16, not {args.precision!r}.")
+    if args.weights is not None:
+        checked_path(args.weights)
+    same = (n for n, s in run_settings().items() if s.flag and n not in _COMPUTED)
+    return RunConfig(
+        method="",
+        stream_options=of_stream,
+        backbone_args=given,
+        data_config=prepared,
+        precision="fp32" if args.precision == "auto" else args.precision,
+        eval_every_samples=args.eval_every_samples or 0,
+        **{name: getattr(args, name) for name in same},
+    ).validate()
+
+
+def _open_results(execution: Execution, out: Path) -> Path:
+    """The folder of the results, which can be written to; what is behind a URL is brought there."""
+    from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
+
+    remote = Remote(execution.url) if execution.url else None
+    out = out if remote is None else remote.local
+    check_writable(out)
+    if remote is not None:
+        in_memory = remote.url.startswith("memory:")
+        if in_memory and (execution.executor, execution.jobs) != ("process", 1):
+            raise UsageError("memory:// is the memory of one process: it goes with --jobs 1.")
+        remote.check()
+        remote.get()
+    return out
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A command line that was checked.
 
     :param planned: its runs.
-    :param how: they are done.
+    :param execution: how they are done.
     :param given: options that the user gave, by method.
     :param left_out: methods that are not compared, with the reason.
     :param grids: settings that are tried, by method.
@@ -260,8 +240,7 @@ class Prepared:
 
     planned: Plan
     out: Path
-    device: str
-    how: Options
+    execution: Execution
     given: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
     grids: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -278,72 +257,16 @@ def prepare(args: argparse.Namespace) -> Prepared:
             what = f"--grid {args.grid[0]}" if grids else "no --grid METHOD.KEY=VALUE,..."
             raise UsageError(f"--budget {args.budget} does not go with {what}.")
         args.budget = "grid"
-    given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
-    prepared = _preparation(args)
-    if args.jobs is not None and not 1 <= args.jobs <= _MOST_WORKERS:
-        raise UsageError(
-            f"--jobs takes a whole number from 1 to {_MOST_WORKERS}, not {args.jobs}."
-        )
-    if not 1 <= args.runs_per_device <= _MOST_WORKERS:
-        raise UsageError(
-            f"--runs-per-device takes a whole number from 1 to {_MOST_WORKERS}, not "
-            f"{args.runs_per_device}."
-        )
-    if args.precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UsageError(f"--precision takes auto, fp32, bf16 or fp16, not {args.precision!r}.")
-    if args.weights is not None:
-        checked_path(args.weights)
+    base = _run_config(args)
 
     from avalanche_rwf.benchmarks.registry import check_benchmark
-    from avalanche_rwf.experiments.config import RunConfig, run_settings
-    from avalanche_rwf.experiments.executors import (
-        Options,
-        get_executor,
-        start_server,
-    )
+    from avalanche_rwf.experiments.executors import start_server
 
-    remote = Remote(args.out) if is_url(args.out) else None
-    out = Path(args.out) if remote is None else remote.local
-    base = RunConfig(
-        method="",
-        stream_options=of_stream,
-        backbone_args=given,
-        data_config=prepared,
-        **{
-            name: getattr(args, name)
-            for name, setting in run_settings().items()
-            if setting.flag and name not in _COMPUTED
-        },
-        precision="fp32" if args.precision == "auto" else args.precision,
-        eval_every_samples=args.eval_every_samples or 0,
-    ).validate()
     check_benchmark(args.benchmark, args.test_share)
     _check_names(args)
-    _set_loading(args)
-    executor = get_executor(args.executor)
-    how = Options(
-        args.jobs,
-        args.runs_per_device,
-        args.ray_address,
-        read_slurm(args.slurm),
-        args.detach,
-        args.out if remote is not None else "",
-    )
-    for flag, value, name in (
-        ("--ray-address", args.ray_address, "ray"),
-        ("--slurm", args.slurm, "slurm"),
-    ):
-        if value and args.executor != name:
-            raise UsageError(f"{flag} goes with --executor {name}, not with {args.executor}.")
-    executor.check(how)
-    from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
-
-    check_writable(out)
-    if remote is not None:
-        if remote.url.startswith("memory:") and (args.executor, args.jobs) != ("process", 1):
-            raise UsageError("memory:// is the memory of one process: it goes with --jobs 1.")
-        remote.check()
-        remote.get()
+    set_data_root(args)
+    execution = _execution(args)
+    out = _open_results(execution, Path(args.out))
     if args.executor == "process" and args.jobs != 1:
         start_server()
     if not args.quiet and sys.stderr.isatty():
@@ -361,8 +284,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
     if args.data_config is not None:  # as values: a tag's may be others in another timm
-        prepared = {**tag_config(args.data_config), **prepared}
-    device = resolve_device(args.device)
+        base = replace(base, data_config={**tag_config(args.data_config), **base.data_config})
+    execution = replace(execution, device=resolve_device(args.device))
     chosen = select_methods(args.methods)
     methods = exclude_methods(chosen, args.exclude)
     left_out = {name: "--exclude names it." for name in chosen if name not in methods}
@@ -370,19 +293,18 @@ def prepare(args: argparse.Namespace) -> Prepared:
     options, notes = method_options(methods, common, settings)
     typed = {name: given_options(name, common, settings) for name in methods}
     tried = method_grids(methods, grids, typed)
-    if args.precision == "auto" and device.startswith("cuda"):
-        precision, reason = auto_precision(device)
+    if args.precision == "auto" and execution.device.startswith("cuda"):
+        precision, reason = auto_precision(execution.device)
         base = replace(base, precision=precision)
         notes.append(f"--precision auto is {precision} here: {reason}.")
-    base = replace(base, backbone=plain_name(args.backbone or PACKAGED), data_config=prepared)
     planned = plan(
-        base, methods, seeds, options, out, notes, args.eval_every_samples is None,
-        named_methods(args.methods), tried,
-    )  # fmt: skip
-    left_out.update(planned.left_out)
+        replace(base, backbone=plain_name(args.backbone or PACKAGED)),
+        *(methods, seeds, options, out, notes, args.eval_every_samples is None),
+        *(named_methods(args.methods), tried),
+    )
     for note in planned.notes:
         say(note)
-    return Prepared(planned, out, device, how, typed, left_out, tried)
+    return Prepared(planned, out, execution, typed, {**left_out, **planned.left_out}, tried)
 
 
 def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
@@ -398,12 +320,9 @@ def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
         from avalanche_rwf.experiments.signals import listening
         from avalanche_rwf.experiments.tuning import tune
 
+        execution = replace(ready.execution, detach=False)
         with listening(say):
-            choices = tune(
-                *(first, ready.given, ready.out, ready.device, args.jobs, args.quiet),
-                *(args.executor, replace(ready.how, detach=False)),
-                grids=ready.grids or None,
-            )
+            choices = tune(first, ready.given, ready.out, execution, ready.grids or None)
         said = [choice.sentence() for choice in choices.values()]
         planned = plan_tuned(planned, choices, ready.out)
     elif first:
@@ -415,42 +334,43 @@ def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
     return planned
 
 
+def _do(planned: Plan, out: Path, execution: Execution) -> bool:
+    """Do the runs that are missing and name those that fail; whether all are done."""
+    from avalanche_rwf.experiments.config import run_directory
+    from avalanche_rwf.experiments.executors import HERE, default_jobs, default_threads, execute
+    from avalanche_rwf.experiments.signals import listening
+    from avalanche_rwf.experiments.status import write_list
+
+    configs, todo, device = planned.configs, planned.todo, execution.device
+    where = f"on {execution.executor}, device {device}"
+    if execution.executor in HERE:
+        where = f"{default_jobs(execution, len(todo))} at a time on {device}"
+    say(
+        f"{len(configs)} runs ({len(planned.methods)} methods, "
+        f"{len({config.seed for config in configs})} seeds), "
+        f"{len(configs) - len(todo)} done already, {where}."
+    )
+    threads, done = default_threads(execution, len(configs)), True
+    write_list(out, configs, planned.samples)
+    with listening(say):
+        for config, summary in execute(todo, out, execution, planned.samples, threads):
+            if summary["status"] != "done":
+                done = False
+                folder = run_directory(out, config)
+                say_failed(config.method, config.seed, summary["error"], folder)
+    return done
+
+
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit status."""
     ready = prepare(args)
 
     from avalanche_rwf.experiments.compare import write_left_out
-    from avalanche_rwf.experiments.config import run_directory
-    from avalanche_rwf.experiments.executors import default_jobs, default_threads, execute
-    from avalanche_rwf.experiments.signals import listening
-    from avalanche_rwf.experiments.status import write_list
     from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
     from avalanche_rwf.leaderboard.render import render
 
-    planned = _choose_options(args, ready)
-    out, device, how = ready.out, ready.device, ready.how
-    methods, seeds = planned.methods, {config.seed for config in planned.configs}
-    here = args.executor in ("process", "serial")
-    jobs = args.jobs or default_jobs(device, len(planned.todo), args.runs_per_device)
-    where = f"{jobs} at a time on {device}" if here else f"on {args.executor}, device {device}"
-    say(
-        f"{len(planned.configs)} runs ({len(methods)} methods, {len(seeds)} seeds), "
-        f"{len(planned.configs) - len(planned.todo)} done already, {where}."
-    )
-    failed = []
-    threads = default_threads(device, len(planned.configs), args.runs_per_device)
-    write_list(out, planned.configs, planned.samples)
-    with listening(say):
-        for config, summary in execute(
-            *(planned.todo, out, device, jobs if here else args.jobs),
-            *(lambda config: planned.samples, args.quiet, threads),
-            executor=args.executor,
-            options=replace(how, jobs=jobs) if here else how,
-        ):
-            if summary["status"] != "done":
-                failed.append(config)
-                folder = run_directory(out, config)
-                say_failed(config.method, config.seed, summary["error"], folder)
+    planned, out, url = _choose_options(args, ready), ready.out, ready.execution.url
+    done = _do(planned, out, ready.execution)
     if args.detach:
         say(
             f"The jobs go on without this command: `avalanche-rwf status {out}` shows how far they "
@@ -480,7 +400,7 @@ def run(args: argparse.Namespace) -> int:
     if written:
         with contextlib.suppress(OSError):  # a full disk: it was printed
             write_left_out(out, args.benchmark, planned.configs[0].backbone, ready.left_out)
-        if how.url:
-            Remote(how.url).push_tables()
-        say(f"Run directories and leaderboard.csv are in {how.url or out}{os.sep}")
-    return 1 if failed or not written else 0
+        if url:
+            Remote(url).push_tables()
+        say(f"Run directories and leaderboard.csv are in {url or out}{os.sep}")
+    return 0 if done and written else 1

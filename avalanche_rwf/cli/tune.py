@@ -62,10 +62,8 @@ def run(args: argparse.Namespace) -> int:
     (config,) = ready.planned.configs
     failed = 0
     with listening(say):
-        folder, found = search(
-            *(config, ready.given[config.method], ready.out, args.trials, ready.device, args.jobs),
-            *(args.quiet, args.executor, ready.how),
-        )
+        fixed = ready.given[config.method]
+        folder, found = search(config, fixed, ready.out, args.trials, ready.execution)
         for trial, summary in found:
             if summary["status"] != "done":
                 failed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from avalanche_rwf.utils.untrusted_io import MOST
 __all__ = [
     "backbone_args",
     "is_seed",
+    "read_every",
     "read_grids",
     "read_seeds",
     "read_settings",
@@ -45,6 +47,17 @@ def read_seeds(text: str) -> list[int]:
     if max(numbers) >= 2**32:
         raise UsageError(f"--seeds takes whole numbers below 2**32, not {text!r}.")
     return list(dict.fromkeys(numbers))
+
+
+def read_every(text: str | None) -> int | None:
+    """``--checkpoint-every``; None, as "auto", spaces checkpoints by what they cost."""
+    if text is None or text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise UsageError(
+            f"--checkpoint-every takes auto or a whole number of at least 0, not {text!r}."
+        )
+    return int(text)
 
 
 def read_value(text: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import random
 import warnings
 from dataclasses import replace
@@ -20,7 +19,7 @@ from avalanche_rwf.benchmarks.registry import get_benchmark
 from avalanche_rwf.benchmarks.stream_registry import get_stream
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.device import eval_batch_size
-from avalanche_rwf.experiments.variables import CHECKS
+from avalanche_rwf.experiments.execution import current_execution
 from avalanche_rwf.models.backbone import backbone_info, create_backbone
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.strategies.registry import create_strategy, get_method
@@ -122,7 +121,7 @@ def build_strategy(
         },
         **config.options,
     )
-    if os.environ.get(CHECKS) == "0":
+    if current_execution().no_checks:
         strategy.checks = False
     return strategy
 

@@ -54,7 +54,8 @@ Values = Mapping[str, Any]
 class Setting:
     """One setting of a run: how it is given, checked, counted and shown.
 
-    :param kind: "whole", "number", "flag" (true or false), "text", "hash" or "mapping".
+    :param kind: "whole", "number", "flag" (true or false), "text", "hash", "mapping" or "list"
+        (of a flag that may be repeated).
     :param role: "protocol": runs that differ in it are in different tables. "method": it tells the
         rows of one table apart. "run": it is no part of the configuration's hash.
     :param help: for the command line.
@@ -404,8 +405,11 @@ class RunConfig:
         return replace(self, seed=seed)
 
 
-def run_settings(config: type[RunConfig] | None = None) -> Mapping[str, Setting]:
-    """The settings of a run by the names of their fields, in the fields' order."""
+def run_settings(config: type[Any] | None = None) -> Mapping[str, Setting]:
+    """The settings of a run by the names of their fields, in the fields' order.
+
+    :param config: a class whose fields are declared; None is :class:`RunConfig`.
+    """
     chosen: Any = config or RunConfig
     return dict(_settings(chosen))
 

@@ -8,7 +8,6 @@ configuration.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +16,11 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from avalanche_rwf.benchmarks import Benchmark
 from avalanche_rwf.benchmarks.images import Normalisation
+from avalanche_rwf.experiments.execution import current_execution
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import get_method
 
-__all__ = ["WORKERS", "NormaliseOnDevice", "loader_workers", "normalises", "training_workers"]
-
-WORKERS = "AVALANCHE_RWF_WORKERS"
-"""Environment variable with the number of loading processes per run; ``--workers`` sets it."""
-
+__all__ = ["NormaliseOnDevice", "loader_workers", "normalises", "training_workers"]
 
 class NormaliseOnDevice(SupervisedPlugin):
     """Turns a mini-batch of uint8 images into normalised ones, where it was moved to.
@@ -63,9 +59,9 @@ def normalises(method: str) -> bool:
 def loader_workers(benchmark: Benchmark) -> int:
     """Processes that load images: as ``--workers`` says, or none where all images are in memory
     and else as many as the run has threads."""
-    given = os.environ.get(WORKERS)
-    if given:
-        return int(given)
+    given = current_execution().workers
+    if given is not None:
+        return given
     return 0 if benchmark.in_memory else max(1, torch.get_num_threads())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from avalanche_rwf.experiments.variables import DETERMINISTIC, EVAL_BATCH
+from avalanche_rwf.experiments.execution import current_execution
 
 __all__ = ["arithmetic", "auto_precision", "eval_batch_size", "set_arithmetic"]
 
@@ -17,7 +17,7 @@ def eval_batch_size(batch_size: int) -> int:
 
     No result depends on it, so it is no part of a run's configuration.
     """
-    return int(os.environ.get(EVAL_BATCH) or max(64, batch_size))
+    return current_execution().eval_batch_size or max(64, batch_size)
 
 
 def auto_precision(device: str) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def set_arithmetic() -> None:
     """Compute in float32 what is float32, not in TF32; in a fixed order if that is asked for."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False  # convolutions: the patch embedding
-    if os.environ.get(DETERMINISTIC) == "1":
+    if current_execution().deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         # What has no deterministic kernel is warned of, and so in the log.

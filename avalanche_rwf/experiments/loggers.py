@@ -18,10 +18,7 @@ from avalanche_rwf.errors import UsageError, nearest
 if TYPE_CHECKING:
     from avalanche_rwf.experiments.config import RunConfig
 
-__all__ = ["LOG", "LOGGERS", "Logger", "check_loggers"]
-
-LOG = "AVALANCHE_RWF_LOG"
-"""The environment variable that brings the names to worker processes."""
+__all__ = ["LOGGERS", "Logger", "check_loggers"]
 
 
 class Logger(Protocol):
@@ -96,12 +93,12 @@ LOGGERS: dict[str, Callable[[Path, RunConfig, bool], Opened]] = {
 """Name -> (run directory, configuration, whether the run begins) -> logger and how to close it."""
 
 
-def check_loggers(names: Sequence[str]) -> list[str]:
+def check_loggers(names: Sequence[str]) -> tuple[str, ...]:
     """The names of ``--log``, each once; a name may be a list with commas.
 
     :raises UsageError: for an unknown name, or a logger that could not start.
     """
-    found = list(dict.fromkeys(word.strip() for text in names for word in text.split(",")))
+    found = tuple(dict.fromkeys(word.strip() for text in names for word in text.split(",")))
     for name in found:
         if name not in LOGGERS:
             raise UsageError(f"--log has no logger {name!r}; {nearest(name, list(LOGGERS))}.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 import time
 import traceback
 import warnings
@@ -64,6 +63,7 @@ from avalanche_rwf.experiments.data_loading import (
     training_workers,
 )
 from avalanche_rwf.experiments.device import set_arithmetic
+from avalanche_rwf.experiments.execution import current_execution
 from avalanche_rwf.experiments.failures import (
     failure_reason,
     free_memory,
@@ -82,7 +82,6 @@ from avalanche_rwf.experiments.store import (
     write_json,
     write_text,
 )
-from avalanche_rwf.experiments.variables import CHECKS, FRESH, NO_CACHE, checkpoint_every
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.models.feature_cache import MEMORY
 from avalanche_rwf.routing.model import RoutedViT
@@ -334,7 +333,7 @@ def _run_alone(
     free_memory()  # a strategy of an earlier run is in cycles of Avalanche's
     set_arithmetic()
     # Augmented images come once.
-    looking = MEMORY.looking(bool(os.environ.get(NO_CACHE)), config.augment == "none")
+    looking = MEMORY.looking(current_execution().no_cache, config.augment == "none")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -517,7 +516,7 @@ def _run_once(
         plugins.append(anytime)
     reset_peak_memory(device)
     strategy = build_strategy(config, benchmark.num_classes, device, plugins)
-    if not isinstance(strategy, FrozenBackboneStrategy) and os.environ.get(CHECKS) != "0":
+    if not isinstance(strategy, FrozenBackboneStrategy) and not current_execution().no_checks:
         strategy.plugins.insert(0, FiniteLoss())
     described, spec = describe(strategy), get_method(config.method)
     _write_config(
@@ -541,9 +540,9 @@ def _run_once(
         folder,
         _identity(config, benchmark, info.sha256, device),
         log,
-        every=checkpoint_every(),
+        every=current_execution().checkpoint_every,
         by_part=config.boundary_free,
-        resume=not os.environ.get(FRESH),
+        resume=not current_execution().fresh,
     )
     start = time.perf_counter()
     run_strategy(

@@ -6,8 +6,7 @@ It reads what the run records anyway and changes no number. A logger that fails 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from avalanche_rwf.evaluation.metrics import accuracy_exposed, accuracy_matrix
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import stream_counter
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.loggers import LOG, LOGGERS, Logger
+from avalanche_rwf.experiments.execution import current_execution
+from avalanche_rwf.experiments.loggers import LOGGERS, Logger
 
 __all__ = ["LOSS_EVERY", "RunLogger"]
 
@@ -36,19 +36,11 @@ class RunLogger(SupervisedPlugin):
 
     :param folder: the run directory.
     :param log: takes a line for the run's ``log.txt``.
-    :param names: of ``LOGGERS``; None takes those of ``--log``.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: RunConfig,
-        log: Callable[[str], None],
-        names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, config: RunConfig, log: Callable[[str], None]) -> None:
         super().__init__()
         self.folder, self.config, self.log = folder, config, log
-        self.names = os.environ.get(LOG, "").split(",") if names is None else names
         self._open: dict[str, tuple[Logger, Callable[[], None]]] | None = None
 
     def __enter__(self) -> RunLogger:
@@ -65,7 +57,7 @@ class RunLogger(SupervisedPlugin):
         if self._open is None:
             self._open = {}
             fresh = stream_counter(strategy).position.samples_seen == 0
-            for name in filter(None, self.names):
+            for name in current_execution().log:
                 with self._surviving(name):
                     self._open[name] = LOGGERS[name](self.folder, self.config, fresh)
 

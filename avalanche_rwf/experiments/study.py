@@ -40,6 +40,7 @@ from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.build import build_benchmark
 from avalanche_rwf.experiments.compare import Plan, check_method, plan_tuned
 from avalanche_rwf.experiments.config import BUSY, STUDY, RunConfig, slug
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, locked, read_json, write_json, write_text
 from avalanche_rwf.experiments.tuning import (
@@ -388,11 +389,7 @@ def search(
     fixed: Collection[str],
     out: Path,
     trials: int,
-    device: str = "cpu",
-    jobs: int | None = None,
-    quiet: bool = False,
-    executor: str = "process",
-    options: executors.Options | None = None,
+    execution: Execution,
 ) -> tuple[Path, Iterator[executors.Result]]:
     """Bring a study to so many trials.
 
@@ -422,17 +419,16 @@ def search(
     folder = out / "tuning" / f"{slug(own.method)}-{digest}"
     if not (folder / "study.json").exists():
         about = {"method": own.method, "experiences": k, "holdout": HOLDOUT, "seed": own.seed,
-                 "space": space, "config": own.to_dict(), **environment(device)}  # fmt: skip
+                 "space": space, "config": own.to_dict(),
+                 **environment(execution.device)}  # fmt: skip
         write_json(folder / "study.json", about)
     _mend(folder / "journal.log")
     _tell(_open(folder, 0), _notes(folder))
     work = Trials(folder.absolute(), space, own.seed, k, max(1, -(-samples // _EVALUATIONS)))
     ended = _notes(folder)
     todo = [own.with_seed(number) for number in range(trials) if number not in ended]
-    done = executors.execute(
-        *(todo, out, device, jobs, lambda config: samples, quiet),
-        *(executors.default_threads(device, trials), work, "trials", executor, options),
-    )
+    threads = executors.default_threads(execution, trials)
+    done = executors.execute(todo, out, execution, samples, threads, work, "trials")
     return folder, _with_tables(done, folder)
 
 

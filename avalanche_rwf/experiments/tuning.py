@@ -45,6 +45,7 @@ from avalanche_rwf.experiments.data_loading import (
     loader_workers,
     normalises,
 )
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.run import exposed_tests, train_experience
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
@@ -300,11 +301,7 @@ def tune(
     configs: Sequence[RunConfig],
     fixed: Mapping[str, Collection[str]],
     out: Path,
-    device: str = "cpu",
-    jobs: int | None = None,
-    quiet: bool = False,
-    executor: str = "process",
-    options: executors.Options | None = None,
+    execution: Execution,
     grids: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Choice]:
     """Choose the options of each method; what an earlier call has tried is read from its record.
@@ -313,8 +310,7 @@ def tune(
 
     :param configs: one run per method, all at the first seed.
     :param fixed: method -> options that are not varied.
-    :param jobs: settings at a time; None is as many as :func:`.executors.default_jobs` says.
-    :param executor: by name, and how it does them; see :func:`.executors.execute`.
+    :param execution: how they are tried.
     :param grids: method -> options of each setting that is tried, in the place of
         :func:`settings`; see :func:`grid`.
     :returns: method -> choice.
@@ -350,19 +346,17 @@ def tune(
             "settings": [
                 {**old, "options": change} for change, old in zip(changes, before, strict=True)
             ],
-            **environment(device),
+            **environment(execution.device),
         }
         for index, setting in enumerate(tried[name]):
             if "seconds" not in contents[name]["settings"][index]:
                 todo.append(with_code(replace(config, options=setting)))
                 place[todo[-1].config_hash()] = name, index
     # Not by the settings that are left: see default_threads.
-    threads = executors.default_threads(device, sum(map(len, tried.values())))
-    jobs = jobs or executors.default_jobs(device, len(todo))
+    threads = executors.default_threads(execution, sum(map(len, tried.values())))
     work = functools.partial(_try, experiences=k)
     for config, result in executors.execute(
-        *(todo, out, device, jobs, lambda config: samples, quiet, threads, work, "settings"),
-        *(executor, options),
+        todo, out, execution, samples, threads, work, "settings"
     ):
         name, index = place[config.config_hash()]
         tries = contents[name]["settings"]

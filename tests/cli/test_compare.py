@@ -149,7 +149,6 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
     from avalanche_rwf.strategies import registry
 
     monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "0")
     probe = registry.get_method("linear-probe")
 
     @registry.register_method("breaks", summary="raises at the second experience")
@@ -165,7 +164,7 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
         strategy.optimizer_step = optimizer_step
         return strategy
 
-    line = command(tmp_path, "--methods", "breaks,ncm", "--seeds", "0")
+    line = command(tmp_path, "--methods", "breaks,ncm", "--seeds", "0", "--checkpoint-every", "0")
     status, out, err = call(capsys, *line)
     found = runs(tmp_path)
     log = found["breaks", "seed0"] / "log.txt"

@@ -13,15 +13,15 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.device import auto_precision
-from avalanche_rwf.experiments.executors import Context, Options, get_executor
+from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.executors import Context, get_executor
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.experiments.variables import EVAL_BATCH
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import create_strategy
 
 from ..conftest import make_data, make_scenario, make_vit, silent
-from ..runs import Killed, configurer, make_folder
+from ..runs import Killed, configurer, execute_with, make_folder
 from . import simcuda
 
 
@@ -80,7 +80,7 @@ def test_a_strategy_goes_on_on_another_device(devices, tmp_path):
 def test_a_run_that_was_killed_on_the_device_goes_on(configure, tmp_path, monkeypatch):
     config = configure("er")
     whole = run(config, tmp_path / "whole", "cuda")
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "2")
+    execute_with(monkeypatch, checkpoint_every=2)
     steps = []
 
     def kill(samples):
@@ -113,7 +113,7 @@ def test_a_failed_assertion_of_the_device_is_recorded_and_others_go_on(
         return ((config, {"status": "done"}) for config in rest)
 
     monkeypatch.setattr(get_executor("process"), "map", elsewhere)
-    serial = get_executor("serial")(Context(tmp_path, "cuda"), Options(jobs=1))
+    serial = get_executor("serial")(Context(tmp_path, Execution(device="cuda", jobs=1)))
     done = list(serial.map(configs))
     assert [summary["status"] for _, summary in done] == ["failed", "done"]
     assert handed == configs[1:]
@@ -140,7 +140,7 @@ def test_results_do_not_depend_on_the_size_of_an_evaluation_step(
     configure, tmp_path, monkeypatch
 ):
     whole = run(configure("mvp"), tmp_path / "64", "cuda")
-    monkeypatch.setenv(EVAL_BATCH, "5")
+    execute_with(monkeypatch, eval_batch_size=5)
     assert outcome(run(configure("mvp"), tmp_path / "5", "cuda")) == outcome(whole)
 
 

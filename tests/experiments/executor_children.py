@@ -11,6 +11,7 @@ from typing import Any
 
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.execution import Execution
 
 
 def follower(orders: Connection, said: Connection) -> None:
@@ -125,5 +126,5 @@ def tunes(config: RunConfig, out: Path, trials: int) -> None:
     """A command that brings a study to so many trials."""
     from avalanche_rwf.experiments.study import search
 
-    _, found = search(config, (), out, trials, jobs=1, quiet=True)
+    _, found = search(config, (), out, trials, Execution(jobs=1, quiet=True))
     assert all(summary["status"] == "done" for _, summary in found)

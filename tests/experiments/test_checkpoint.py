@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from avalanche_rwf.cli.values import read_every
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import checkpoint, variables
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.checkpoint import Schedule, difference
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.experiments.variables import checkpoint_every
 from avalanche_rwf.utils.atomic_io import read_state, save_state
+
+from ..runs import execute_with
 
 
 @pytest.fixture
@@ -65,17 +67,15 @@ def test_a_first_checkpoint_waits_until_it_can_be_paid_for(clock):
     assert large.step()
 
 
-@pytest.mark.parametrize(("text", "every"), [("", None), ("auto", None), ("0", 0), ("12", 12)])
-def test_the_setting(text, every, monkeypatch):
-    monkeypatch.setenv(variables.EVERY, text)
-    assert checkpoint_every() == every
+@pytest.mark.parametrize(("text", "every"), [(None, None), ("auto", None), ("0", 0), ("12", 12)])
+def test_the_setting(text, every):
+    assert read_every(text) == every
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "often", "9" * 5000])
-def test_a_bad_setting(text, monkeypatch):
-    monkeypatch.setenv(variables.EVERY, text)
+def test_a_bad_setting(text):
     with pytest.raises(UsageError, match="takes auto or a whole number of at least 0"):
-        checkpoint_every()
+        read_every(text)
 
 
 def test_differences_are_named():
@@ -93,7 +93,7 @@ class Cut(BaseException):
 
 
 def cut(config, out, monkeypatch, steps: int = 4) -> None:
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     seen: list[int] = []
 
     def progress(n: int) -> None:
@@ -139,7 +139,7 @@ def test_a_machine_with_fewer_gpus_goes_on(monkeypatch):
 def test_fresh_does_not_resume(configure, tmp_path, monkeypatch):
     config = configure()
     cut(config, tmp_path, monkeypatch)
-    monkeypatch.setenv(variables.FRESH, "1")
+    execute_with(monkeypatch, checkpoint_every=1, fresh=True)
     assert run(config, tmp_path)["status"] == "done"
     assert "resumed" not in log_of(tmp_path, config)
 

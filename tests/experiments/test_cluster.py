@@ -24,7 +24,8 @@ import pytest
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.executors import Options, execute, get_executor
+from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.executors import execute, get_executor
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 
@@ -63,17 +64,13 @@ def assert_same(out: Path, serial: Path, configs) -> None:
     assert boards[0][columns].equals(boards[1][columns])
 
 
-def do(configs, out, executor, options, work=None):
-    return list(
-        execute(
-            *(configs, out, "cpu", None, lambda c: 24, True),
-            work=work, executor=executor, options=options,
-        )
-    )  # fmt: skip
+def do(configs, out, executor, work=None, **how):
+    execution = Execution(executor=executor, quiet=True, **how)
+    return list(execute(configs, out, execution, 24, work=work))
 
 
 def test_workers_give_the_same_bytes(server, configs, serial, tmp_path):
-    results = do(configs, tmp_path, "process", Options(jobs=2))
+    results = do(configs, tmp_path, "process", jobs=2)
     assert {summary["status"] for _, summary in results} == {"done"}
     assert_same(tmp_path, serial, configs)
 
@@ -95,10 +92,9 @@ def cluster():
 
 @needs_ray
 def test_three_nodes_of_ray_give_the_same_bytes_though_one_is_killed(
-    cluster, configs, serial, tmp_path, monkeypatch
+    cluster, configs, serial, tmp_path
 ):
     """The node dies with a run on it, which goes on elsewhere from its checkpoint."""
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
     there, nodes = cluster
     killed = threading.Event()
 
@@ -117,7 +113,7 @@ def test_three_nodes_of_ray_give_the_same_bytes_though_one_is_killed(
     killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     work = functools.partial(children.waits_once, victim=("linear-probe", 1))
-    results = do(configs, tmp_path, "ray", Options(ray_address=there.address), work)
+    results = do(configs, tmp_path, "ray", work, ray_address=there.address, checkpoint_every=1)
     assert killed.is_set()
     assert len(results) == len(configs)
     assert {summary["status"] for _, summary in results} == {"done"}, results
@@ -141,7 +137,7 @@ def ancestors(pid: int) -> list[int]:
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1", "127.0.0.1:x"])
 def test_where_no_ray_is_it_is_said_before_any_run(address):
     with pytest.raises(UsageError, match="--ray-address"):
-        get_executor("ray").check(Options(ray_address=address))
+        get_executor("ray").check(Execution(ray_address=address))
 
 
 # ---- Slurm
@@ -223,7 +219,7 @@ def slurm(tmp_path_factory):
 @needs_slurm
 def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
     some = configs[:4]  # each is a process that imports everything: half of them here
-    results = do(some, tmp_path, "slurm", Options(slurm={"time": "10"}))
+    results = do(some, tmp_path, "slurm", slurm={"time": "10"})
     assert {summary["status"] for _, summary in results} == {"done"}, results
     for config in some:
         here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
@@ -234,10 +230,9 @@ def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
 
 @needs_slurm
 def test_slurm_jobs_outlive_the_command_which_finds_them_again(
-    slurm, configs, serial, tmp_path, monkeypatch
+    slurm, configs, serial, tmp_path
 ):
     """Stopped while a job runs; the same command waits for that job and submits no other."""
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
     config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
     work = functools.partial(children.waits_once, victim=("linear-probe", 1))
     waits = tmp_path / "waits"
@@ -248,7 +243,7 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
 
     with signals.listening(lambda line: None), pytest.raises(signals.RunStopped):
         threading.Thread(target=stop, daemon=True).start()
-        do([config], tmp_path, "slurm", Options(), work)
+        do([config], tmp_path, "slurm", work, checkpoint_every=1)
     (batch,) = (tmp_path / "slurm").glob("*/batch.json")
     (job,) = json.loads(batch.read_text())["jobs"]
     # At the time limit, or a preemption: the same signals, here by hand.
@@ -262,7 +257,7 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
 
     until(requeued)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    (result,) = do([config], tmp_path, "slurm", Options(), work)
+    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
     assert result[1]["status"] == "done", result
     here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
     assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
@@ -271,9 +266,8 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
 
 @needs_slurm
 def test_a_cancelled_job_is_named_and_the_same_command_goes_on(
-    slurm, configs, serial, tmp_path, monkeypatch
+    slurm, configs, serial, tmp_path
 ):
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
     config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
     work = functools.partial(children.waits_once, victim=("linear-probe", 1))
 
@@ -282,9 +276,9 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on(
         subprocess.run(["scancel", "--me"], check=True)
 
     threading.Thread(target=cancel, daemon=True).start()
-    (result,) = do([config], tmp_path, "slurm", Options(), work)
+    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
     assert "has ended without a result" in result[1]["error"]
-    (result,) = do([config], tmp_path, "slurm", Options(), work)
+    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
     assert result[1]["status"] == "done"
     here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
     assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
@@ -302,4 +296,4 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on(
 )
 def test_what_slurm_refuses_is_said_before_any_run(options, says, slurm):
     with pytest.raises(UsageError, match=says):
-        get_executor("slurm").check(Options(slurm=options))
+        get_executor("slurm").check(Execution(slurm=options))

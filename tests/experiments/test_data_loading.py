@@ -13,13 +13,14 @@ from avalanche_rwf.benchmarks.images import FileImages, Geometry, Normalisation,
 from avalanche_rwf.experiments import run, tuning
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.data_loading import (
-    WORKERS,
     NormaliseOnDevice,
     loader_workers,
     normalises,
     training_workers,
 )
 from avalanche_rwf.strategies.registry import list_methods
+
+from ..runs import execute_with
 
 
 @pytest.fixture
@@ -69,18 +70,18 @@ def test_no_number_depends_on_workers_or_where_images_are_normalised(
     # Replay keeps images, several steps see a mini-batch, evaluation falls into training.
     changes = {"augment": "autoaug", "gradient_steps": 2, "experiences": 2}
     config = configure("er", options={"buffer": 4}, eval_every_samples=10, **changes)
-    monkeypatch.setenv(WORKERS, "0")
+    execute_with(monkeypatch, workers=0)
     plain = results(config, tmp_path / "uint8")
     monkeypatch.setattr(run, "normalises", lambda method: False)
     assert results(config, tmp_path / "normalised") == plain
     monkeypatch.undo()
     monkeypatch.setattr(images, "CACHE_BYTES", 0)
-    monkeypatch.setenv(WORKERS, "2")
+    execute_with(monkeypatch, workers=2)
     assert results(config, tmp_path / "workers") == plain
     held = configure(holdout=0.25, experiences=2)
     scores = set()
-    for workers in ("0", "2"):
-        monkeypatch.setenv(WORKERS, workers)
+    for workers in (0, 2):
+        execute_with(monkeypatch, workers=workers)
         scores.add(tuning.held_out_accuracy(held, experiences=1))
     monkeypatch.setattr(tuning, "normalises", lambda method: False)
     assert {tuning.held_out_accuracy(held, experiences=1)} == scores
@@ -88,7 +89,7 @@ def test_no_number_depends_on_workers_or_where_images_are_normalised(
 
 @pytest.mark.parametrize("method", ["avalanche-l2p", "avalanche-l2p-as-shipped"])
 def test_other_loops_get_what_they_take(configure, tmp_path, monkeypatch, from_files, method):
-    monkeypatch.setenv(WORKERS, "0")
+    execute_with(monkeypatch, workers=0)
     config = configure(method, eval_every_samples=0, experiences=2)
     ours = results(config, tmp_path / "ours")
     monkeypatch.setattr(run, "normalises", lambda method: False)
@@ -121,12 +122,11 @@ def test_every_method_of_the_package_reads_images_from_the_mini_batch_alone(conf
 
 
 def test_how_many_workers(configure, monkeypatch, from_files):
-    monkeypatch.delenv(WORKERS, raising=False)
     benchmark = build_benchmark(configure())
     assert not benchmark.in_memory and loader_workers(benchmark) == torch.get_num_threads()
     benchmark.in_memory = True
     assert loader_workers(benchmark) == 0
-    monkeypatch.setenv(WORKERS, "3")
+    execute_with(monkeypatch, workers=3)
     assert loader_workers(benchmark) == 3
     ours, theirs = (build_strategy(configure(m), 6) for m in ("er", "avalanche-l2p-as-shipped"))
     assert training_workers(ours, 3) == 3

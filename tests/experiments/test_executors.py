@@ -14,17 +14,19 @@ import pytest
 
 from avalanche_rwf.experiments import executors, signals
 from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.execution import Execution, current_execution
 from avalanche_rwf.experiments.executors import (
-    Options,
     default_jobs,
     default_threads,
     execute,
     process,
 )
-from avalanche_rwf.experiments.executors.base import TICK, Context, settings
+from avalanche_rwf.experiments.executors.base import TICK, Context, variables
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked, write_json
 from avalanche_rwf.models.feature_cache import MEMORY
+
+from ..runs import execute_with
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -41,22 +43,22 @@ def cores(monkeypatch):
 
 def test_jobs_are_cores_or_runs_and_one_on_a_gpu(cores):
     cores(4)
-    assert [default_jobs("cpu", n) for n in (0, 1, 3, 9)] == [1, 1, 3, 4]
-    assert default_jobs("cuda", 9) == 1
+    assert [default_jobs(Execution(), n) for n in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert default_jobs(Execution(device="cuda"), 9) == 1
 
 
 def test_threads_are_the_cores_that_a_comparison_leaves_idle(cores, monkeypatch):
     cores(8)
-    assert [default_threads("cpu", n) for n in (0, 1, 3, 4, 9)] == [8, 8, 2, 2, 1]
-    assert default_threads("cuda:0", 9) == 8
+    assert [default_threads(Execution(), n) for n in (0, 1, 3, 4, 9)] == [8, 8, 2, 2, 1]
+    assert default_threads(Execution(device="cuda:0"), 9) == 8
     cores(2)
-    assert [default_threads("cpu", n) for n in (1, 2, 24)] == [2, 1, 1]
+    assert [default_threads(Execution(), n) for n in (1, 2, 24)] == [2, 1, 1]
     # Together they never ask for more than there is.
     for n in range(1, 20):
-        assert default_jobs("cpu", n) * default_threads("cpu", n) <= 2
+        assert default_jobs(Execution(), n) * default_threads(Execution(), n) <= 2
     cores(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [default_threads("cpu", n) for n in (1, 2, 4)] == [3, 3, 2]
+    assert [default_threads(Execution(), n) for n in (1, 2, 4)] == [3, 3, 2]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -66,7 +68,7 @@ def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, conf
     place = tmp_path / "runs" / f"folder-{configs[0].benchmark.rpartition('/')[2]}"
     place.mkdir()
     (place / "ncm").write_text("in the way")
-    results = list(execute(configs, tmp_path, "cpu", jobs, lambda config: 24, quiet=True))
+    results = list(execute(configs, tmp_path, Execution(jobs=jobs, quiet=True)))
     assert {config.method: summary["status"] for config, summary in results} == {
         "ncm": "failed", "slda": "done",
     }  # fmt: skip
@@ -79,7 +81,7 @@ def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, conf
 def test_what_work_raises_is_the_failure_of_its_own_configuration(jobs, configure, tmp_path):
     configs = [configure(m) for m in ("ncm", "slda", "linear-probe")]
     results = execute(
-        configs, tmp_path, "cpu", jobs, lambda config: 1, quiet=True, work=children.raising
+        configs, tmp_path, Execution(jobs=jobs, quiet=True), work=children.raising
     )
     assert {config.method: summary for config, summary in results} == {
         "ncm": {"status": "failed", "error": "no way", "error_type": "OddError"},
@@ -89,13 +91,13 @@ def test_what_work_raises_is_the_failure_of_its_own_configuration(jobs, configur
 
 
 def test_more_jobs_than_a_queue_has_room_for(configure, tmp_path):
-    (result,) = execute([configure("ncm")], tmp_path, "cpu", 10**12, lambda config: 24, quiet=True)
+    (result,) = execute([configure("ncm")], tmp_path, Execution(jobs=10**12, quiet=True))
     assert result[1]["status"] == "done"
 
 
 def test_the_view_is_on_stderr_and_complete_at_the_end(configure, tmp_path, capsys):
     configs = [configure("ncm"), configure("slda")]
-    list(execute(configs, tmp_path, "cpu", 1, lambda config: 24))
+    list(execute(configs, tmp_path, Execution(jobs=1), 24))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "2 runs: 2 done, 0 failed, 0 running, 0 waiting" in captured.err
@@ -103,7 +105,7 @@ def test_the_view_is_on_stderr_and_complete_at_the_end(configure, tmp_path, caps
 
 
 def test_quiet_is_quiet(configure, tmp_path, capsys):
-    list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda config: 24, quiet=True))
+    list(execute([configure("ncm")], tmp_path, Execution(jobs=1, quiet=True)))
     assert capsys.readouterr() == ("", "")
 
 
@@ -114,11 +116,12 @@ def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch,
     """The fork server may have been started under others."""
     monkeypatch.setattr(MEMORY, "_folder", None)
     monkeypatch.setenv("AVALANCHE_RWF_OLD", "1")
-    monkeypatch.setenv("AVALANCHE_RWF_WORKERS", "1")
     monkeypatch.setenv("ANOTHER", "1")
-    theirs = {"AVALANCHE_RWF_WORKERS": "3", "AVALANCHE_RWF_DATA": str(tmp_path)}
-    Context(tmp_path, settings=theirs, features=tmp_path).enter()
-    assert settings() == theirs
+    execute_with(monkeypatch, workers=1)
+    theirs, how = {"AVALANCHE_RWF_DATA": str(tmp_path)}, Execution(fresh=True)
+    Context(tmp_path, how, variables=theirs, features=tmp_path).enter()
+    assert variables() == theirs
+    assert current_execution() == how
     assert os.environ["ANOTHER"] == "1"
     assert MEMORY._folder == tmp_path
 
@@ -129,7 +132,7 @@ def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure,
     found = {}
     with contextlib.ExitStack() as theirs:
         assert theirs.enter_context(locked(folder))
-        for config, summary in execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True):
+        for config, summary in execute(configs, tmp_path, Execution(jobs=2, quiet=True)):
             found[config.method] = summary
             if len(found) == 2:
                 time.sleep(2 * TICK)  # it is looked at again, and still theirs
@@ -145,12 +148,13 @@ def test_a_run_whose_worker_is_killed_goes_on_from_its_checkpoint(
     number, configure, tmp_path, monkeypatch
 ):
     """A person's kill, or the kernel's for memory."""
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     configs = [configure("linear-probe", seed=seed) for seed in range(2)]
     for config in configs:
         run(config, tmp_path / "whole")
     work = functools.partial(children.cut_once, number=getattr(signal, number), victim=1)
-    results = list(execute(configs, tmp_path, "cpu", 2, lambda c: 24, quiet=True, work=work))
+    execution = Execution(jobs=2, quiet=True, checkpoint_every=1)
+    results = list(execute(configs, tmp_path, execution, work=work))
     assert sorted(config.seed for config, _ in results) == [0, 1]
     assert {summary["status"] for _, summary in results} == {"done"}
     for config in configs:
@@ -163,10 +167,8 @@ def test_each_gpu_has_a_worker_before_any_has_two(configure, tmp_path, monkeypat
     monkeypatch.setattr(process, "gpus", lambda device: ["3", "5"])
     configs = [configure("ncm", seed=seed) for seed in range(4)]
     work = functools.partial(children.where, together=4)
-    options = Options(per_device=2)
-    results = execute(
-        configs, tmp_path, "cuda", None, lambda c: 1, quiet=True, work=work, options=options
-    )
+    execution = Execution(device="cuda", runs_per_device=2, quiet=True)
+    results = execute(configs, tmp_path, execution, work=work)
     seen = {config.seed: summary for config, summary in results}
     assert [seen[seed]["gpu"] for seed in range(4)] == ["3", "5", "3", "5"]
     assert not any(summary["touched"] for summary in seen.values())
@@ -177,7 +179,7 @@ def test_a_worker_killed_while_another_run_is_waited_for_loses_neither(configure
     methods = ("ncm", "slda", "linear-probe", "er", "rwf")
     configs = [configure(method) for method in methods]
     results = list(
-        execute(configs, tmp_path, "cpu", 2, lambda c: 1, quiet=True, work=children.awkward)
+        execute(configs, tmp_path, Execution(jobs=2, quiet=True), work=children.awkward)
     )
     assert sorted(config.method for config, _ in results) == sorted(methods)
     assert [summary for _, summary in results] == [{"status": "done"}] * 5
@@ -201,7 +203,7 @@ def test_asked_twice_workers_in_a_long_step_are_killed(between, configure, tmp_p
     with signals.listening(lambda line: None), pytest.raises(KeyboardInterrupt) as caught:
         asking.start()
         list(
-            execute(configs, tmp_path, "cpu", 2, lambda c: 1, quiet=True, work=children.endless)
+            execute(configs, tmp_path, Execution(jobs=2, quiet=True), work=children.endless)
         )
     asking.join()
     assert not isinstance(caught.value, signals.RunStopped)

@@ -11,9 +11,10 @@ import pytest
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import run_logger
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.loggers import LOG, LOGGERS, check_loggers
+from avalanche_rwf.experiments.loggers import LOGGERS, check_loggers
 from avalanche_rwf.experiments.run import run
 
+from ..runs import execute_with
 from ..wandb_files import from_wandb
 
 
@@ -62,7 +63,7 @@ def plain(configure, tmp_path_factory):
 def test_a_logger_gets_the_run_and_changes_no_number(
     name, configure, plain, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv(LOG, name)
+    execute_with(monkeypatch, log=(name,))
     summary = run(configure(), tmp_path)
     folder = run_directory(tmp_path, configure())
     assert folder.name == plain.name and folder.parent.name == plain.parent.name  # the hash
@@ -89,7 +90,7 @@ def named(row):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_runs_of_one_process_are_logged_apart(name, configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(LOG, name)
+    execute_with(monkeypatch, log=(name,))
     for method in ("ncm", "slda"):
         summary = run(configure(method), tmp_path)
         logged = READERS[name](run_directory(tmp_path, configure(method)))
@@ -109,7 +110,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(configure, tmp_path
         return logger, close
 
     monkeypatch.setitem(LOGGERS, "broken", broken)
-    monkeypatch.setenv(LOG, "broken,csv")
+    execute_with(monkeypatch, log=("broken", "csv"))
     assert run(configure(), tmp_path)["status"] == "done"
     folder = run_directory(tmp_path, configure())
     log = (folder / "log.txt").read_text()
@@ -118,7 +119,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(configure, tmp_path
 
 
 def test_an_earlier_attempt_leaves_no_lines(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(LOG, "csv")
+    execute_with(monkeypatch, log=("csv",))
     folder = run_directory(tmp_path, configure())
     run(configure(), tmp_path)
     once = from_csv(folder)
@@ -128,10 +129,9 @@ def test_an_earlier_attempt_leaves_no_lines(configure, tmp_path, monkeypatch):
     assert [row[:2] for row in again] == [row[:2] for row in once]
 
 
-def test_compare_gives_the_names_to_its_workers(folder, tmp_path, monkeypatch, capsys):
+def test_compare_gives_the_names_to_its_workers(folder, tmp_path, capsys):
     from avalanche_rwf.cli import main
 
-    monkeypatch.setenv(LOG, "")
     words = ["compare", "--methods", "ncm", "--seeds", "0", "--quiet", "--jobs", "1",
              "--benchmark", f"folder:{folder}", "--out", str(tmp_path)]  # fmt: skip
     assert main([*words, "--log", "tensorbord"]) == 2
@@ -142,7 +142,7 @@ def test_compare_gives_the_names_to_its_workers(folder, tmp_path, monkeypatch, c
 
 
 def test_names_are_checked_before_any_work(monkeypatch):
-    assert check_loggers(["csv, wandb", "csv"]) == ["csv", "wandb"]
+    assert check_loggers(["csv, wandb", "csv"]) == ("csv", "wandb")
     with pytest.raises(UsageError, match=r"--log has no logger 'tensorbord'; .*'tensorboard'"):
         check_loggers(["csv,tensorbord"])
     find = importlib.util.find_spec

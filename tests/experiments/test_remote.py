@@ -12,9 +12,12 @@ from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import executors, signals
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.executors import Options, execute
+from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.executors import execute
 from avalanche_rwf.experiments.remote import Remote, local_folder
 from avalanche_rwf.experiments.run import run
+
+from ..runs import execute_with
 
 METHODS = ("ncm", "slda")
 
@@ -39,9 +42,8 @@ def url(request, tmp_path):
 
 
 def do(configs, url, jobs=1, work=None):
-    options = Options(jobs=jobs, url=url)
-    return list(execute(configs, local_folder(url), "cpu", jobs, lambda c: 24, True, work=work,
-                        options=options))  # fmt: skip
+    execution = Execution(jobs=jobs, url=url, checkpoint_every=1, quiet=True)
+    return list(execute(configs, local_folder(url), execution, work=work))
 
 
 def there(url, config) -> dict[str, bytes]:
@@ -71,7 +73,7 @@ def test_finished_runs_are_there_and_on_the_next_machine(url, machine, configure
 def test_a_run_that_was_stopped_goes_on_on_another_machine(
     url, machine, configure, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("AVALANCHE_RWF_CHECKPOINT_EVERY", "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     config = configure("linear-probe")
     run(config, tmp_path / "plain")
     steps = []

@@ -13,7 +13,7 @@ import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams, resolve_stream_options
 from avalanche_rwf.evaluation import plugins
-from avalanche_rwf.experiments import build, checkpoint, variables
+from avalanche_rwf.experiments import build, checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig, run_directory
@@ -22,7 +22,7 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.atomic_io import read_state
 
-from ..runs import Killed, assert_equal
+from ..runs import Killed, assert_equal, execute_with
 
 TIMES = (
     *("train_seconds", "eval_seconds", "eval_share"),
@@ -62,7 +62,7 @@ def cut_after(patch: pytest.MonkeyPatch, checkpoints: int) -> None:
 
     checkpoint_save = checkpoint.save_state
     patch.setattr(checkpoint, "save_state", save)
-    patch.setenv(variables.EVERY, "0")  # at experience ends, whatever it costs
+    execute_with(patch, checkpoint_every=0)  # at experience ends, whatever it costs
 
 
 # Cut at an experience's end; every method is cut within experiences in faults/test_resume.py.

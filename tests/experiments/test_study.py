@@ -16,6 +16,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import study, tuning
 from avalanche_rwf.experiments.compare import Plan
 from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors.process import process_context
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import read_json
@@ -41,7 +42,7 @@ def everything(key, value) -> bool:
 
 def do(config, out, trials, fixed=(), **how):
     """The folder of the study, and what the trials of this call came to."""
-    folder, found = search(config, fixed, out, trials, jobs=1, quiet=True, **how)
+    folder, found = search(config, fixed, out, trials, Execution(jobs=1, quiet=True, **how))
     return folder, [result for _, result in found]
 
 

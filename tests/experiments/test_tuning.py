@@ -14,6 +14,7 @@ from avalanche_rwf.benchmarks import splits
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals, tuning
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.experiments.tuning import HOLDOUT, SETTINGS, settings, tune
 from avalanche_rwf.strategies.base import NonFiniteLossError
@@ -139,7 +140,7 @@ def test_so_many_experiences_that_there_are_two_classes():
 
 def test_no_test_image_is_touched(configure, tmp_path, monkeypatch):
     config = configure("linear-probe")
-    before = tune([config], {}, tmp_path / "a", jobs=1, quiet=True)["linear-probe"]
+    before = tune([config], {}, tmp_path / "a", Execution(jobs=1, quiet=True))["linear-probe"]
 
     class Untouchable:
         def __getattribute__(self, name):
@@ -152,7 +153,7 @@ def test_no_test_image_is_touched(configure, tmp_path, monkeypatch):
         return split(name, replace(source, test=Untouchable(), test_targets=[99]), options)
 
     monkeypatch.setattr(splits, "make_benchmark", without_test_images)
-    after = tune([config], {}, tmp_path / "b", jobs=1, quiet=True)["linear-probe"]
+    after = tune([config], {}, tmp_path / "b", Execution(jobs=1, quiet=True))["linear-probe"]
     assert after.options == before.options
     assert [s["score"] for s in after.content["settings"]] == [
         s["score"] for s in before.content["settings"]
@@ -193,7 +194,7 @@ def test_too_few_images_to_hold_out_are_refused(configure, monkeypatch, tmp_path
 
     monkeypatch.setattr(tuning, "build_benchmark", refuse)
     with pytest.raises(UsageError, match="held out"):
-        tune([configure("ncm")], {}, tmp_path, jobs=1, quiet=True)
+        tune([configure("ncm")], {}, tmp_path, Execution(jobs=1, quiet=True))
 
 
 # ---- the choice
@@ -225,7 +226,7 @@ def choose(configure, tmp_path):
     config = configure("linear-probe", options={"lr": 1.0}, budget="tuned", seed=3)
 
     def call():
-        return tune([config], {"linear-probe": {"mask"}}, tmp_path, jobs=1, quiet=True)[
+        return tune([config], {"linear-probe": {"mask"}}, tmp_path, Execution(jobs=1, quiet=True))[
             "linear-probe"
         ]
 
@@ -335,7 +336,7 @@ def test_asked_to_stop_a_setting_is_given_up_and_those_before_are_kept(
 
     monkeypatch.setattr(tuning, "held_out_accuracy", second)
     with signals.listening(lambda line: None), pytest.raises(signals.RunStopped):
-        tune([config], {"linear-probe": {"mask"}}, tmp_path, jobs=1, quiet=True)
+        tune([config], {"linear-probe": {"mask"}}, tmp_path, Execution(jobs=1, quiet=True))
     assert len(done) == 2
     (file,) = (tmp_path / "tuning").iterdir()
     assert ["score" in one for one in read_json(file)["settings"]] == [True] + [False] * 9
@@ -427,7 +428,7 @@ def test_other_seeds_options_and_fixed_ones_have_records_of_their_own(configure,
         (configure(options={"lr": 0.5}), {}),
         (configure(), {"mask"}),
     ):
-        tune([config], {config.method: fixed}, tmp_path, jobs=1, quiet=True)
+        tune([config], {config.method: fixed}, tmp_path, Execution(jobs=1, quiet=True))
     assert len(list((tmp_path / "tuning").iterdir())) == 4
     for file in (tmp_path / "tuning").iterdir():
         json.loads(file.read_text())

@@ -14,7 +14,8 @@ from typing import Any
 
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.experiments.executors.base import settings
+from avalanche_rwf.experiments.execution import Execution, current_execution, use_execution
+from avalanche_rwf.experiments.executors.base import variables
 from avalanche_rwf.experiments.executors.process import process_context
 
 
@@ -24,7 +25,7 @@ def start(work: Callable[..., None], *args: Any) -> Any:
 
     executors.start_server()
     process = process_context().Process(  # type: ignore[attr-defined]
-        target=_call, args=(settings(), torch.get_num_threads(), work, args)
+        target=_call, args=(variables(), current_execution(), torch.get_num_threads(), work, args)
     )
     process.start()
     return process
@@ -38,11 +39,16 @@ def status_of(process: Any) -> int:
 
 
 def _call(
-    settings: dict[str, str], threads: int, work: Callable[..., None], args: Sequence[Any]
+    variables: dict[str, str],
+    execution: Execution,
+    threads: int,
+    work: Callable[..., None],
+    args: Sequence[Any],
 ) -> None:
     import torch
 
-    os.environ.update(settings)
+    os.environ.update(variables)
+    use_execution(execution)
     torch.set_num_threads(threads)  # sums in another order would be other numbers
     work(*args)
 
@@ -78,7 +84,7 @@ def killed_at(config: RunConfig, out: Path, at: int) -> None:
 def compared(number: int, configs: Sequence[RunConfig], out: Path) -> None:
     """All of them on an output folder that others use, half of the processes in reverse order."""
     ordered = configs if number % 2 else configs[::-1]
-    done = list(executors.execute(ordered, out, "cpu", 1, lambda config: 30, quiet=True))
+    done = list(executors.execute(ordered, out, Execution(jobs=1, quiet=True)))
     assert sorted(map(repr, configs)) == sorted(repr(config) for config, _ in done)
     assert all(summary["status"] == "done" for _, summary in done)
 

@@ -14,6 +14,7 @@ import torch
 from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import execute
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
@@ -60,7 +61,7 @@ def test_a_method_that_raises_fails_its_run_alone(
 ):
     raising(monkeypatch, error, "linear-probe")
     bad, good = (configure(m, batch_size=batch_size) for m in ("linear-probe", "ncm"))
-    results = list(execute([bad, good], tmp_path, "cpu", 1, lambda config: 30, quiet=True))
+    results = list(execute([bad, good], tmp_path, Execution(jobs=1, quiet=True)))
     assert [summary["status"] for _, summary in results] == ["failed", "done"]
     assert sentence in results[0][1]["error"]
     folder = run_directory(tmp_path, bad)
@@ -154,7 +155,7 @@ def test_a_worker_that_is_killed_takes_its_own_run_alone(configure, tmp_path):
     configs = [configure(m, seed=s) for s in range(3) for m in ("slda", "ncm", "linear-probe")]
     found = list(
         execute(
-            configs, tmp_path, "cpu", 2, lambda config: 1, quiet=True,
+            configs, tmp_path, Execution(jobs=2, quiet=True),
             work=functools.partial(children.a_victim, victim="ncm"),
         )
     )  # fmt: skip

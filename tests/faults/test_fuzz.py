@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from avalanche_rwf import cli
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import checkpoint, variables
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import read_runs
@@ -31,6 +31,7 @@ from avalanche_rwf.leaderboard.submissions import build_entry, read_entry
 from avalanche_rwf.utils import atomic_io
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 
+from ..runs import execute_with
 from .nonsense import DAMAGE, World, damaged, examples, mutated, places, refused
 
 
@@ -174,7 +175,7 @@ class Cut:
 
 @pytest.fixture
 def cut(configure, do, tmp_path, monkeypatch) -> Cut:
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     return Cut(configure, do, tmp_path)
 
 

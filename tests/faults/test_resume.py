@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from avalanche_rwf.benchmarks.stream_registry import list_streams
-from avalanche_rwf.experiments import checkpoint, variables
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.strategies.registry import get_method, list_methods
 from avalanche_rwf.utils import atomic_io
 
+from ..runs import execute_with
 from .conftest import Outcome, draw
 
 
@@ -47,7 +48,7 @@ def test_every_method_goes_on_within_an_experience(
     method, options, configure, do, tmp_path, monkeypatch
 ):
     rng = draw("method", method, options)
-    monkeypatch.setenv(variables.EVERY, str(rng.choice([1, 2])))
+    execute_with(monkeypatch, checkpoint_every=rng.choice([1, 2]))
     config = configure(method, options=options, gradient_steps=steps_of(method))
     whole = do(config, tmp_path / "whole")
     # Within the first experience, and somewhere after that.
@@ -64,7 +65,7 @@ def test_every_method_goes_on_within_an_experience(
 @pytest.mark.parametrize("boundary_free", [False, True])
 def test_every_stream_goes_on(stream, boundary_free, configure, do, tmp_path, monkeypatch):
     rng = draw("stream", stream, boundary_free)
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     options = {"shots": 3} if stream == "k-shot" else {}
     if stream == "fscil":
         options = {"base": 3, "way": 3, "shots": 3}
@@ -83,7 +84,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     method, configure, do, tmp_path, monkeypatch
 ):
     rng = draw("truncated", method)
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     config = configure(method)
     whole = do(config, tmp_path / "whole")
     folder = run_directory(tmp_path / "cut", config)
@@ -110,7 +111,7 @@ def test_at_every_write_boundary_a_run_is_absent_resumable_or_complete(
 ):
     """Power cuts: what is on the disk whenever the run touches it, unsynced files cut short."""
     rng = draw("boundaries")
-    monkeypatch.setenv(variables.EVERY, "3")
+    execute_with(monkeypatch, checkpoint_every=3)
     config = configure("er", options={"buffer": 3})
     whole = do(config, tmp_path / "whole")
     snapshots: list[Path] = []

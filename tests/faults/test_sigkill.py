@@ -10,9 +10,10 @@ from pathlib import Path
 import fault_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import checkpoint, variables
+from avalanche_rwf.experiments import checkpoint
 from avalanche_rwf.experiments.config import run_directory
 
+from ..runs import execute_with
 from .conftest import Outcome, draw
 
 
@@ -47,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     A run that comes to its end before it is killed is compared, and another one begun.
     """
     rng = draw("sigkill", method)
-    monkeypatch.setenv(variables.EVERY, str(rng.choice([1, 2])))
+    execute_with(monkeypatch, checkpoint_every=rng.choice([1, 2]))
     config = configure(method, boundary_free=rng.random() < 0.3, **METHODS[method])
     whole = do(config, tmp_path / "whole")
     cut = tmp_path / "cut"

@@ -16,9 +16,10 @@ from pathlib import Path
 import fault_children as children  # by the path that conftest adds
 import pytest
 
-from avalanche_rwf.experiments import checkpoint, signals, variables
+from avalanche_rwf.experiments import checkpoint, signals
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import execute
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import locked
@@ -26,6 +27,7 @@ from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 from avalanche_rwf.utils import atomic_io
 from avalanche_rwf.utils.atomic_io import read_state
 
+from ..runs import execute_with
 from .conftest import Outcome
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -96,7 +98,7 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
     code, after, configure, tmp_path, monkeypatch
 ):
     """Some files are written, then one run's directory takes no more."""
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     first, bad, last = (configure(method) for method in ("ncm", "linear-probe", "slda"))
     assert run(first, tmp_path)["status"] == "done"
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -113,7 +115,8 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic_io.os, "fsync", full)
-        results = list(execute([bad, last], tmp_path, "cpu", 1, lambda c: 30, quiet=True))
+        execution = Execution(jobs=1, quiet=True, checkpoint_every=1)
+        results = list(execute([bad, last], tmp_path, execution))
     (_, failed), (_, done) = results
     assert done["status"] == "done"
     assert failed["status"] == "failed"
@@ -128,7 +131,7 @@ def test_a_disk_that_takes_nothing_ends_one_run_and_leaves_the_rest(
 
 
 def test_a_folder_that_is_removed_ends_its_run_with_a_sentence(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     config, other = configure("linear-probe"), configure("ncm")
     folder = run_directory(tmp_path, config)
 
@@ -164,7 +167,7 @@ def interrupting(at: int, number: int = signal.SIGINT):
 def test_asked_once_a_run_stops_after_its_step_with_a_checkpoint(
     number, configure, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv(variables.EVERY, "0")
+    execute_with(monkeypatch, checkpoint_every=0)
     config = configure("rwf", eval_every_samples=0)
     whole = run(config, tmp_path / "whole")
     said: list[str] = []
@@ -183,7 +186,7 @@ def test_asked_once_a_run_stops_after_its_step_with_a_checkpoint(
 
 
 def test_asked_in_an_evaluation_it_is_done_again(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(variables.EVERY, "0")
+    execute_with(monkeypatch, checkpoint_every=0)
     config = configure("er", options={"buffer": 4}, batch_size=2)
     run(config, tmp_path / "whole")
     ask = module.PredictionRecorder.before_eval
@@ -204,7 +207,7 @@ def test_asked_in_an_evaluation_it_is_done_again(configure, tmp_path, monkeypatc
 
 
 def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     config = configure("linear-probe")
     stop_at = interrupting(2)
 
@@ -224,7 +227,7 @@ def test_asked_twice_it_stops_where_it_is(configure, tmp_path, monkeypatch):
 @pytest.mark.parametrize("stop", [True, False])
 def test_an_error_while_stopping_is_no_failure(stop, configure, tmp_path, monkeypatch):
     """A signal to all processes ends those that load images, too."""
-    monkeypatch.setenv(variables.EVERY, "1")
+    execute_with(monkeypatch, checkpoint_every=1)
     config = configure("linear-probe")
     steps = []
 
@@ -251,7 +254,7 @@ def test_nothing_is_begun_after_being_asked(configure, tmp_path):
         with pytest.raises(signals.RunStopped):
             run(configure("ncm"), tmp_path)
         with pytest.raises(signals.RunStopped):
-            list(execute([configure("ncm")], tmp_path, "cpu", 1, lambda c: 1, quiet=True))
+            list(execute([configure("ncm")], tmp_path, Execution(jobs=1, quiet=True)))
     assert list(tmp_path.iterdir()) == []
 
 

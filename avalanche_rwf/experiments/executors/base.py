@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
+from avalanche_rwf.experiments.execution import Execution, use_execution
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.remote import Remote
 from avalanche_rwf.experiments.status import Reporter
@@ -42,7 +43,6 @@ __all__ = [
     "TICK",
     "Context",
     "Executor",
-    "Options",
     "Result",
     "Work",
     "failed",
@@ -54,8 +54,8 @@ __all__ = [
     "node_folder",
     "pause",
     "register_executor",
-    "settings",
     "shared_features",
+    "variables",
 ]
 
 Result = tuple[RunConfig, dict[str, Any]]
@@ -73,8 +73,8 @@ KILLED = (
 )
 
 
-def settings() -> dict[str, str]:
-    """This package's environment variables: what to import, where data sets are, loading."""
+def variables() -> dict[str, str]:
+    """This package's environment variables: what to import, and where data sets are."""
     return {key: value for key, value in os.environ.items() if key.startswith("AVALANCHE_RWF_")}
 
 
@@ -83,22 +83,20 @@ class Context:
     """What the runs of one list have in common; it can be pickled.
 
     :param out: where run directories go.
-    :param device: as PyTorch names it.
+    :param execution: how they are done.
     :param threads: of each run; see :func:`.executors.default_threads`.
     :param work: what to do with each configuration; None is :func:`.run.run`.
-    :param settings: of this package, as :func:`settings` gives them.
+    :param variables: of the environment, as :func:`variables` gives them.
     :param features: folder where the runs of one machine share features of test images; None is
         each process for itself.
-    :param url: where finished runs go from `out`, the machine's own folder; see :mod:`.remote`.
     """
 
     out: Path
-    device: str = "cpu"
+    execution: Execution = field(default_factory=Execution)
     threads: int = 1
     work: Work | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     features: Path | None = None
-    url: str = ""
 
     def enter(self) -> None:
         """Let this process, which was started for it, do runs of the list."""
@@ -107,9 +105,10 @@ class Context:
         from avalanche_rwf.models.feature_cache import MEMORY
 
         # The process may have been started before the command line was read, or be another one's.
-        for key in settings().keys() - self.settings.keys():
+        for key in variables().keys() - self.variables.keys():
             del os.environ[key]
-        os.environ.update(self.settings)
+        os.environ.update(self.variables)
+        use_execution(self.execution)
         torch.set_num_threads(self.threads)
         MEMORY.share(self.features)
 
@@ -125,17 +124,18 @@ class Context:
         how: dict[str, Any] = {} if self.work is not None else {"wait": False, "again": again}
         try:
             with Reporter(self.out, config) as report, self._mirrored(config) as out:
-                return (self.work or run)(config, out, self.device, progress=report, **how)
+                device = self.execution.device
+                return (self.work or run)(config, out, device, progress=report, **how)
         except (Exception, SystemExit) as error:
             return failed(error)
 
     @contextlib.contextmanager
     def _mirrored(self, config: RunConfig) -> Iterator[Path]:
         """The folder to work in, whose run is copied to the URL if there is one."""
-        if not self.url or self.work is not None:
+        if not self.execution.url or self.work is not None:
             yield self.out
             return
-        remote = Remote(self.url)
+        remote = Remote(self.execution.url)
         with remote.mirrored(run_directory(Path(), config).as_posix()):
             yield remote.local
 
@@ -145,31 +145,10 @@ class Context:
             return free
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a list is done, from the command line.
-
-    :param jobs: runs at a time; None leaves it to the executor.
-    :param per_device: runs at a time on each GPU.
-    :param ray_address: "auto", "HOST:PORT", or None for a Ray of this command's own.
-    :param slurm: what is passed on to Slurm.
-    :param detach: submit and leave.
-    :param url: of :class:`Context`.
-    """
-
-    jobs: int | None = None
-    per_device: int = 1
-    ray_address: str | None = None
-    slurm: Mapping[str, str] = field(default_factory=dict)
-    detach: bool = False
-    url: str = ""
-
-
 class Executor(abc.ABC):
     """Does configurations; see the module's text.
 
     :param context: what they have in common.
-    :param options: how they are done.
     """
 
     name: ClassVar[str]
@@ -178,18 +157,18 @@ class Executor(abc.ABC):
     takes_urls: ClassVar[bool] = True
     """Whether it needs no folder that it shares with other machines."""
 
-    def __init__(self, context: Context, options: Options) -> None:
-        self.context, self.options = context, options
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     @classmethod
-    def check(cls, options: Options) -> None:
+    def check(cls, execution: Execution) -> None:
         """Say what is missing, before any work is done.
 
         :raises UsageError: in one sentence.
         """
-        if options.detach and not cls.can_detach:
+        if execution.detach and not cls.can_detach:
             raise UsageError(f"--detach goes with --executor slurm, not with {cls.name}.")
-        if options.url and not cls.takes_urls:
+        if execution.url and not cls.takes_urls:
             raise UsageError(
                 f"--executor {cls.name} takes a folder that all nodes see as --out, not a URL."
             )

@@ -85,9 +85,10 @@ class ProcessExecutor(Executor):
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`."""
         start_server()
-        cards = gpus(self.context.device)
-        places: list[str | None] = [c for c in cards for _ in range(self.options.per_device)]
-        jobs = self.options.jobs or max(1, len(places))
+        execution = self.context.execution
+        cards = gpus(execution.device)
+        places: list[str | None] = [c for c in cards for _ in range(execution.runs_per_device)]
+        jobs = execution.jobs or max(1, len(places))
         # One on each card before a second one on any.
         turns = [cards[i % len(cards)] if cards else None for i in range(min(jobs, len(configs)))]
         with shared_features() as features:

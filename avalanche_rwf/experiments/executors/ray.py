@@ -19,11 +19,11 @@ from typing import Any
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors.base import (
     TICK,
     Context,
     Executor,
-    Options,
     Result,
     failed,
     is_busy,
@@ -54,25 +54,26 @@ class RayExecutor(Executor):
     """See the module's text."""
 
     @classmethod
-    def check(cls, options: Options) -> None:
+    def check(cls, execution: Execution) -> None:
         """Look for the package, and for the Ray that was named.
 
         :raises UsageError: in one sentence.
         """
-        super().check(options)
+        super().check(execution)
         needs("ray", "--executor ray", "ray")
-        _connect(options.ray_address, options.jobs)
+        _connect(execution)
 
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`."""
-        ray = _connect(self.options.ray_address, self.options.jobs)
-        gpu = self.context.device.startswith("cuda")
+        execution = self.context.execution
+        ray = _connect(execution)
+        gpu = execution.device.startswith("cuda")
         resources = {
             "num_cpus": 1 if gpu else self.context.threads,
-            "num_gpus": 1 / self.options.per_device if gpu else 0,
+            "num_gpus": 1 / execution.runs_per_device if gpu else 0,
         }
         if gpu:  # Ray shows a task its own GPU alone
-            self.context = replace(self.context, device="cuda")
+            self.context = replace(self.context, execution=replace(execution, device="cuda"))
         context = ray.put(self.context)
         task = ray.remote(_task)
 
@@ -84,7 +85,7 @@ class RayExecutor(Executor):
         try:
             yield from self._done(ray, submit, configs, resources)
         finally:
-            if self.options.ray_address is None:
+            if execution.ray_address is None:
                 ray.shutdown()
 
     def _room(self, ray: Any, resources: dict[str, float]) -> int:
@@ -94,7 +95,7 @@ class RayExecutor(Executor):
             "CPU", resources["num_cpus"]
         )  # fmt: skip
         slots = max(1, int(there.get(kind, 0) / each))
-        return min(self.options.jobs or slots, slots) + 1 + int(_FRACTION * slots)
+        return min(self.context.execution.jobs or slots, slots) + 1 + int(_FRACTION * slots)
 
     def _done(
         self, ray: Any, submit: Any, configs: Sequence[RunConfig], resources: dict[str, float]
@@ -148,12 +149,13 @@ def _answer(ray: Any, ref: Any) -> dict[str, Any]:
         return failed(error)
 
 
-def _connect(address: str | None, jobs: int | None) -> Any:
+def _connect(execution: Execution) -> Any:
     """Ray, connected to.
 
     :raises UsageError: if there is none at the address.
     """
     ray: Any = importlib.import_module("ray")
+    address = execution.ray_address
     _find(address)
     if ray.is_initialized():
         return ray
@@ -163,7 +165,7 @@ def _connect(address: str | None, jobs: int | None) -> Any:
     try:
         ray.init(
             address=address or "local",
-            num_cpus=jobs if address is None else None,
+            num_cpus=execution.jobs if address is None else None,
             include_dashboard=False if address is None else None,
             runtime_env=runtime,
             log_to_driver=False,

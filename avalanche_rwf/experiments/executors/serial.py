@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
+from avalanche_rwf.experiments.execution import current_execution, use_execution
 from avalanche_rwf.experiments.executors.base import (
     Executor,
     Result,
@@ -27,12 +28,17 @@ class SerialExecutor(Executor):
 
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`."""
-        import torch
+        before = current_execution()
+        self.context.enter()
+        try:
+            yield from self._done(configs)
+        finally:
+            use_execution(before)
 
+    def _done(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         from avalanche_rwf.experiments.executors.process import ProcessExecutor
         from avalanche_rwf.experiments.failures import device_lost
 
-        torch.set_num_threads(self.context.threads)
         todo, again = list(configs), True
         done: list[RunConfig] = []
         while todo:
@@ -48,8 +54,9 @@ class SerialExecutor(Executor):
                     yield config, summary
                 if device_lost(summary):
                     rest = [c for c in configs if c not in done]
-                    options = replace(self.options, jobs=1)
-                    yield from ProcessExecutor(self.context, options).map(rest)
+                    alone = replace(self.context.execution, jobs=1)
+                    context = replace(self.context, execution=alone)
+                    yield from ProcessExecutor(context).map(rest)
                     return
             if len(waiting) == len(todo):
                 pause()

@@ -32,10 +32,10 @@ from typing import Any, BinaryIO
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors.base import (
     Context,
     Executor,
-    Options,
     Result,
     is_busy,
     killed,
@@ -106,12 +106,12 @@ class SlurmExecutor(Executor):
     takes_urls = False
 
     @classmethod
-    def check(cls, options: Options) -> None:
+    def check(cls, execution: Execution) -> None:
         """Look for the package and for Slurm, and let it judge the options.
 
         :raises UsageError: in one sentence.
         """
-        super().check(options)
+        super().check(execution)
         needs("submitit", "--executor slurm", "slurm")
         for program in ("sbatch", "squeue", "srun"):
             if shutil.which(program) is None:
@@ -119,12 +119,12 @@ class SlurmExecutor(Executor):
                     f"--executor slurm needs Slurm's commands, and {program} is not here."
                 )
         for name in _SUBMITITS[:2]:
-            value = options.slurm.get(name, "1")
+            value = execution.slurm.get(name, "1")
             if not value.isdecimal() or int(value) < 1:
                 raise UsageError(f"--slurm {name} takes a whole number from 1, not {value!r}.")
         flags = [
             f"--{key.replace('_', '-')}={value}"
-            for key, value in options.slurm.items()
+            for key, value in execution.slurm.items()
             if key not in _SUBMITITS
         ]
         tried = subprocess.run(
@@ -153,7 +153,7 @@ class SlurmExecutor(Executor):
         answers = {n: (j, a) for n, (j, a) in answers.items() if j in queued or _done(a)}
         missing = [name for name in by_name if name not in answers]
         answers |= self._submit({name: by_name[name] for name in missing})
-        if self.options.detach:
+        if self.context.execution.detach:
             return
         yield from self._follow(by_name, answers)
         self._clean()
@@ -161,17 +161,16 @@ class SlurmExecutor(Executor):
     def _submit(self, configs: Mapping[str, RunConfig]) -> dict[str, tuple[str, Path]]:
         """Put runs into the queue, in arrays as long as this Slurm takes them."""
         submitit: Any = importlib.import_module("submitit.slurm.slurm")
-        given = dict(self.options.slurm)
+        execution = self.context.execution
+        given = dict(execution.slurm)
         # Under Slurm the node's cores are its own to share.
         given.setdefault("time", _TIME)
         own: dict[str, Any] = {
-            "array_parallelism": int(given.pop("array_parallelism", "0"))
-            or self.options.jobs
-            or 256,
+            "array_parallelism": int(given.pop("array_parallelism", "0")) or execution.jobs or 256,
             "signal_delay_s": int(given.pop("signal_delay_s", _SIGNAL_BEFORE)),
             "use_srun": given.pop("use_srun", "true").lower() != "false",
         }
-        if not self.context.device.startswith("cuda"):
+        if not execution.device.startswith("cuda"):
             given.setdefault("cpus_per_task", str(self.context.threads))
         answers: dict[str, tuple[str, Path]] = {}
         names, most = list(configs), _longest_array()
