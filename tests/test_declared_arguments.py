@@ -11,6 +11,7 @@ import inspect
 import math
 import pkgutil
 import re
+from itertools import chain
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ import avalanche_rwf
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.routing.layer import _check_prior
+from avalanche_rwf.routing.priors import _check_grid
 from avalanche_rwf.utils.validation import (
     DECLARED,
     AnyPath,
     By,
     Choice,
+    Either,
     Flag,
     Instance,
     Number,
@@ -63,9 +66,21 @@ WRONG = {
     Options: ["x", 0, 1, True, [], [("a", 1)], {1: 2}, _Thing()],
     Instance: ["x", 0, 1.5, True, 10**5000, *NO_SCALAR],
     check_architecture: [None, "x", 0, 1.5, _Thing(), torch.nn.Linear(2, 2)],
+    _check_grid: [None, 4, "4x", (4,), (4, 0), (4, 2.0), (True, 2), torch.zeros(2)],
     _check_prior: ["x", 3, [0.0], torch.zeros(2, 2), torch.tensor([0.0, NAN])],
 }
 """By the kind of a constraint, or the function that checks: what it must refuse."""
+
+
+def nonsense(constraint):
+    """What a constraint must refuse whatever its bounds."""
+    if isinstance(constraint, Either):
+        of_each = [nonsense(kind) for kind in constraint.kinds]
+        common = [{id(value) for value in values} for values in of_each]
+        return [value for value in of_each[0] if id(value) in set.intersection(*common)]
+    if isinstance(constraint, Instance):
+        return [value for value in WRONG[Instance] if not isinstance(value, constraint.kind)]
+    return WRONG[constraint.function if isinstance(constraint, By) else type(constraint)]
 
 
 def bounds(constraint):
@@ -86,6 +101,9 @@ def bounds(constraint):
                 right.append(end if within else math.nextafter(end, -outward))
                 wrong.append(math.nextafter(end, outward) if within else end)
         return right, wrong
+    if isinstance(constraint, Either):
+        right, wrong = zip(*map(bounds, constraint.kinds), strict=True)
+        return [*chain(*right)], [*chain(*wrong)]
     if isinstance(constraint, Choice):
         return list(constraint.known()), []
     if isinstance(constraint, Subset):
@@ -96,9 +114,8 @@ def bounds(constraint):
 
 @pytest.mark.parametrize(("code", "name", "constraint"), ARGUMENTS)
 def test_a_wrong_value_is_refused_in_one_sentence(code, name, constraint):
-    kind = constraint.function if isinstance(constraint, By) else type(constraint)
     _, beyond = bounds(constraint)
-    wrong = [*WRONG[kind], *beyond]
+    wrong = [*nonsense(constraint), *beyond]
     if getattr(constraint, "optional", True) is False:
         wrong.append(None)
     # An object is not there yet where its constructor checks, and other arguments are missing.

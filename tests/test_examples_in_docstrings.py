@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 
 import pytest
 import torch
@@ -16,12 +17,20 @@ CORE = [
 WITHOUT = {"RoutingDiagnostics", "Metric", "TestStream", "metric", "subset_experiences"}
 
 
+class _Finder(doctest.DocTestFinder):
+    def _from_module(self, module, object):  # a decorator's function is of another module
+        return super()._from_module(module, inspect.unwrap(object))
+
+
 @pytest.mark.parametrize("name", CORE)
 def test_examples_run_and_none_is_missing(name):
     module = importlib.import_module(name)
     torch.manual_seed(0)
-    result = doctest.testmod(module, extraglobs={"torch": torch})
-    assert result.attempted and not result.failed
+    runner = doctest.DocTestRunner()
+    for test in _Finder().find(module, name, extraglobs={"torch": torch}):
+        runner.run(test)
+    found = runner.summarize(verbose=False)
+    assert found.attempted and not found.failed
     for public in module.__all__:
         thing = getattr(module, public)
         if callable(thing) and thing.__module__ == name and public not in WITHOUT:

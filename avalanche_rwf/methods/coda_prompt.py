@@ -32,14 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.methods.prompting import INSERTS, TaskViT, check_sizes, named_blocks
-from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.methods.prompting import INSERTS, TaskViT, named_blocks
+from avalanche_rwf.models.backbone import A_BACKBONE
 from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import check_choice, check_number
+from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
 __all__ = ["CodaPromptViT"]
 
@@ -89,6 +89,15 @@ class CodaPromptViT(TaskViT):
     :raises ValueError: naming the argument that is out of range.
     """
 
+    @takes(
+        backbone=A_BACKBONE,
+        prompt_length=Whole(),
+        components=Whole(optional=True),
+        insert=Choice(INSERTS),
+        ortho=Number(least=0),
+        slices=Choice(("all", "task")),
+        tasks=Whole(),
+    )
     def __init__(
         self,
         backbone: ViT,
@@ -103,20 +112,14 @@ class CodaPromptViT(TaskViT):
         tasks: int = 10,
         **options: Any,
     ) -> None:
-        check_sizes(prompt_length=prompt_length, tasks=tasks)
-        check_choice("slices", slices, ("all", "task"))
-        check_architecture("backbone", backbone)
         if components is None:
             components = min(10 * (tasks if slices == "task" else 1), int(backbone.embed_dim))
-        check_sizes(components=components)
-        check_choice("insert", insert, INSERTS)
         if insert == "prefix" and prompt_length % 2:
             raise ValueError(f"prompt_length must be even for a prefix, not {prompt_length}.")
         if components > int(backbone.embed_dim):
             raise ValueError(
                 f"components must be at most the width D = {backbone.embed_dim}, not {components}."
             )
-        check_number("ortho", ortho, least=0)
         if slices == "task" and tasks > components:
             raise ValueError(f"tasks must be at most components={components}, not {tasks}.")
         self._blocks = named_blocks(blocks, backbone)

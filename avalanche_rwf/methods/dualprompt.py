@@ -40,12 +40,12 @@ from avalanche_rwf.methods.prompting import (
     cosine_distance,
     starting,
 )
-from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.backbone import A_BACKBONE
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import By, Choice, Number, Whole, takes
+from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
 __all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
 
@@ -78,7 +78,7 @@ class DualPromptViT(TaskViT):
     """
 
     @takes(
-        backbone=By(check_architecture),
+        backbone=A_BACKBONE,
         general_length=Whole(),
         expert_length=Whole(),
         pool_size=Whole(),

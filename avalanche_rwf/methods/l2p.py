@@ -44,12 +44,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_rwf.methods.prompting import STARTS, check_sizes, cosine_distance, starting
+from avalanche_rwf.methods.prompting import STARTS, cosine_distance, starting
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import READOUTS, FrozenViT, Selection
 from avalanche_rwf.models.families import ViT, class_position, final_norm
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import check_choice, check_flag, check_number
+from avalanche_rwf.utils.validation import Choice, Flag, Number, Whole, takes
 
 __all__ = ["Chosen", "L2PViT"]
 
@@ -89,6 +89,14 @@ class L2PViT(FrozenViT):
     readouts = (*READOUTS, "prompt")
     counts: Tensor
 
+    @takes(
+        pool_size=Whole(),
+        prompt_length=Whole(),
+        top_k=Whole(),
+        pull=Number(least=0),
+        diversify=Flag(),
+        start=Choice(STARTS),
+    )
     def __init__(
         self,
         backbone: ViT,
@@ -103,12 +111,8 @@ class L2PViT(FrozenViT):
         readout: str = "prompt",
         **options: Any,
     ) -> None:
-        check_sizes(pool_size=pool_size, prompt_length=prompt_length, top_k=top_k)
         if top_k > pool_size:
             raise ValueError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
-        check_number("pull", pull, least=0)
-        check_flag("diversify", diversify)
-        check_choice("start", start, STARTS)
         super().__init__(backbone, num_classes, readout=readout, **options)
         self.top_k = top_k
         self.pull = pull

@@ -49,7 +49,7 @@ from avalanche_rwf.models.masks import mask_logits, training_mask
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.criteria import is_cross_entropy
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import check_number, shown
+from avalanche_rwf.utils.validation import Number, shown, takes
 
 __all__ = ["MVPStrategy", "MVPViT", "ignored", "mvp_losses"]
 
@@ -122,6 +122,7 @@ class MVPStrategy(FrozenBackboneStrategy):
     :raises ValueError: naming the argument that is out of range.
     """
 
+    @takes(margin=Number(above=0), share=Number(least=0, most=1), power=Number(least=0))
     def __init__(
         self, *, margin: float = 0.5, share: float = 0.5, power: float = 2.0, **kwargs: Any
     ) -> None:
@@ -131,9 +132,6 @@ class MVPStrategy(FrozenBackboneStrategy):
                 f"criterion must be left out or be CrossEntropyLoss() for {type(self).__name__}, "
                 f"whose loss is its own, not {shown(criterion)}."
             )
-        check_number("margin", margin, above=0)
-        check_number("share", share, least=0, most=1)
-        check_number("power", power, least=0)
         self.margin, self.share, self.power = margin, share, power
         super().__init__(**kwargs)
         head = self.model.training_head or self.model.head

@@ -10,19 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.models.blocks import parse_blocks
 from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT
-from avalanche_rwf.utils.validation import check_whole
 
 __all__ = [
     "INSERTS",
     "STARTS",
     "TaskViT",
     "as_prompt",
-    "check_sizes",
     "cosine_distance",
     "named_blocks",
     "starting",
@@ -32,22 +29,12 @@ INSERTS = ("prefix", "token")
 STARTS = ("original", "symmetric", "normal")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse a size below one.
-
-    :raises UsageError: naming the argument.
-    """
-    for name, value in sizes.items():
-        check_whole(name, value)
-
-
 def named_blocks(blocks: str | Collection[int], backbone: ViT) -> tuple[int, ...]:
     """The indices of the blocks that get prompts.
 
-    :raises UsageError: for another backbone than :mod:`.families` has, or unknown blocks.
+    :raises UsageError: for unknown blocks.
     :raises ValueError: if no block is named.
     """
-    check_architecture("backbone", backbone)
     found = parse_blocks(blocks, len(backbone.blocks))
     if not found:
         raise ValueError(f"blocks must name a block, not {blocks!r}.")

@@ -17,19 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from avalanche_rwf.methods.prompting import (
-    INSERTS,
-    as_prompt,
-    check_sizes,
-    named_blocks,
-    starting,
-)
+from avalanche_rwf.methods.prompting import INSERTS, as_prompt, named_blocks, starting
+from avalanche_rwf.models.backbone import A_BACKBONE
 from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.models.blockwise import Prompt
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
-from avalanche_rwf.utils.validation import check_choice
+from avalanche_rwf.utils.validation import Choice, Whole, takes
 
 __all__ = ["SinglePromptViT"]
 
@@ -51,6 +46,7 @@ class SinglePromptViT(FrozenViT):
     :raises ValueError: naming the argument that is out of range.
     """
 
+    @takes(backbone=A_BACKBONE, prompt_length=Whole(), insert=Choice(INSERTS))
     def __init__(
         self,
         backbone: ViT,
@@ -61,8 +57,6 @@ class SinglePromptViT(FrozenViT):
         insert: str = "prefix",
         **options: Any,
     ) -> None:
-        check_sizes(prompt_length=prompt_length)
-        check_choice("insert", insert, INSERTS)
         self._blocks = named_blocks(blocks, backbone)
         super().__init__(backbone, num_classes, **options)
         self.insert = insert

@@ -48,15 +48,18 @@ from avalanche_rwf.models.weights import (
 )
 from avalanche_rwf.utils.validation import (
     LARGEST_IMAGE,
-    check_flag,
-    check_text,
-    check_whole,
+    By,
+    Flag,
+    Text,
+    Whole,
     is_finite,
     is_number,
     is_whole,
+    takes,
 )
 
 __all__ = [
+    "A_BACKBONE",
     "PACKAGED",
     "BackboneInfo",
     "backbone_info",
@@ -134,6 +137,7 @@ class BackboneInfo:
     crop_pct: float
 
 
+@takes(image_size=Whole(most=LARGEST_IMAGE, optional=True), pretrained=Flag())
 def create_backbone(
     name: str,
     weights: str | Path | None = None,
@@ -178,8 +182,6 @@ def create_backbone(
             "the timm model such "
             "as depth=9."
         )
-    check_whole("image_size", image_size, most=LARGEST_IMAGE, optional=True)
-    check_flag("pretrained", pretrained)
     path = None if weights is None else checked_path(weights)
     source = "file" if path else "random"
     if path is None and pretrained:
@@ -277,13 +279,13 @@ def image_preparation(name: str) -> dict[str, Any]:
     return {"image_size": cfg.input_size[1], **cfg_config(cfg)}
 
 
+@takes(pattern=Text())
 def list_backbones(pattern: str = "*") -> list[str]:
     """Names that `create_backbone` takes and that match the wildcard `pattern`: the packaged one,
     then timm's tags.
 
     An architecture without published weights is listed by its bare name.
     """
-    check_text("pattern", pattern)
     return [name for name in [PACKAGED, *_supported_names()] if fnmatch.fnmatch(name, pattern)]
 
 
@@ -296,6 +298,10 @@ def check_architecture(label: str, model: Any) -> ViT:
     if why := unsupported_because(model):
         raise UsageError(f"{label} {why}; {_SUPPORTED}.")
     return cast(ViT, model)
+
+
+A_BACKBONE = By(check_architecture)
+"""What a model takes as its backbone."""
 
 
 def image_misfit(model: nn.Module, images: Tensor) -> str | None:
@@ -395,7 +401,7 @@ def _warn_if_bare(name: str) -> None:
         "timm: here it is "
         f"{exact!r}; name that tag, or another one: {others}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -407,7 +413,7 @@ def _warn_if_unprepared(name: str, given: Mapping[str, Any]) -> None:
         for tag in (_tags(name) if note else [])
     }
     if note and len(ways) > 1:
-        warnings.warn(note.removesuffix("."), UserWarning, stacklevel=3)
+        warnings.warn(note.removesuffix("."), UserWarning, stacklevel=4)
 
 
 def preparation_note(name: str, given: Mapping[str, Any]) -> str | None:
@@ -482,7 +488,6 @@ def unsupported_backbones(pattern: str) -> dict[str, str]:
 
     A pattern with a dot is of tags, one without matches architectures and their tags.
     """
-    check_text("pattern", pattern)
     return {
         name: why
         for arch, why in _survey().items()

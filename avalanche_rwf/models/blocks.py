@@ -73,7 +73,7 @@ def parse_blocks(
                 f"The backbone has {depth} blocks, so {name} is {fitted!r} and not its default "
                 f"{str(blocks)!r}",
                 FitWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         blocks = fitted
     error = UsageError(

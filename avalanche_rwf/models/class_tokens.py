@@ -11,7 +11,7 @@ from torch import Tensor
 from avalanche_rwf.models.blockwise import Forwarded
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT, final_norm, summary
-from avalanche_rwf.utils.validation import check_choice
+from avalanche_rwf.utils.validation import Choice, takes
 
 __all__ = ["ClassTokensViT"]
 
@@ -33,6 +33,7 @@ class ClassTokensViT(FrozenViT):
 
     readouts = ("class tokens",)
 
+    @takes(fusion=Choice(("side by side", "mean")))
     def __init__(
         self,
         backbone: ViT,
@@ -42,7 +43,6 @@ class ClassTokensViT(FrozenViT):
         fusion: str = "side by side",
         **options: Any,
     ) -> None:
-        check_choice("fusion", fusion, ("side by side", "mean"))
         self.fusion = fusion
         options = {"readout": "class tokens", "readout_blocks": blocks, **options}
         super().__init__(backbone, num_classes, **options)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.backbone import A_BACKBONE
 from avalanche_rwf.models.blocks import FitWarning, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks, full_precision
 from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
@@ -44,13 +44,7 @@ from avalanche_rwf.models.feature_cache import (
 )
 from avalanche_rwf.models.heads import Head, create_head, held
 from avalanche_rwf.routing.priors import centre_prior
-from avalanche_rwf.utils.validation import (
-    check_choice,
-    check_flag,
-    check_mapping,
-    check_number,
-    check_whole,
-)
+from avalanche_rwf.utils.validation import Choice, Flag, Number, Options, Whole, takes
 
 __all__ = ["READOUTS", "FrozenViT", "Selection", "optional"]
 
@@ -137,6 +131,13 @@ class FrozenViT(nn.Module):
     # Whether training follows the experiences; such a model has `begin_experience`.
     uses_boundaries = False
 
+    @takes(
+        backbone=A_BACKBONE,
+        num_classes=Whole(),
+        head_options=Options(optional=True),
+        frozen=Flag(),
+        mean_centre=Number(above=0, optional=True),
+    )
     def __init__(
         self,
         backbone: ViT,
@@ -152,12 +153,7 @@ class FrozenViT(nn.Module):
         super().__init__()
         if readout == "routes" and type(self).retrieved is FrozenViT.retrieved:
             raise ValueError("readout='routes' needs routing layers, which are not here.")
-        check_architecture("backbone", backbone)
-        check_whole("num_classes", num_classes)
-        check_choice("readout", readout, self.readouts)
-        check_mapping("head_options", head_options)
-        check_flag("frozen", frozen)
-        check_number("mean_centre", mean_centre, above=0, optional=True)
+        Choice(self.readouts).check("readout", readout)
         self.backbone = backbone
         self.frozen = frozen
         self.readout = readout
@@ -171,7 +167,7 @@ class FrozenViT(nn.Module):
                 "The backbone has no class token: where a method reads one or asks by it, "
                 f"{how.get(self.pooling, self.pooling)} stands in its place",
                 FitWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         self.readout_blocks = parse_blocks(readout_blocks, self.depth, "readout_blocks")
         self.mean_centre = mean_centre

@@ -33,7 +33,7 @@ from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.models.heads import SLDAHead
 from avalanche_rwf.models.heads.base import fit_buffers
 from avalanche_rwf.routing.model import RoutedViT
-from avalanche_rwf.utils.validation import check_number, check_whole
+from avalanche_rwf.utils.validation import Number, Whole, takes
 
 __all__ = ["HeldRoutedViT", "lda_loss"]
 
@@ -92,6 +92,7 @@ class HeldRoutedViT(RoutedViT):
     kept_features: Tensor
     kept_targets: Tensor
 
+    @takes(hold_after=Whole(), steps=Whole(), lr=Number(above=0))
     def __init__(
         self,
         *args: Any,
@@ -100,12 +101,9 @@ class HeldRoutedViT(RoutedViT):
         lr: float = 0.03,
         **options: Any,
     ) -> None:
-        check_whole("hold_after", hold_after)
-        check_whole("steps", steps)
-        check_number("lr", lr, above=0)
         super().__init__(*args, insert_prompts=False, readout="routes", head="slda", **options)
         assert isinstance(self.head, SLDAHead)
-        check_number("shrinkage", self.head.shrinkage)  # the queries' loss has no rule to find it
+        Number().check("shrinkage", self.head.shrinkage)  # the queries' loss has no rule to find it
         self.hold_after, self.steps, self.lr = hold_after, steps, lr
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self._held = False  # on the host: a step must not wait for the device

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.backbone import check_architecture
+from avalanche_rwf.models.backbone import A_BACKBONE
 from avalanche_rwf.models.blocks import DefaultBlocks, parse_blocks
 from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks
 from avalanche_rwf.models.classifier import FrozenViT, Selection
@@ -21,7 +21,7 @@ from avalanche_rwf.models.heads import Head
 from avalanche_rwf.routing.layer import RoutingDiagnostics, RoutingLayer
 from avalanche_rwf.routing.priors import centre_prior
 from avalanche_rwf.routing.queries import principal_queries
-from avalanche_rwf.utils.validation import check_choice, check_flag, check_number, check_whole
+from avalanche_rwf.utils.validation import Choice, Flag, Number, Whole, takes
 
 __all__ = ["RoutedViT"]
 
@@ -50,6 +50,13 @@ class RoutedViT(FrozenViT):
 
     waits: Tensor
 
+    @takes(
+        backbone=A_BACKBONE,
+        num_prompts=Whole(least=0),
+        insert_prompts=Flag(),
+        queries=Choice(("random", "principal")),
+        centre=Number(above=0, optional=True),
+    )
     def __init__(
         self,
         backbone: ViT,
@@ -66,11 +73,6 @@ class RoutedViT(FrozenViT):
         centre: float | None = None,
         **routing: Any,
     ) -> None:
-        check_architecture("backbone", backbone)
-        check_choice("queries", queries, ("random", "principal"))
-        check_whole("num_prompts", num_prompts, least=0)
-        check_flag("insert_prompts", insert_prompts)
-        check_number("centre", centre, above=0, optional=True)
         depth = len(backbone.blocks)
         dim = int(backbone.embed_dim)
         blocks = parse_blocks(routed_blocks, depth, "routed_blocks")

@@ -11,15 +11,25 @@ exact. This is this project's; ``examples/route_study.py`` measures it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import check_number, check_whole
+from avalanche_rwf.utils.validation import By, Number, Whole, takes
 
 __all__ = ["centre_prior"]
 
 
+def _check_grid(name: str, value: Any) -> None:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise UsageError(f"{name} must be two numbers of patches, rows and columns, not {value!r}.")
+    for n in value:
+        Whole().check(name, n)
+
+
+@takes(grid=By(_check_grid), width=Number(above=0), num_prefix_tokens=Whole(least=0))
 def centre_prior(grid: tuple[int, int], width: float, num_prefix_tokens: int = 1) -> Tensor:
     """Log-weights a [N] of the tokens of an image; class and register tokens get -inf.
 
@@ -32,12 +42,6 @@ def centre_prior(grid: tuple[int, int], width: float, num_prefix_tokens: int = 1
     >>> centre_prior((2, 2), width=1.0)
     tensor([   -inf, -0.2500, -0.2500, -0.2500, -0.2500])
     """
-    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
-        raise UsageError(f"grid must be two numbers of patches, rows and columns, not {grid!r}.")
-    for n in grid:
-        check_whole("grid", n)
-    check_number("width", width, above=0)
-    check_whole("num_prefix_tokens", num_prefix_tokens, least=0)
     rows, columns = (((torch.arange(n) - (n - 1) / 2) / (n / 2)).square() for n in grid)
     patches = -(rows[:, None] + columns[None, :]).flatten() / (2 * width**2)
     return torch.cat([torch.full((num_prefix_tokens,), float("-inf")), patches])

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import check_whole
+from avalanche_rwf.utils.validation import Instance, Whole, takes
 
 __all__ = ["principal_queries"]
 
 
+@takes(tokens=Instance(Tensor, "a tensor [B, N, D]"), num_queries=Whole())
 @torch.no_grad()
 def principal_queries(tokens: Tensor, num_queries: int) -> Tensor:
     """Queries: plus and minus the leading principal directions of layer-normed tokens.
@@ -42,10 +43,9 @@ def principal_queries(tokens: Tensor, num_queries: int) -> Tensor:
     >>> queries.norm(dim=1), torch.equal(queries[0], -queries[1])
     (tensor([2., 2.]), True)
     """
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
-        raise UsageError(f"tokens must be a tensor [B, N, D], not {tokens!r}.")
+    if tokens.dim() < 2:
+        raise UsageError(f"tokens must be a tensor [B, N, D], not one {list(tokens.shape)}.")
     dim = tokens.shape[-1]
-    check_whole("num_queries", num_queries)
     if num_queries > 2 * dim:
         raise UsageError(f"num_queries must be at most 2 D = {2 * dim}, not {num_queries}.")
     x = F.layer_norm(tokens.double(), (dim,)).flatten(0, -2)

@@ -38,6 +38,7 @@ __all__ = [
     "By",
     "Choice",
     "Constraint",
+    "Either",
     "Flag",
     "Instance",
     "Number",
@@ -270,6 +271,23 @@ class Choice(_Kind):
     def _said(self) -> str:
         names = self.known()
         return " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(names)}"
+
+
+@dataclass(frozen=True, init=False)
+class Either(_Kind):
+    """What one of several constraints takes."""
+
+    kinds: tuple[_Kind, ...]
+
+    def __init__(self, *kinds: _Kind, optional: bool = False) -> None:
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "optional", optional)
+
+    def _fits(self, value: Any) -> bool:
+        return any(kind._fits(value) for kind in self.kinds)
+
+    def _said(self) -> str:
+        return " or ".join(kind._said() for kind in self.kinds)
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,8 @@ def test_where_training_stands_is_part_of_the_state(vit):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"insert": "both"}, "insert must be 'prefix' or 'token', not 'both'"),
-        ({"slots": "best"}, "slots must be 'query' or 'task', not 'best'"),
         ({"expert_blocks": "0"}, "must have no block of general_blocks"),
         ({"expert_blocks": "none"}, "expert_blocks must name a block"),
-        ({"pull": -1.0}, "pull must be a finite number of at least 0"),
-        ({"expert_length": 0}, "expert_length must be a whole number"),
     ],
 )
 def test_bad_arguments_are_named(vit, options, text):

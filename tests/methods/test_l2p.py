@@ -92,10 +92,7 @@ def test_prompts_and_keys_start_as_asked_and_as_the_original_by_default(vit, sta
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"pool_size": 0}, "pool_size must be a whole number of at least 1, not 0"),
         ({"pool_size": 3, "top_k": 4}, "top_k must be at most pool_size=3, not 4"),
-        ({"start": "zero"}, "start must be one of original, symmetric, normal, not 'zero'"),
-        ({"pull": -1.0}, "pull must be a finite number of at least 0, not -1.0"),
         ({"readout": "max"}, "readout must be one of .*prompt, not 'max'"),
     ],
 )

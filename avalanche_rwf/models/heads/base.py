@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.registry import Registry, check_call
-from avalanche_rwf.utils.validation import check_choice, check_whole
+from avalanche_rwf.utils.validation import Choice, Whole, takes
 
 __all__ = [
     "HEADS",
@@ -101,12 +101,11 @@ class Head(nn.Module, ABC):
         if _place(cls, "linear_form") < _place(cls, "forward"):
             cls.forward = Head.forward  # type: ignore[method-assign]  # not the one inherited
 
+    @takes(in_features=Whole(), num_classes=Whole())
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         if type(self).forward is Head.forward and not self.is_linear():
             raise UsageError(f"{type(self).__name__} must have a forward or a linear_form.")
-        check_whole("in_features", in_features)
-        check_whole("num_classes", num_classes)
         self.in_features = in_features
         self.num_classes = num_classes
 
@@ -199,5 +198,5 @@ def create_head(name: str, in_features: int, num_classes: int, **options: Any) -
     >>> create_head("cosine", 8, 3, tau=0.05)(torch.randn(2, 8)).shape
     torch.Size([2, 3])
     """
-    check_choice("head", name, list_heads())
+    Choice(list_heads()).check("head", name)
     return HEADS[name](in_features, num_classes, **options)

@@ -9,18 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.heads.base import Head, fit_buffers, register_head, with_rows
-from avalanche_rwf.utils.validation import check_flag, check_number, check_whole, shown
+from avalanche_rwf.utils.validation import Choice, Either, Flag, Number, Whole, takes
 
 __all__ = [
+    "SHRINKAGE",
     "ClosedFormHead",
     "NCMHead",
     "RandomRidgeHead",
     "RidgeHead",
     "SLDAHead",
     "StreamingMoments",
-    "check_shrinkage",
 ]
 
 # Features are float32 as a rule: a variance below this share of their size is rounding.
@@ -31,24 +30,8 @@ _TILE = 256
 SHRINKAGES = ("oas", "ledoit-wolf")
 
 
-def check_shrinkage(value: float | str) -> float | str:
-    """A share above 0 and at most 1, or the name of a rule that finds it.
-
-    :raises UsageError: for anything else.
-
-    >>> check_shrinkage(0.1), check_shrinkage("oas")
-    (0.1, 'oas')
-    """
-    if isinstance(value, str):
-        if value not in SHRINKAGES:
-            names = " or ".join(map(repr, SHRINKAGES))
-            raise UsageError(
-                f"shrinkage must be a finite number above 0 and at most 1, or {names}, not "
-                f"{shown(value)}."
-            )
-        return value
-    check_number("shrinkage", value, above=0, most=1)
-    return value
+SHRINKAGE = Either(Number(above=0, most=1), Choice(SHRINKAGES))
+"""A share, or the name of a rule that finds it."""
 
 
 def _found_shrinkage(rule: str, n: int, p: int, trace: Tensor, squared: Tensor) -> Tensor:
@@ -526,11 +509,12 @@ class SLDAHead(ClosedFormHead):
     tensor([0, 1])
     """
 
+    @takes(shrinkage=SHRINKAGE)
     def __init__(
         self, in_features: int, num_classes: int, shrinkage: float | str = 0.05
     ) -> None:
         super().__init__(in_features, num_classes)
-        self.shrinkage = check_shrinkage(shrinkage)
+        self.shrinkage = shrinkage
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Solve Sigma_s W^T = M^T by Cholesky."""
@@ -562,6 +546,12 @@ class RidgeHead(ClosedFormHead):
             [0., 1.]])
     """
 
+    @takes(
+        in_features=Whole(),
+        penalty=Number(above=0),
+        projections=Whole(least=0),
+        balance=Flag(),
+    )
     def __init__(
         self,
         in_features: int,
@@ -570,10 +560,6 @@ class RidgeHead(ClosedFormHead):
         projections: int = 0,
         balance: bool = False,
     ) -> None:
-        check_whole("in_features", in_features)
-        check_whole("projections", projections, least=0)
-        check_number("penalty", penalty, above=0)
-        check_flag("balance", balance)
         super().__init__(projections or in_features, num_classes)
         self.penalty, self.balance = penalty, balance
         if projections:
@@ -621,6 +607,7 @@ class RandomRidgeHead(RidgeHead):
     torch.Size([3, 2])
     """
 
+    @takes(projections=Whole())
     def __init__(
         self,
         in_features: int,
@@ -629,5 +616,4 @@ class RandomRidgeHead(RidgeHead):
         projections: int = 2000,
         balance: bool = False,
     ) -> None:
-        check_whole("projections", projections)
         super().__init__(in_features, num_classes, penalty, projections, balance)

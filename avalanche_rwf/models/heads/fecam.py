@@ -19,7 +19,7 @@ from torch import Tensor
 from avalanche_rwf.models.heads.base import register_head, with_rows
 from avalanche_rwf.models.heads.closed_form import ClosedFormHead
 from avalanche_rwf.utils.device import on_host, to_device
-from avalanche_rwf.utils.validation import check_number
+from avalanche_rwf.utils.validation import Number, takes
 
 __all__ = ["FeCAMHead"]
 
@@ -45,12 +45,11 @@ class FeCAMHead(ClosedFormHead):
 
     squares: Tensor
 
+    @takes(diagonal=Number(least=0), rest=Number(least=0))
     def __init__(
         self, in_features: int, num_classes: int, diagonal: float = 10.0, rest: float = 10.0
     ) -> None:
         super().__init__(in_features, num_classes, second=False)
-        check_number("diagonal", diagonal, least=0)
-        check_number("rest", rest, least=0)
         self.diagonal, self.rest = diagonal, rest
         squares = torch.zeros(num_classes, in_features, in_features, dtype=torch.float64)
         self.register_buffer("squares", squares)

@@ -22,7 +22,7 @@ from torch import Tensor
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.heads.base import register_head
 from avalanche_rwf.models.heads.closed_form import RidgeHead, SLDAHead
-from avalanche_rwf.utils.validation import check_number, check_whole
+from avalanche_rwf.utils.validation import Number, Whole, takes
 
 __all__ = ["FOALHead", "KLDAHead"]
 
@@ -57,6 +57,7 @@ class KLDAHead(SLDAHead):
     frequencies: Tensor
     phases: Tensor
 
+    @takes(in_features=Whole(), projections=Whole(), gamma=Number(above=0, optional=True))
     def __init__(
         self,
         in_features: int,
@@ -65,9 +66,6 @@ class KLDAHead(SLDAHead):
         projections: int = 5000,
         gamma: float | None = None,
     ) -> None:
-        check_whole("in_features", in_features)
-        check_whole("projections", projections)
-        check_number("gamma", gamma, above=0, optional=True)
         super().__init__(projections, num_classes, shrinkage)
         spread = math.sqrt(2 * (1 / in_features if gamma is None else gamma))
         self.register_buffer("frequencies", spread * torch.randn(in_features, projections))
@@ -104,6 +102,7 @@ class FOALHead(RidgeHead):
 
     random: Tensor
 
+    @takes(projections=Whole())
     def __init__(
         self,
         in_features: int,
@@ -112,7 +111,6 @@ class FOALHead(RidgeHead):
         projections: int = 1000,
         balance: bool = False,
     ) -> None:
-        check_whole("projections", projections)
         super().__init__(in_features, num_classes, penalty, projections, balance)
         # R x has the variance of a unit's input, so that the sigmoid is neither flat nor linear.
         self.random /= math.sqrt(in_features)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.models.heads.base import Head, fit_buffers, register_head, with_rows
 from avalanche_rwf.utils.device import on_host, to_device
-from avalanche_rwf.utils.validation import check_number
+from avalanche_rwf.utils.validation import Number, takes
 
 __all__ = ["CosineHead", "LinearHead", "WhiteHead"]
 
@@ -101,9 +101,9 @@ class CosineHead(_TrainedRows):
     True
     """
 
+    @takes(tau=Number(above=0))
     def __init__(self, in_features: int, num_classes: int, tau: float = 0.1) -> None:
         super().__init__(in_features, num_classes)
-        check_number("tau", tau, above=0)
         self.tau = tau
 
     def _directions(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,6 +156,7 @@ class WhiteHead(CosineHead):
     transform: Tensor
     known: Tensor
 
+    @takes(shrinkage=Number(above=0, most=1), refresh=Number(least=1))
     def __init__(
         self,
         in_features: int,
@@ -165,8 +166,6 @@ class WhiteHead(CosineHead):
         refresh: float = 1.2,
     ) -> None:
         super().__init__(in_features, num_classes, tau)
-        check_number("shrinkage", shrinkage, above=0, most=1)
-        check_number("refresh", refresh, least=1)
         self.shrinkage = shrinkage
         self.refresh = refresh
         double = torch.float64
