@@ -8,119 +8,38 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
+import pickle
 import pkgutil
 import re
-from itertools import chain
 
 import pytest
-import torch
 
 import avalanche_rwf
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.models.backbone import check_architecture
-from avalanche_rwf.routing.layer import _check_prior
-from avalanche_rwf.routing.priors import _check_grid
-from avalanche_rwf.utils.validation import (
-    DECLARED,
-    AnyPath,
-    By,
-    Choice,
-    Either,
-    Flag,
-    Instance,
-    Number,
-    Options,
-    Subset,
-    Text,
-    Whole,
-)
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.heads import HEADS, list_heads
+from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.utils.validation import DECLARED
+
+from .wrong_values import extreme_values, wrong_values
 
 for module in pkgutil.walk_packages(avalanche_rwf.__path__, "avalanche_rwf."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 
+PLACES = {place: found for place, found in DECLARED.items() if place.startswith("avalanche_rwf.")}
 ARGUMENTS = [
     pytest.param(code, name, constraint, id=f"{place.removeprefix('avalanche_rwf.')}-{name}")
-    for place, (code, constraints) in sorted(DECLARED.items())
-    if place.startswith("avalanche_rwf.")
+    for place, (code, constraints) in sorted(PLACES.items())
     for name, constraint in constraints.items()
 ]
 
 
-class _Thing:
-    """Of a class that nothing knows."""
-
-
-NAN, INFINITY = math.nan, math.inf
-NO_SCALAR = [[], {}, _Thing(), torch.zeros(2)]
-NO_TEXT = [-1, 0, 1, 1.5, True, NAN, 10**5000, *NO_SCALAR]
-WRONG = {
-    Whole: ["x", "1", 1.0, 1.5, True, False, NAN, INFINITY, *NO_SCALAR],
-    Number: ["x", "1", 1j, True, False, NAN, INFINITY, -INFINITY, 10**400, 10**5000, *NO_SCALAR],
-    Choice: ["", "no such name", *NO_TEXT],
-    Subset: ["", 3, True, [3], [[]], ["no such name"], _Thing(), torch.zeros(2)],
-    Flag: [-1, 0, 1, 1.5, "True", "x", NAN, 10**5000, *NO_SCALAR],
-    Text: NO_TEXT,
-    AnyPath: NO_TEXT,
-    Options: ["x", 0, 1, True, [], [("a", 1)], {1: 2}, _Thing()],
-    Instance: ["x", 0, 1.5, True, 10**5000, *NO_SCALAR],
-    check_architecture: [None, "x", 0, 1.5, _Thing(), torch.nn.Linear(2, 2)],
-    _check_grid: [None, 4, "4x", (4,), (4, 0), (4, 2.0), (True, 2), torch.zeros(2)],
-    _check_prior: ["x", 3, [0.0], torch.zeros(2, 2), torch.tensor([0.0, NAN])],
-}
-"""By the kind of a constraint, or the function that checks: what it must refuse."""
-
-
-def nonsense(constraint):
-    """What a constraint must refuse whatever its bounds."""
-    if isinstance(constraint, Either):
-        of_each = [nonsense(kind) for kind in constraint.kinds]
-        common = [{id(value) for value in values} for values in of_each]
-        return [value for value in of_each[0] if id(value) in set.intersection(*common)]
-    if isinstance(constraint, Instance):
-        return [value for value in WRONG[Instance] if not isinstance(value, constraint.kind)]
-    return WRONG[constraint.function if isinstance(constraint, By) else type(constraint)]
-
-
-def bounds(constraint):
-    """The outermost values that a constraint takes, and the nearest that it does not."""
-    if isinstance(constraint, Whole):
-        ends = {constraint.least: -1, constraint.most: 1}
-        right = [end for end in ends if end is not None]
-        return right, [end + step for end, step in ends.items() if end is not None] + [-(10**5000)]
-    if isinstance(constraint, Number):
-        right, wrong = [], []
-        for end, outward, within in (
-            (constraint.least, -INFINITY, True),
-            (constraint.above, -INFINITY, False),
-            (constraint.most, INFINITY, True),
-            (constraint.below, INFINITY, False),
-        ):
-            if end is not None:
-                right.append(end if within else math.nextafter(end, -outward))
-                wrong.append(math.nextafter(end, outward) if within else end)
-        return right, wrong
-    if isinstance(constraint, Either):
-        right, wrong = zip(*map(bounds, constraint.kinds), strict=True)
-        return [*chain(*right)], [*chain(*wrong)]
-    if isinstance(constraint, Choice):
-        return list(constraint.known()), []
-    if isinstance(constraint, Subset):
-        names = list(constraint.names)
-        return [names, {names[0]}], [] if constraint.empty else [()]
-    return [], []
-
-
 @pytest.mark.parametrize(("code", "name", "constraint"), ARGUMENTS)
 def test_a_wrong_value_is_refused_in_one_sentence(code, name, constraint):
-    _, beyond = bounds(constraint)
-    wrong = [*nonsense(constraint), *beyond]
-    if getattr(constraint, "optional", True) is False:
-        wrong.append(None)
     # An object is not there yet where its constructor checks, and other arguments are missing.
-    first = [None] if next(iter(inspect.signature(code).parameters)) == "self" else []
-    for value in wrong:
+    first = [None] if {"self", "cls"} & {*list(inspect.signature(code).parameters)[:1]} else []
+    for value in wrong_values(constraint):
         with pytest.raises(UsageError) as error:
             code(*first, **{name: value})
         sentence = str(error.value)
@@ -130,17 +49,49 @@ def test_a_wrong_value_is_refused_in_one_sentence(code, name, constraint):
 
 @pytest.mark.parametrize(("code", "name", "constraint"), ARGUMENTS)
 def test_bounds_and_the_default_are_taken(code, name, constraint):
-    right, _ = bounds(constraint)
-    parameters = inspect.signature(code).parameters
+    right, parameters = extreme_values(constraint), inspect.signature(code).parameters
     if name not in parameters:  # it is passed on
         assert any(p.kind is p.VAR_KEYWORD for p in parameters.values()), f"{name} is no argument"
     elif parameters[name].default is not inspect.Parameter.empty:
         right.append(parameters[name].default)
-    if getattr(constraint, "optional", False):
-        right.append(None)
     for value in right:
         constraint.check(name, value)
 
 
-def test_a_table_is_there():
-    assert len(ARGUMENTS) > 15
+def _numbers_and_flags(code):
+    kinds = {"int", "float", "bool", "int | None", "float | None"}
+    return {p.name for p in inspect.signature(code).parameters.values() if p.annotation in kinds}
+
+
+def _declared(code):
+    if not inspect.isfunction(code):  # object's
+        return set()
+    return DECLARED.get(f"{code.__module__}.{code.__qualname__}", (None, {}))[1].keys()
+
+
+@pytest.mark.parametrize("place", sorted(p for p in PLACES if not p.endswith("__init__")))
+def test_no_number_or_flag_is_forgotten_where_others_are_declared(place):
+    code, _ = PLACES[place]
+    assert _numbers_and_flags(code) <= _declared(code)
+
+
+def test_every_head_model_and_strategy_declares_its_numbers_and_flags():
+    classes = [HEADS[name] for name in list_heads()]
+    for kind in (FrozenViT, FrozenBackboneStrategy):
+        waiting = [kind]
+        while waiting:
+            classes.append(waiting.pop())
+            waiting += classes[-1].__subclasses__()
+    assert len(classes) > 20
+    for kind in classes:
+        if kind.__module__.startswith("avalanche_rwf.") and "__init__" in vars(kind):
+            # What it passes on to a base class is declared there.
+            declared = set().union(*(_declared(one.__init__) for one in kind.__mro__))
+            assert _numbers_and_flags(kind.__init__) <= declared, kind
+
+
+def test_a_declared_function_is_still_itself():
+    for place, (code, _) in PLACES.items():
+        assert code.__doc__ == inspect.unwrap(code).__doc__
+        if not place.endswith("__init__"):
+            assert pickle.loads(pickle.dumps(code)) is code

@@ -48,7 +48,7 @@ from avalanche_rwf.strategies.loop_arguments import check_loop
 from avalanche_rwf.strategies.registry import METHODS, MethodSpec
 from avalanche_rwf.utils.registry import option_types
 from avalanche_rwf.utils.user_code import import_code, origin_of
-from avalanche_rwf.utils.validation import check_number
+from avalanche_rwf.utils.validation import Number
 
 __all__ = ["PREFIX", "REFUSED", "RUNNING", "AdaptedViT", "list_adapted", "resolve"]
 
@@ -518,7 +518,7 @@ def _build(
         trained = list(classifier.parameters()) if "classifier" in taken else []
     if "optimizer" in taken:
         lr = options.get("lr", 5e-3)
-        check_number(f"The option {name}.lr", lr, least=0)
+        Number(least=0).check(f"The option {name}.lr", lr)
         given["optimizer"] = torch.optim.Adam(trained, lr=lr) if trained else None
     passed = {key: value for key, value in given.items() if key in taken}
     passed.update((key, value) for key, value in loop.items() if key in arguments)

@@ -37,9 +37,9 @@ from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.common import CommonStrategy
 from avalanche_rwf.strategies.description import Description
-from avalanche_rwf.strategies.loop_arguments import check_loop
+from avalanche_rwf.strategies.loop_arguments import LOOP
 from avalanche_rwf.strategies.registry import register_method
-from avalanche_rwf.utils.validation import check_number, check_whole
+from avalanche_rwf.utils.validation import By, Instance, Number, Whole, takes
 
 __all__ = [
     "LearningToPromptAsShipped",
@@ -56,8 +56,8 @@ _FACTORY = "vit_base_patch16_224"
 _READOUTS = ("prompt", "cls", "mean", "cls+mean")
 
 
-def _check_backbone(backbone: nn.Module) -> VisionTransformer:
-    """Return the backbone, or refuse one that ``ViTWithPrompt`` would compute wrongly.
+def _check_backbone(name: str, backbone: Any) -> None:
+    """Refuse a backbone that ``ViTWithPrompt`` would compute wrongly.
 
     It adds the position embedding after the class token and runs the blocks and ``norm``; of
     what else timm's own forward does, it knows nothing and says nothing.
@@ -66,8 +66,8 @@ def _check_backbone(backbone: nn.Module) -> VisionTransformer:
     """
     if not isinstance(backbone, VisionTransformer):
         raise UsageError(
-            "Avalanche's L2P takes a timm VisionTransformer as backbone, "
-            f"not {type(backbone).__name__}."
+            f"{name} must be a timm VisionTransformer for Avalanche's L2P, not a "
+            f"{type(backbone).__name__}."
         )
     pos_embed, norm_pre = backbone.pos_embed, getattr(backbone, "norm_pre", None)
     fc_norm, reg_token = getattr(backbone, "fc_norm", None), getattr(backbone, "reg_token", None)
@@ -83,30 +83,18 @@ def _check_backbone(backbone: nn.Module) -> VisionTransformer:
     found = [name for name, present in unknown.items() if present]
     if found:
         raise UsageError(
-            f"The backbone has {', '.join(found)}, which Avalanche's L2P does not know; it takes a "
+            f"{name} has {', '.join(found)}, which Avalanche's L2P does not know; it takes a "
             "VisionTransformer with a class token and a position embedding for every token, and "
             "without register tokens, norm_pre and fc_norm."
         )
-    return backbone
 
 
-def _check_pool(pool_size: int, prompt_length: int, top_k: int, num_classes: int) -> None:
-    sizes = {
-        "pool_size": pool_size,
-        "prompt_length": prompt_length,
-        "top_k": top_k,
-        "num_classes": num_classes,
-    }
-    for name, value in sizes.items():
-        check_whole(name, value)
+POOL = {"pool_size": Whole(), "prompt_length": Whole(), "top_k": Whole(), "num_classes": Whole()}
+
+
+def _check_top_k(top_k: int, pool_size: int) -> None:
     if top_k > pool_size:
         raise UsageError(f"top_k must be at most pool_size={pool_size}, not {top_k}.")
-
-
-def _check_rates(sim_coefficient: float, **rates: float) -> None:
-    for name, value in rates.items():
-        check_number(name, value, above=0)
-    check_number("sim_coefficient", sim_coefficient, least=0)
 
 
 def _vit_arguments(backbone: VisionTransformer) -> dict[str, Any]:
@@ -153,6 +141,12 @@ def _give_modules(vit: VisionTransformer, backbone: VisionTransformer, prompts: 
     vit.pretrained_cfg = vit.default_cfg = getattr(backbone, "pretrained_cfg", {})
 
 
+@takes(
+    backbone=By(_check_backbone),
+    pool_size=Whole(least=0),
+    prompt_length=Whole(),
+    top_k=Whole(),
+)
 def prompted_vit(
     backbone: nn.Module,
     *,
@@ -172,7 +166,6 @@ def prompted_vit(
         token [B, D].
     :raises UsageError: for a backbone that Avalanche's class does not know.
     """
-    backbone = _check_backbone(backbone)
     pool: dict[str, Any] = {}
     if pool_size:
         pool = {
@@ -217,6 +210,7 @@ class PromptPoolViT(FrozenViT):
 
     readouts = _READOUTS
 
+    @takes(**POOL)
     def __init__(
         self,
         backbone: nn.Module,
@@ -228,7 +222,7 @@ class PromptPoolViT(FrozenViT):
         head: str = "linear",
         readout: str = "prompt",
     ) -> None:
-        _check_pool(pool_size, prompt_length, top_k, num_classes)
+        _check_top_k(top_k, pool_size)
         query = prompted_vit(backbone)
         vit = prompted_vit(backbone, pool_size=pool_size, prompt_length=prompt_length, top_k=top_k)
         super().__init__(backbone, num_classes, head=head, readout=readout)
@@ -328,6 +322,12 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
     11. No gradient clipping: here to norm 1 (`clip_norm`), prompts and head apart.
     """
 
+    @takes(
+        model=Instance(PromptPoolViT),
+        lr=Number(above=0),
+        lr_head=Number(above=0, optional=True),
+        sim_coefficient=Number(least=0),
+    )
     def __init__(
         self,
         *,
@@ -348,14 +348,10 @@ class OnlineL2P(FrozenBackboneStrategy, _GivenModel):
         :param kwargs: what else :class:`FrozenBackboneStrategy` takes.
         :raises UsageError: naming the argument that is out of range.
         """
-        if not isinstance(model, PromptPoolViT):
-            raise UsageError(f"model must be a PromptPoolViT, not a {type(model).__name__}.")
-        lr_head = lr if lr_head is None else lr_head
-        _check_rates(sim_coefficient, lr=lr, lr_head=lr_head)
         self.lr = lr
         self.sim_coefficient = sim_coefficient
         self.num_classes = model.num_classes
-        rates = {"prompt": lr, "head": lr_head}
+        rates = {"prompt": lr, "head": lr if lr_head is None else lr_head}
         super().__init__(model=model, optimizer=optimizer, learning_rates=rates, **kwargs)
 
     @property
@@ -397,10 +393,17 @@ class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
     # Model and optimizer are all that it keeps, so a run of it can go on from them.
     resumable = True
 
+    @takes(
+        backbone=By(_check_backbone),
+        **POOL,
+        lr=Number(above=0),
+        sim_coefficient=Number(least=0),
+        **LOOP,
+    )
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: VisionTransformer,
         num_classes: int,
         pool_size: int = 20,
         prompt_length: int = 5,
@@ -427,11 +430,7 @@ class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
         :param kwargs: what else ``LearningToPrompt`` takes (``train_mb_size``, ``evaluator``, ...).
         :raises UsageError: naming the argument that does not fit.
         """
-        source = _check_backbone(backbone)
-        _check_pool(pool_size, prompt_length, top_k, num_classes)
-        _check_rates(sim_coefficient, lr=lr)
-        given = {"gradient_steps": gradient_steps, "precision": precision, "device": device}
-        check_loop({**given, **kwargs})
+        _check_top_k(top_k, pool_size)
         if gradient_steps != 1:
             raise UsageError(
                 "Avalanche's L2P as shipped makes 1 update per mini-batch, so gradient_steps must "
@@ -440,7 +439,7 @@ class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
         if precision == "fp16":
             raise UsageError("precision must be 'fp32' or 'bf16' here, not 'fp16'.")
         self.precision = precision
-        with timm_compat(**_vit_arguments(source)):
+        with timm_compat(**_vit_arguments(backbone)):
             super().__init__(
                 model_name=_FACTORY,
                 pretrained=False,
@@ -453,8 +452,8 @@ class LearningToPromptAsShipped(CommonStrategy, LearningToPrompt):
                 device=device,
                 **kwargs,
             )
-        _give_modules(self.model, copy.deepcopy(source), top_k * prompt_length)
-        _give_modules(self.original_vit, copy.deepcopy(source), 0)
+        _give_modules(self.model, copy.deepcopy(backbone), top_k * prompt_length)
+        _give_modules(self.original_vit, copy.deepcopy(backbone), 0)
         # As a new network is: Avalanche never puts the query's into eval mode.
         self.original_vit.train()
         self.model.head = nn.Linear(self.model.embed_dim, num_classes)

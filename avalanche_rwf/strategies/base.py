@@ -38,16 +38,11 @@ from avalanche_rwf.models.preprocessing import evaluation_transform, range_note
 from avalanche_rwf.strategies.common import CommonStrategy, evaluating
 from avalanche_rwf.strategies.criteria import check_weights, loss_under
 from avalanche_rwf.strategies.description import Description, of_model
-from avalanche_rwf.strategies.loop_arguments import check_loop
+from avalanche_rwf.strategies.loop_arguments import LOOP
 from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.strategies.saving import Saved
 from avalanche_rwf.utils.device import on_host
-from avalanche_rwf.utils.validation import (
-    check_choice,
-    check_flag,
-    check_mapping,
-    check_number,
-)
+from avalanche_rwf.utils.validation import Choice, Flag, Instance, Number, Options, takes
 
 __all__ = [
     "DEFAULT_RATES",
@@ -76,13 +71,12 @@ DEFAULT_RATES: Mapping[str, float] = {
 """Adam's rate per kind of parameter. Maps of D x D need one hundreds of times smaller."""
 
 
+@takes(lr=Number(least=0), lr_head=Number(least=0))
 def prompt_rates(lr: float, lr_head: float) -> dict[str, float]:
     """Rates of a prompt method: `lr` for prompts and keys, `lr_head` for the head.
 
     :raises UsageError: if one is negative or no finite number.
     """
-    check_number("lr", lr, least=0)
-    check_number("lr_head", lr_head, least=0)
     return {"prompt": lr, "head": lr_head}
 
 
@@ -98,7 +92,7 @@ def build_optimizer(
     for kind, parameters in model.parameter_groups().items():
         if kind not in rates:
             raise UsageError(f"learning_rates has no rate for the parameters of kind {kind!r}.")
-        check_number(f"The rate of {kind!r}", rates[kind], least=0)  # PyTorch checks no group's
+        Number(least=0).check(f"The rate of {kind!r}", rates[kind])  # PyTorch checks no group's
         # A number of NumPy's would be in the optimizer's state, and so in files.
         lr = rates[kind] if type(rates[kind]) in (int, float) else float(rates[kind])
         groups.append({"params": parameters, "lr": lr, "name": kind})
@@ -110,48 +104,43 @@ def _kinds(model: nn.Module) -> list[str]:
     return sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
 
 
-def _check_parts(
-    model: FrozenViT,
-    optimizer: Optimizer | None,
-    replay: Replay | None,
-    learning_rates: Mapping[str, float] | None,
-    grows: bool,
-) -> None:
-    """Check what a strategy is put together from."""
-    if not isinstance(model, FrozenViT):
-        raise UsageError(f"model must be a FrozenViT, not a {type(model).__name__}.")
+def _check_optimizer(model: FrozenViT, optimizer: Optimizer) -> None:
+    """Refuse an optimizer of one's own that would train nothing."""
+    mine = {id(parameter) for parameter in model.parameters()}
+    given = [p for group in optimizer.param_groups for p in group["params"]]
+    if not mine & set(map(id, given)):
+        raise UsageError("optimizer must have parameters of the model, and it has none of it.")
+    if not any(p.requires_grad for p in given):
+        raise UsageError(
+            "optimizer must have parameters that are trained, and all that it has are frozen: "
+            "leave it out for a model that trains nothing."
+        )
+
+
+def _check_parts(model: FrozenViT, learning_rates: Mapping[str, float]) -> None:
+    """Refuse a model in two kinds of numbers, and rates of kinds that there are not."""
     found = _kinds(model)
     if "float64" in found and len(found) > 1:
         raise UsageError(
             f"model must be in one kind of numbers, not in {' and '.join(found)}: "
             "model.double() puts all of it in float64."
         )
-    if not isinstance(optimizer, Optimizer | None):
-        raise UsageError(
-            f"optimizer must be an optimizer of PyTorch's or None, not a "
-            f"{type(optimizer).__name__}."
-        )
-    if optimizer is not None:
-        mine = {id(parameter) for parameter in model.parameters()}
-        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not given & mine:
-            raise UsageError("optimizer must have parameters of the model, and it has none of it.")
-        if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-            raise UsageError(
-                "optimizer must have parameters that are trained, and all that it has are frozen: "
-                "leave it out for a model that trains nothing."
-            )
-    if not isinstance(replay, Replay | None):
-        raise UsageError(f"replay must be a Replay or None, not {replay!r}.")
-    check_flag("grows", grows)
-    check_mapping("learning_rates", learning_rates)
     kinds = {*DEFAULT_RATES, *model.parameter_groups()}
-    for kind in learning_rates or {}:
+    for kind in learning_rates:
         if kind not in kinds:
             raise UsageError(
                 f"learning_rates takes kinds of parameters, and {kind!r} is none; "
                 f"{nearest(kind, sorted(kinds))}."
             )
+
+
+def _add_training_head(model: FrozenViT, optimizer: Optimizer) -> None:
+    """Give an optimizer of one's own the head that was not there when it was made."""
+    if model.training_head is not None:
+        has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        new = [p for p in model.training_head.parameters() if id(p) not in has]
+        if new:
+            optimizer.add_param_group({"params": new, "name": "training head"})
 
 
 class _NoOptimizer(torch.optim.SGD):
@@ -175,6 +164,14 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
     """Whether features, loss and gradients are looked at in each step: the one time that a step
     waits for a GPU. Without it a run that diverges goes on."""
 
+    @takes(
+        **LOOP,
+        model=Instance(FrozenViT),
+        optimizer=Instance(Optimizer, "an optimizer of PyTorch's", optional=True),
+        replay=Instance(Replay, optional=True),
+        learning_rates=Options(optional=True),
+        grows=Flag(),
+    )
     def __init__(
         self,
         *,
@@ -228,12 +225,13 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         :param peval_mode: as in Avalanche.
         :raises UsageError: naming the argument that is out of range.
         """
-        check_loop(locals())
-        _check_parts(model, optimizer, replay, learning_rates, grows)
+        _check_parts(model, learning_rates or {})
+        if optimizer is not None:
+            _check_optimizer(model, optimizer)
         if replay is not None and replay.replay == "er-ace":
             mask = replay.mask(mask)
         else:
-            check_choice("mask", mask, MASKS)
+            Choice(MASKS).check("mask", mask)
         if criterion is not None and not grows:
             check_weights(criterion, model.num_classes)
         model.add_training_head()
@@ -243,11 +241,8 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         model.to(device)  # before the optimizer: its groups hold the tensors on the device
         rates = {**DEFAULT_RATES, **(learning_rates or {})}
         built = build_optimizer(model, rates) if optimizer is None else optimizer
-        if optimizer is not None and model.training_head is not None:
-            has = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            new = [p for p in model.training_head.parameters() if id(p) not in has]
-            if new:  # it was not there when the optimizer was made
-                optimizer.add_param_group({"params": new, "name": "training head"})
+        if optimizer is not None:
+            _add_training_head(model, optimizer)
         self.trains = built is not None
         self.mask = mask
         self.replay = replay if self.trains else None

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.utils.untrusted_io import printable, read_object
-from avalanche_rwf.utils.validation import check_mapping, check_path, is_finite
+from avalanche_rwf.utils.validation import AnyPath, Options, is_finite, takes
 from avalanche_rwf.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _FORMAT = 1
 class OnHub(_Base):
     """Adds a hub's three methods to a strategy whose ``_saved_arguments`` build it again."""
 
+    @takes(folder=AnyPath(), metrics=Options(optional=True))
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, metrics: Mapping[str, float | None] | None = None
     ) -> None:
@@ -46,8 +47,6 @@ class OnHub(_Base):
         :param metrics: name -> value for the model card, such as ``summarise`` gives.
         :raises UsageError: if what is saved could not be loaded.
         """
-        check_path("folder", folder)
-        check_mapping("metrics", metrics)
         given = self._saved_arguments(False)
         _check_plain(given.get("backbone_kwargs"))
         given.pop("weights", None)  # a path of this machine; its hash is in the file
@@ -186,8 +185,8 @@ def _hub() -> Any:
     return huggingface_hub
 
 
+@takes(repo_or_path=AnyPath())
 def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
-    check_path("repo_or_path", repo_or_path)
     path = Path(repo_or_path)
     if path.is_dir():
         return path

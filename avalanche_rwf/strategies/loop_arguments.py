@@ -6,30 +6,18 @@ experience, a plugin that was forgotten to be made is silently never called.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import check_choice, check_whole, is_number, is_whole
+from avalanche_rwf.utils.validation import By, Choice, Constraint, Whole, is_number, is_whole
 
-__all__ = ["PRECISIONS", "check_loop"]
+__all__ = ["LOOP", "PRECISIONS", "check_loop"]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-def check_loop(arguments: Mapping[str, Any]) -> None:
-    """Check those of the loop's arguments that are there; others are passed over.
-
-    :param arguments: name -> value.
-    :raises UsageError: naming the argument, what it got and what it takes.
-    """
-    for name, check in _CHECKS.items():
-        if name in arguments:
-            check(name, arguments[name])
 
 
 def _check_norm(name: str, value: Any) -> None:
@@ -37,7 +25,7 @@ def _check_norm(name: str, value: Any) -> None:
         raise UsageError(f"{name} must be positive or None, not {value!r}.")
 
 
-def _check_callable(name: str, value: Any) -> None:
+def _check_criterion(name: str, value: Any) -> None:
     if value is not None and (not callable(value) or inspect.isclass(value)):
         raise UsageError(f"{name} must be a loss of logits and targets or None, not {value!r}.")
     if getattr(value, "reduction", None) == "none":
@@ -83,17 +71,28 @@ def _check_evaluator(name: str, value: Any) -> None:
         )
 
 
-_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "train_mb_size": check_whole,
-    "train_epochs": check_whole,
-    "eval_mb_size": check_whole,
-    "gradient_steps": check_whole,
-    "eval_every": functools.partial(check_whole, least=-1),
-    "peval_mode": functools.partial(check_choice, choices=("epoch", "experience", "iteration")),
-    "precision": functools.partial(check_choice, choices=PRECISIONS),
-    "clip_norm": _check_norm,
-    "criterion": _check_callable,
-    "device": _check_device,
-    "plugins": _check_plugins,
-    "evaluator": _check_evaluator,
+LOOP: Mapping[str, Constraint] = {
+    "train_mb_size": Whole(),
+    "train_epochs": Whole(),
+    "eval_mb_size": Whole(),
+    "gradient_steps": Whole(),
+    "eval_every": Whole(least=-1),
+    "peval_mode": Choice(("epoch", "experience", "iteration")),
+    "precision": Choice(PRECISIONS),
+    "clip_norm": By(_check_norm),
+    "criterion": By(_check_criterion),
+    "device": By(_check_device),
+    "plugins": By(_check_plugins),
+    "evaluator": By(_check_evaluator),
 }
+"""What every strategy's loop takes, for :func:`takes`."""
+
+
+def check_loop(arguments: Mapping[str, Any]) -> None:
+    """Check those of the loop's arguments that are in a dictionary; others are passed over.
+
+    :raises UsageError: naming the argument, what it got and what it takes.
+    """
+    for name, constraint in LOOP.items():
+        if name in arguments:
+            constraint.check(name, arguments[name])

@@ -31,7 +31,7 @@ from avalanche_rwf.utils.registry import (
 )
 from avalanche_rwf.utils.untrusted_io import MOST
 from avalanche_rwf.utils.user_code import origin_of
-from avalanche_rwf.utils.validation import check_mapping, check_whole
+from avalanche_rwf.utils.validation import Instance, Options, Whole, takes
 
 __all__ = [
     "METHODS",
@@ -252,6 +252,11 @@ def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+@takes(
+    backbone=Instance(nn.Module, "a timm ViT"),
+    num_classes=Whole(most=MOST),
+    loop=Options(optional=True),
+)
 def create_strategy(
     name: str,
     /,  # an option may be called so
@@ -270,10 +275,6 @@ def create_strategy(
     :raises UsageError: for an unknown method or option.
     """
     spec = get_method(name)
-    if not isinstance(backbone, nn.Module):
-        raise UsageError(f"backbone must be a timm ViT, not a {type(backbone).__name__}.")
-    check_whole("num_classes", num_classes, most=MOST)
-    check_mapping("loop", loop)
     return spec.build(
         backbone=backbone,
         num_classes=num_classes,

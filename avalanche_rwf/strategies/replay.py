@@ -41,29 +41,15 @@ from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.masks import batch_classes
 from avalanche_rwf.utils.device import on_host, to_device
-from avalanche_rwf.utils.validation import check_choice, check_number, check_whole
+from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
 if TYPE_CHECKING:
     from avalanche.training.storage_policy import ExemplarsBuffer
 
-__all__ = ["POLICIES", "REPLAY_LOSSES", "Replay", "check_replay"]
+__all__ = ["POLICIES", "REPLAY_LOSSES", "Replay"]
 
 REPLAY_LOSSES = ("er", "er-ace", "der")
 POLICIES = ("reservoir", "class-balanced")
-
-
-def check_replay(buffer: int, replay: str, buffer_policy: str, smallest: int = 1) -> None:
-    """Check the arguments that say how to replay.
-
-    :param buffer: images to keep.
-    :param replay: a name of ``REPLAY_LOSSES``.
-    :param buffer_policy: a name of ``POLICIES``.
-    :param smallest: the smallest `buffer` that makes sense where it is asked.
-    :raises UsageError: naming the argument, what it got and what it takes.
-    """
-    check_whole("buffer", buffer, least=smallest)
-    check_choice("replay", replay, REPLAY_LOSSES)
-    check_choice("buffer_policy", buffer_policy, POLICIES)
 
 
 class Learner(Protocol):
@@ -144,6 +130,14 @@ class Replay:
     :raises ValueError: naming the argument that is out of range.
     """
 
+    @takes(
+        buffer=Whole(),
+        replay=Choice(REPLAY_LOSSES),
+        replay_batch=Whole(optional=True),
+        buffer_policy=Choice(POLICIES),
+        alpha=Number(least=0),
+        beta=Number(least=0),
+    )
     def __init__(
         self,
         buffer: int = 500,
@@ -154,10 +148,6 @@ class Replay:
         alpha: float = 0.2,
         beta: float = 0.5,
     ) -> None:
-        check_replay(buffer, replay, buffer_policy)
-        check_whole("replay_batch", replay_batch, optional=True)
-        check_number("alpha", alpha, least=0)
-        check_number("beta", beta, least=0)
         self.buffer, self.replay, self.replay_batch = buffer, replay, replay_batch
         self.buffer_policy, self.alpha, self.beta = buffer_policy, alpha, beta
         self._policy: ExemplarsBuffer

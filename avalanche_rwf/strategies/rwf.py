@@ -24,10 +24,19 @@ from avalanche_rwf.models.blocks import DefaultBlocks
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.hub import OnHub
-from avalanche_rwf.strategies.loop_arguments import check_loop
-from avalanche_rwf.strategies.replay import Replay, check_replay
+from avalanche_rwf.strategies.loop_arguments import LOOP
+from avalanche_rwf.strategies.replay import POLICIES, REPLAY_LOSSES, Replay
 from avalanche_rwf.strategies.saving import read_saved
-from avalanche_rwf.utils.validation import check_flag, check_mapping, check_number, check_whole
+from avalanche_rwf.utils.validation import (
+    LARGEST_IMAGE,
+    Choice,
+    Flag,
+    Instance,
+    Number,
+    Options,
+    Whole,
+    takes,
+)
 
 __all__ = ["RwFStrategy"]
 
@@ -39,6 +48,23 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
     the tokens of the very image in one closed-form step. No task identity and no boundary is used.
     """
 
+    @takes(
+        model=Instance(RoutedViT, optional=True),
+        num_classes=Whole(optional=True),
+        pretrained=Flag(),
+        image_size=Whole(most=LARGEST_IMAGE, optional=True),
+        backbone_kwargs=Options(optional=True),
+        num_prompts=Whole(least=0),
+        routing_kwargs=Options(optional=True),
+        buffer=Whole(least=0),
+        replay=Choice(REPLAY_LOSSES),
+        buffer_policy=Choice(POLICIES),
+        lr=Number(least=0),
+        lr_queries=Number(least=0),
+        lr_maps=Number(least=0),
+        learning_rates=Options(optional=True),
+        **LOOP,
+    )
     def __init__(
         self,
         *,
@@ -122,15 +148,6 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
         self._built_from = "model" if model is not None else "name"
         if model is not None and model_name is not None:
             raise ValueError("Give either model or model_name to RwFStrategy, not both.")
-        check_whole("num_classes", num_classes, optional=True)
-        check_flag("pretrained", pretrained)
-        check_mapping("backbone_kwargs", backbone_kwargs)
-        check_mapping("routing_kwargs", routing_kwargs)
-        check_mapping("learning_rates", learning_rates)
-        check_replay(buffer, replay, buffer_policy, smallest=0)
-        for name, rate in (("lr", lr), ("lr_queries", lr_queries), ("lr_maps", lr_maps)):
-            check_number(name, rate, least=0)
-        check_loop(given)  # before a backbone is made or fetched
         grows = model is None and num_classes is None
         if model is None:
             backbone = create_backbone(
@@ -149,8 +166,6 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
                 readout=readout,
                 **dict(routing_kwargs or {}),
             )
-        elif not isinstance(model, RoutedViT):
-            raise UsageError(f"model must be a RoutedViT, not a {type(model).__name__}.")
         elif num_classes not in (None, model.num_classes):
             raise UsageError(
                 f"num_classes must be left out where a model is given, or be its "

@@ -15,19 +15,19 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
-from avalanche_rwf.utils.validation import check_flag, check_path, is_number
+from avalanche_rwf.utils.validation import AnyPath, Flag, is_number, takes
 
 __all__ = ["Saved", "load_optimizer", "read_saved"]
 
 _SAVED = 1
 
 
+@takes(path=AnyPath())
 def read_saved(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What :meth:`Saved.save` wrote; no code is unpickled.
 
     :raises UsageError: in one sentence, if the file is damaged or none of them.
     """
-    check_path("path", path)
     try:
         saved = read_state(Path(path))
     except StateFileError as error:
@@ -96,6 +96,7 @@ class Saved:
             state["scaler"] = self._scaler.state_dict()
         return state if self.replay is None else {**state, "replay": self.replay.state_dict(images)}
 
+    @takes(path=AnyPath(), backbone=Flag())
     def save(self, path: str | os.PathLike[str], backbone: bool = False) -> None:
         """Write what training changed to a file: tensors and plain values with a checksum.
 
@@ -107,8 +108,6 @@ class Saved:
         :raises UsageError: if what is saved could not be loaded.
         :raises OSError: if it cannot be written.
         """
-        check_path("path", path)
-        check_flag("backbone", backbone)
         state = {
             "format": _SAVED,
             "class": type(self).__name__,

@@ -389,28 +389,6 @@ def test_a_strategy_that_trains_nothing_replays_nothing(tools, scenario):
     assert train(s, scenario).replay is None
 
 
-@pytest.mark.parametrize(
-    ("call", "text"),
-    [
-        (lambda: Replay(0), "buffer must be a whole number of at least 1, not 0"),
-        (lambda: Replay(2.5), "buffer must be a whole number of at least 1, not 2.5"),
-        (lambda: Replay(5, "gdumb"), "replay must be one of er, er-ace, der, not 'gdumb'"),
-        (lambda: Replay(5, replay_batch=0), "replay_batch must be .* or None, not 0"),
-        (
-            lambda: Replay(5, buffer_policy="ring"),
-            "buffer_policy must be 'reservoir' or 'class-balanced'",
-        ),
-        (lambda: Replay(5, alpha=-1.0), "alpha must be a finite number of at least 0, not -1.0"),
-        (lambda: Replay(5, beta=math.nan), "beta must be a finite number of at least 0, not nan"),
-        (lambda: RwFStrategy(buffer=-1), "buffer must be a whole number of at least 0, not -1"),
-        (lambda: RwFStrategy(replay="x"), "replay must be one of er, er-ace, der, not 'x'"),
-    ],
-)
-def test_bad_arguments_are_named(call, text):
-    with pytest.raises(ValueError, match=text):
-        call()
-
-
 @pytest.mark.parametrize("mask", ["batch", "none", "typo"])
 def test_er_ace_has_its_own_masks(tools, mask):
     assert strategy(tools, "er-ace").mask == "ace"

@@ -102,9 +102,6 @@ def test_no_warning_reaches_a_user(tools, scenario):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"model": "vit"}, "either model or model_name"),
-        ({"model": torch.nn.Linear(2, 2), "model_name": None}, "model must be a RoutedViT"),
-        ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
         ({"head": "mlp"}, "head must be one of"),
         ({"routing_kwargs": {"heads": 5}}, "heads must divide"),
         ({"image_size": -3}, "image_size"),
@@ -114,3 +111,9 @@ def test_no_warning_reaches_a_user(tools, scenario):
 def test_bad_arguments_are_named(tools, options, text):
     with pytest.raises(ValueError, match=text):
         small(tools, **options)
+
+
+def test_a_model_and_the_name_of_one_are_too_much(tools):
+    model = RoutedViT(tools.vit(), 4, routed_blocks="all")
+    with pytest.raises(ValueError, match="either model or model_name"):
+        small(tools, model=model)

@@ -305,16 +305,6 @@ def test_rates_that_are_given_to_load_are_over_the_saved_ones(tools, scenario, t
     assert rates(learning_rates={"queries": 0.75}) == {**before, "queries": 0.75}
 
 
-@pytest.mark.parametrize("path", [None, 7, b"rwf.pt"])
-def test_a_path_is_a_path(path, tools, tmp_path):
-    strategy = small(tools)
-    for use in (strategy.save, strategy.restore, RwFStrategy.load):
-        with pytest.raises(UsageError, match=r"^path must be a path, not .*\.$"):
-            use(path)
-    with pytest.raises(UsageError, match=r"^backbone must be .*, not 'no'\.$"):
-        strategy.save(tmp_path / "rwf.pt", backbone="no")
-
-
 def test_a_checkpoint_with_a_part_missing_is_refused(tools, scenario, tmp_path):
     with pytest.raises(Cut):
         loop(tools, scenario, tmp_path, cut=3)
