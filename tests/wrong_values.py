@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from avalanche.training.plugins import ReplayPlugin
 
+from avalanche_rwf.benchmarks.options import _check_test_share
+from avalanche_rwf.evaluation.metrics import _check_points
 from avalanche_rwf.models.backbone import check_architecture
 from avalanche_rwf.routing.layer import _check_prior
 from avalanche_rwf.routing.priors import _check_grid
@@ -58,6 +60,8 @@ WRONG: dict[Any, list[Any]] = {
     By(check_architecture): NO_BACKBONE,
     By(avalanche_l2p._check_backbone): NO_BACKBONE,
     By(_check_grid): [None, 4, "4x", (4,), (4, 0), (4, 2.0), (True, 2), torch.zeros(2)],
+    By(_check_points): [None, 3, "x", [3], [], _Thing(), torch.zeros(2)],
+    By(_check_test_share): [None, "half", True, 1, -0.1, NAN],
     By(_check_prior): ["x", 3, [0.0], torch.zeros(2, 2), torch.tensor([0.0, NAN])],
 }
 """By the kind of a constraint; one that a function checks stands for itself."""

@@ -12,28 +12,52 @@ from avalanche_rwf.utils.validation import (
     INTERPOLATIONS,
     LARGEST_IMAGE,
     LEAST_CROP,
-    check_choice,
-    check_flags,
-    check_number,
-    check_whole,
+    By,
+    Choice,
+    Flag,
+    Number,
+    Options,
+    Whole,
     is_finite,
-    is_number,
-    is_whole,
     shown,
+    takes,
 )
 
-__all__ = ["AUGMENTATIONS", "StreamOptions", "check_options", "three_numbers"]
+__all__ = ["AUGMENTATIONS", "StreamOptions", "three_numbers"]
 
 AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
 
 
+_SEED = Whole(0, 2**32 - 1)
+_SHARE = Number(least=0, below=1)
+
+
+def _check_test_share(name: str, value: Any) -> None:
+    _SHARE.check(f"{name} (--test-share)", value)
+
+
+@takes(
+    seed=_SEED,
+    experiences=Whole(optional=True),
+    image_size=Whole(most=LARGEST_IMAGE),
+    interpolation=Choice(INTERPOLATIONS),
+    crop_pct=Number(least=LEAST_CROP, most=1),
+    skip_corrupt=Flag(),
+    augment=Choice(AUGMENTATIONS),
+    holdout=_SHARE,
+    stream_options=Options(),
+    normalised=Flag(),
+    decode=Flag(),
+    test_share=By(_check_test_share),
+    split_seed=_SEED,
+)
 @dataclass(frozen=True)
 class StreamOptions:
-    """What a stream is made with; checked by `create_benchmark`, see there for the meaning of each
-    field.
+    """What a stream is made with; see `create_benchmark` for the meaning of each field.
 
     :param decode: False where nobody will look at pixels (`plan_benchmark`): a source then reads no
         image, unless it is to find out which ones to leave out.
+    :raises UsageError: naming the first that is out of range, what it got and takes.
     """
 
     seed: int
@@ -53,38 +77,13 @@ class StreamOptions:
     test_share: float = 0.0
     split_seed: int = 0
 
-
-def check_options(options: StreamOptions) -> StreamOptions:
-    """The options themselves.
-
-    :raises UsageError: naming the first that is out of range, what it got and takes.
-    """
-    o = options
-    if not is_whole(o.seed) or not 0 <= o.seed < 2**32:
-        raise UsageError(f"seed is a whole number from 0 to 2**32 - 1, not {shown(o.seed)}.")
-    if not is_whole(o.split_seed) or not 0 <= o.split_seed < 2**32:
-        raise UsageError(
-            f"split_seed is a whole number from 0 to 2**32 - 1, not {shown(o.split_seed)}."
-        )
-    if not is_number(o.test_share) or not 0 <= o.test_share < 1:
-        raise UsageError(
-            f"test_share (--test-share) is a share of at least 0 and below 1, not "
-            f"{shown(o.test_share)}."
-        )
-    if o.split_seed and not o.test_share:
-        raise UsageError("split_seed (--split-seed) goes with test_share, which is 0.")
-    check_whole("experiences", o.experiences, optional=True)
-    check_whole("image_size", o.image_size, most=LARGEST_IMAGE)
-    check_flags(skip_corrupt=o.skip_corrupt, normalised=o.normalised)
-    if any(value < 1 / FAR for value in o.std):
-        least = f"of at least {1 / FAR}"
-        raise UsageError(f"std is three positive numbers, {least}, not {shown(o.std)}.")
-    check_choice("interpolation", o.interpolation, INTERPOLATIONS)
-    check_number("crop_pct", o.crop_pct, least=LEAST_CROP, most=1)
-    check_choice("augment", o.augment, AUGMENTATIONS)
-    if not is_number(o.holdout) or not 0 <= o.holdout < 1:
-        raise UsageError(f"holdout is a share of at least 0 and below 1, not {shown(o.holdout)}.")
-    return options
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stream_options", dict(self.stream_options))
+        if self.split_seed and not self.test_share:
+            raise UsageError("split_seed (--split-seed) goes with test_share, which is 0.")
+        if any(value < 1 / FAR for value in self.std):
+            least = f"of at least {1 / FAR}"
+            raise UsageError(f"std is three positive numbers, {least}, not {shown(self.std)}.")
 
 
 def three_numbers(name: str, values: Sequence[float]) -> tuple[float, float, float]:

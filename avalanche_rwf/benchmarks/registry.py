@@ -11,16 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from avalanche_rwf.benchmarks.options import (
-    AUGMENTATIONS,
-    StreamOptions,
-    check_options,
-    three_numbers,
-)
+from avalanche_rwf.benchmarks.options import AUGMENTATIONS, StreamOptions, three_numbers
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.registry import Registry, check_call
 from avalanche_rwf.utils.user_code import origin_of, told
-from avalanche_rwf.utils.validation import INTERPOLATIONS, check_mapping
+from avalanche_rwf.utils.validation import INTERPOLATIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -174,7 +169,6 @@ def create_benchmark(
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
-    check_mapping("stream_options", stream_options)
     given: dict[str, Any] = {
         "image_size": image_size,
         "mean": mean,
@@ -188,24 +182,22 @@ def create_benchmark(
     else:
         seen = _wanted_by(backbone)
     wanted: dict[str, Any] = {**seen, **{k: v for k, v in given.items() if v is not None}}
-    options = check_options(
-        StreamOptions(
-            seed=seed,
-            experiences=experiences,
-            image_size=wanted["image_size"],
-            mean=three_numbers("mean", wanted["mean"]),
-            std=three_numbers("std", wanted["std"]),
-            interpolation=wanted["interpolation"],
-            crop_pct=wanted["crop_pct"],
-            test_share=test_share,
-            split_seed=split_seed,
-            skip_corrupt=skip_corrupt,
-            augment=augment,
-            holdout=holdout,
-            stream=stream,
-            stream_options=dict(stream_options or {}),
-            normalised=normalised,
-        )
+    options = StreamOptions(
+        seed=seed,
+        experiences=experiences,
+        image_size=wanted["image_size"],
+        mean=three_numbers("mean", wanted["mean"]),
+        std=three_numbers("std", wanted["std"]),
+        interpolation=wanted["interpolation"],
+        crop_pct=wanted["crop_pct"],
+        test_share=test_share,
+        split_seed=split_seed,
+        skip_corrupt=skip_corrupt,
+        augment=augment,
+        holdout=holdout,
+        stream=stream,
+        stream_options={} if stream_options is None else stream_options,
+        normalised=normalised,
     )
     from avalanche_rwf.benchmarks import splits
 
@@ -245,23 +237,20 @@ def plan_benchmark(
 
     :raises UsageError: as there.
     """
-    check_mapping("stream_options", stream_options)
-    options = check_options(
-        StreamOptions(
-            seed=seed,
-            experiences=experiences,
-            image_size=8,  # nobody looks at the pixels
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            interpolation="nearest",
-            skip_corrupt=skip_corrupt,
-            holdout=holdout,
-            stream=stream,
-            stream_options=dict(stream_options or {}),
-            test_share=test_share,
-            split_seed=split_seed,
-            decode=skip_corrupt,
-        )
+    options = StreamOptions(
+        seed=seed,
+        experiences=experiences,
+        image_size=8,  # nobody looks at the pixels
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="nearest",
+        skip_corrupt=skip_corrupt,
+        holdout=holdout,
+        stream=stream,
+        stream_options={} if stream_options is None else stream_options,
+        test_share=test_share,
+        split_seed=split_seed,
+        decode=skip_corrupt,
     )
     from avalanche_rwf.benchmarks import splits
 

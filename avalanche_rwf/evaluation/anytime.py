@@ -9,10 +9,9 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 
-from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import a_auc, accuracy_exposed
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
-from avalanche_rwf.utils.validation import check_whole
+from avalanche_rwf.utils.validation import Instance, Whole, takes
 
 __all__ = ["AnytimeAUC", "EmittedMetric", "ExposedAccuracy", "anytime_metrics"]
 
@@ -55,10 +54,9 @@ class EmittedMetric(PluginMetric[float]):
 class _RecordedMetric(EmittedMetric):
     """A value of the points of a `PredictionRecorder`, emitted after each evaluation it records."""
 
+    @takes(recorder=Instance(PredictionRecorder))
     def __init__(self, recorder: PredictionRecorder) -> None:
         super().__init__()
-        if not isinstance(recorder, PredictionRecorder):
-            raise UsageError(f"recorder must be a PredictionRecorder, not {recorder!r}.")
         self.recorder = recorder
         self._points = 0
 
@@ -106,9 +104,9 @@ class AnytimeAUC(_RecordedMetric):
 
     name = "A_auc"
 
+    @takes(every=Whole(optional=True))
     def __init__(self, recorder: PredictionRecorder, every: int | None = None) -> None:
         super().__init__(recorder)
-        check_whole("every", every, optional=True)
         self.every = every
 
     def measure(self) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import check_whole
+from avalanche_rwf.utils.validation import By, Whole, shown, takes
 
 __all__ = [
     "METRICS",
@@ -131,6 +131,7 @@ class TestStream:
     samples: Mapping[int, int]
 
 
+@takes(samples_seen=Whole(least=0), experience=Whole(least=0, optional=True))
 @dataclass(frozen=True, eq=False)
 class EvaluationPoint:
     """All predictions of one evaluation.
@@ -164,8 +165,6 @@ class EvaluationPoint:
     ended: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_whole("samples_seen", self.samples_seen, least=0)
-        check_whole("experience", self.experience, least=0, optional=True)
         object.__setattr__(self, "samples_seen", int(self.samples_seen))
         if self.experience is not None:
             object.__setattr__(self, "experience", int(self.experience))
@@ -248,11 +247,14 @@ def _integers(values: Any, name: str) -> IntArray:
     return array.astype(np.int64, copy=False)
 
 
-def _check_points(points: Sequence[EvaluationPoint]) -> None:
-    if not isinstance(points, Sequence) or not all(isinstance(p, EvaluationPoint) for p in points):
-        raise UsageError(f"points must be a list of EvaluationPoint, got {points!r}.")
-    if len(points) == 0:
-        raise UsageError("points must hold at least one EvaluationPoint, got an empty sequence.")
+def _check_points(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or not all(isinstance(p, EvaluationPoint) for p in value):
+        raise UsageError(f"{name} must be a list of EvaluationPoint, not {shown(value)}.")
+    if len(value) == 0:
+        raise UsageError(f"{name} must hold at least one EvaluationPoint, not an empty sequence.")
+
+
+_POINTS = By(_check_points)
 
 
 def _whole(points: Sequence[EvaluationPoint]) -> Mapping[int, int]:
@@ -358,6 +360,7 @@ def accuracy_exposed(point: EvaluationPoint) -> float:
 
 
 @metric("A_last", "share", "Accuracy over all classes after the stream", best="max", keep=100)
+@takes(points=_POINTS)
 def a_last(points: Sequence[EvaluationPoint]) -> float:
     """Accuracy over all exposed classes after the stream: `accuracy_exposed` of the last point.
 
@@ -372,7 +375,6 @@ def a_last(points: Sequence[EvaluationPoint]) -> float:
     >>> a_last(run)
     0.75
     """
-    _check_points(points)
     last, fits = _places(points)[-1]
     return accuracy_exposed(last) if fits else float("nan")
 
@@ -382,6 +384,7 @@ def a_last(points: Sequence[EvaluationPoint]) -> float:
     best="max",
     keep=4,
 )
+@takes(points=_POINTS)
 def a_avg(points: Sequence[EvaluationPoint]) -> float:
     """Mean of `accuracy_exposed` over experience ends.
 
@@ -396,7 +399,6 @@ def a_avg(points: Sequence[EvaluationPoint]) -> float:
     >>> a_avg(run)  # of 1.0 and 0.75
     0.875
     """
-    _check_points(points)
     ends = experience_ends(points)
     if set(_ended(points)) - set(ends):
         return float("nan")
@@ -417,6 +419,7 @@ def _ended(points: Sequence[EvaluationPoint]) -> list[int]:
     best="max",
     keep=7,
 )
+@takes(points=_POINTS, every=Whole(optional=True))
 def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     """Anytime accuracy: mean of `accuracy_exposed` over the places where the stream was evaluated.
 
@@ -440,8 +443,6 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     >>> round(a_auc(run), 4), a_auc(run, every=10)  # the grid leaves 15 out
     (0.8333, 0.875)
     """
-    _check_points(points)
-    check_whole("every", every, optional=True)
     ranked = _places(points)
     if not ranked[-1][1]:
         return float("nan")
@@ -457,6 +458,7 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     return _nanmean([accuracy_exposed(point) for point in places])
 
 
+@takes(points=_POINTS, n_experiences=Whole())
 def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> FloatArray:
     """Accuracy on every test experience after every training experience, [T, T].
 
@@ -472,8 +474,6 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
     array([[1. , nan],
            [0.5, 1. ]])
     """
-    _check_points(points)
-    check_whole("n_experiences", n_experiences)
     matrix = np.full((n_experiences, n_experiences), np.nan)
     for t, point in experience_ends(points).items():
         last = max(t, int(point.test_experience.max()))
@@ -488,6 +488,7 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
     return matrix
 
 
+@takes(points=_POINTS, n_experiences=Whole(), n_classes=Whole(optional=True))
 def class_accuracy_matrix(
     points: Sequence[EvaluationPoint], n_experiences: int, n_classes: int | None = None
 ) -> FloatArray:
@@ -510,9 +511,6 @@ def class_accuracy_matrix(
     array([[1. , nan, nan],
            [0.5, 1. , nan]])
     """
-    _check_points(points)
-    check_whole("n_experiences", n_experiences)
-    check_whole("n_classes", n_classes, optional=True)
     needed = 1 + max(int(point.targets.max()) for point in points)
     if n_classes is not None and n_classes < needed:
         raise ValueError(f"n_classes must be above every target, got {n_classes} for {needed - 1}.")
@@ -620,6 +618,7 @@ def _best(values: FloatArray) -> float:
     return float(there.max()) if there.size else float("nan")
 
 
+@takes(points=_POINTS, n_experiences=Whole(), every=Whole(optional=True))
 def summarise(
     points: Sequence[EvaluationPoint], n_experiences: int, every: int | None = None
 ) -> dict[str, float | None]:
@@ -642,7 +641,6 @@ def summarise(
     >>> {name: round(value, 4) for name, value in summarise(run, 2).items()}  # doctest: +ELLIPSIS
     {'a_last': 0.75, 'a_avg': 0.875, 'a_auc': 0.8333, 'forgetting_experience': 0.5, ...}
     """
-    check_whole("n_experiences", n_experiences)
     notes, no_matrix = _notes(points, n_experiences)
     known: dict[str, Any] = {"points": points, "n_experiences": n_experiences, "every": every}
     if not notes:
@@ -650,7 +648,7 @@ def summarise(
         if not no_matrix:
             known["matrix"] = accuracy_matrix(points, n_experiences)
     for note in (*notes, *no_matrix):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     values: dict[str, float | None] = {}
     for name, one in METRICS.items():
         if one.function is None:

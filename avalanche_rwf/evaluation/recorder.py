@@ -28,7 +28,7 @@ from avalanche_rwf.evaluation.stream_position import (
 )
 from avalanche_rwf.evaluation.subset import subset_experiences
 from avalanche_rwf.utils.random_state import kept_random_state
-from avalanche_rwf.utils.validation import check_mapping, check_whole
+from avalanche_rwf.utils.validation import Options, Whole, takes
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 
@@ -137,12 +137,12 @@ class PredictionRecorder(_Reader):
         self._whole: tuple[list[Any], TestStream] | None = None  # data sets, and what they hold
         self._passed_over: set[str] = set()
 
+    @takes(experience=Whole(least=0, optional=True))
     def begin(self, experience: int | None) -> None:
         """Say what the next recorded evaluation is: the end of this experience, or mid-stream.
 
         :param experience: index of the training experience that just ended; None in mid-stream.
         """
-        check_whole("experience", experience, least=0, optional=True)
         self._announced = (experience,)
 
     def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -294,6 +294,11 @@ class AnytimeEvaluation(_Reader):
         not one sample of each class.
     """
 
+    @takes(
+        every=Whole(),
+        eval_kwargs=Options(optional=True),
+        subset=Whole(optional=True),
+    )
     def __init__(
         self,
         test_stream: Iterable[Any],
@@ -302,9 +307,6 @@ class AnytimeEvaluation(_Reader):
         subset: int | None = None,
     ) -> None:
         super().__init__()
-        check_whole("every", every)
-        check_mapping("eval_kwargs", eval_kwargs)
-        check_whole("subset", subset, optional=True)
         self.every = int(every)
         self._reached = 0  # multiples of it
         self.eval_kwargs = dict(eval_kwargs or {})

@@ -39,6 +39,7 @@ from avalanche_rwf.evaluation.anytime import EmittedMetric
 from avalanche_rwf.models.blockwise import forward_blocks
 from avalanche_rwf.routing.layer import RoutingDiagnostics
 from avalanche_rwf.routing.model import RoutedViT
+from avalanche_rwf.utils.validation import Whole, takes
 
 __all__ = [
     "ROUTING_METRICS",
@@ -117,6 +118,7 @@ def slot_similarity(prompts: Tensor) -> float:
     return float(total.mean()) / (slots * (slots - 1)) if slots > 1 else math.nan
 
 
+@takes(size=Whole())
 def probe_images(experience: Any, size: int = PROBE_SIZE) -> Tensor:
     """At most `size` images [P, 3, H, W] of a (test) experience, spread evenly over its classes.
 
@@ -127,8 +129,8 @@ def probe_images(experience: Any, size: int = PROBE_SIZE) -> Tensor:
     """
     data = experience.dataset
     targets = [int(y) for y in data.targets]
-    if size < 1 or not targets:
-        raise ValueError(f"A probe takes 1 image or more, not {min(size, len(targets))}.")
+    if not targets:
+        raise ValueError("A probe takes 1 image or more, not 0.")
     place: Counter[int] = Counter()
     ranked = []
     for index, target in enumerate(targets):

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avalanche_rwf.utils.validation import check_whole
+from avalanche_rwf.utils.validation import Whole, takes
 
 __all__ = ["stratified_subset", "subset_experiences"]
 
 _SEED = 1993  # of the choice; not that of the stream, and none of the process's generators
 
 
+@takes(size=Whole())
 def stratified_subset(targets: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Choose `size` positions whose classes have the shares that they have in `targets`.
 
@@ -30,7 +31,6 @@ def stratified_subset(targets: NDArray[np.int64], size: int) -> NDArray[np.int64
     >>> stratified_subset(np.array([0, 0, 0, 0, 1, 1]), 3).tolist()  # both classes
     [0, 2, 4]
     """
-    check_whole("size", size)
     classes, counts = np.unique(targets, return_counts=True)
     if size >= len(targets):
         return np.arange(len(targets))

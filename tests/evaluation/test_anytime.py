@@ -9,7 +9,6 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import TextLogger
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation import (
     AnytimeEvaluation,
     DataFrameLogger,
@@ -18,8 +17,6 @@ from avalanche_rwf.evaluation import (
     accuracy_exposed,
     anytime_metrics,
 )
-
-from ..wrong_values import NO_COUNT, without
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -70,10 +67,3 @@ def test_a_recorder_that_records_nothing_is_refused(nc, make_naive):
         strategy.train(nc.train_stream[0])
 
 
-def test_nonsense_is_refused_by_name():
-    for value in (None, 3, "x", PredictionRecorder):
-        with pytest.raises(UsageError, match="recorder must be a PredictionRecorder"):
-            anytime_metrics(value)
-    for value in without(NO_COUNT, None):
-        with pytest.raises(UsageError, match="every must be a whole number"):
-            anytime_metrics(PredictionRecorder(), value)

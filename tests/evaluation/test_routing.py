@@ -109,7 +109,7 @@ def test_a_probe_has_the_first_images_of_every_class():
     assert chosen(3) == [0, 1, 4]
     assert chosen(5) == [0, 1, 2, 3, 4]
     assert chosen(99) == list(range(7))
-    with pytest.raises(ValueError, match="1 image or more, not 0"):
+    with pytest.raises(ValueError, match="size must be a whole number of at least 1, not 0"):
         probe_images(experience, 0)
 
 
