@@ -11,14 +11,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     read_runs,
     write_leaderboard,
 )
-from avalanche_rwf.leaderboard.render import (
-    FORMATS,
-    render,
-    render_csv,
-    render_html,
-    render_latex,
-    render_markdown,
-)
+from avalanche_rwf.leaderboard.render import FORMATS, render
 from avalanche_rwf.leaderboard.table import render_text
 
 __all__ = [
@@ -30,10 +23,6 @@ __all__ = [
     "protocols",
     "read_runs",
     "render",
-    "render_csv",
-    "render_html",
-    "render_latex",
-    "render_markdown",
     "render_text",
     "write_leaderboard",
 ]

@@ -539,49 +539,55 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     said = records(runs, (*_IDENTITY, *_RUN))
     values = {name: runs[name].to_numpy(np.float64) for name in fields}
     differing = _differing(said)
-    noted = ("images_differ",) if differing else ()
     rows = []
     for indices in _groups(said):
-        done = [index for index in indices if said[index]["status"] == "done"]
-        done.sort(key=lambda index: int(said[index]["seed"]))
-        seeds = [int(said[index]["seed"]) for index in done]
-        twice = [_name(said[i]) for i, seed in zip(done, seeds, strict=True)
-                 if seeds.count(seed) > 1]  # fmt: skip
-        if twice:
-            raise UsageError(
-                "runs must hold a seed once in a configuration, got the same one in "
-                f"{', '.join(twice)}."
-            )
-        row: dict[str, Any] = {name: said[indices[0]][name] for name in _IDENTITY}
-        # A run that failed early does not say.
-        row["uses_boundaries"] = any(bool(said[i]["uses_boundaries"]) for i in indices)
-        row["n"] = len(done)
-        row["seeds"] = ",".join(map(str, seeds))
-        row["failed"] = sum(said[index]["status"] == "failed" for index in indices)
-        for name in _NOTED:
-            there = {str(said[i][name]) for i in indices if not missing(said[i][name])}
-            row[name] = "; ".join(sorted(there)) or None
-        others = [seed for i, seed in zip(done, seeds, strict=True) if i in differing]
-        row["images_differ"] = ",".join(map(str, others)) or None
+        row = _said_of_runs([said[i] for i in indices])
+        done = [i for i in indices if said[i]["status"] == "done"]
+        done.sort(key=lambda i: int(said[i]["seed"]))
+        others = [str(int(said[i]["seed"])) for i in done if i in differing]
+        row["images_differ"] = ",".join(others) or None
         for field in fields:
             name, numbers = _summary_field(field), values[field][done]
             row[f"{name}_mean"], row[f"{name}_std"] = mean_std(numbers)
             if name in _SCORES:
                 row[f"{name}_ci_low"], row[f"{name}_ci_high"] = interval(numbers)
         rows.append(row)
-    columns = [
-        f"{_summary_field(field)}_{statistic}"
-        for field in fields
-        for statistic in ("mean", "std", *(("ci_low", "ci_high") if field in _SCORES else ()))
-    ]
-    first = [*_IDENTITY, "n", "seeds", "failed", *_NOTED, *noted]
-    board = pd.DataFrame(rows, columns=[*first, *columns])
-    board = _whole_numbers(board, rows)
+    columns = [*_IDENTITY, "n", "seeds", "failed", *_NOTED]
+    columns += ["images_differ"] if differing else []
+    for field in fields:
+        columns += [f"{_summary_field(field)}_{statistic}" for statistic in ("mean", "std")]
+        columns += [f"{field}_ci_low", f"{field}_ci_high"] if field in _SCORES else []
+    board = _whole_numbers(pd.DataFrame(rows, columns=columns), rows)
     if "a_last_mean" not in board or board.empty:
         return board
     order = ["benchmark", "stream", "backbone", "backbone_sha256", "a_last_mean", "method"]
     ascending = [name != "a_last_mean" for name in order]
     return board.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
+
+
+def _said_of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the runs of one row say, but for their numbers.
+
+    Raises:
+        UsageError: if a seed occurs twice.
+    """
+    done = [run for run in runs if run["status"] == "done"]
+    done.sort(key=lambda run: int(run["seed"]))
+    seeds = [int(run["seed"]) for run in done]
+    twice = [_name(run) for run in done if seeds.count(int(run["seed"])) > 1]
+    if twice:
+        raise UsageError(
+            "runs must hold a seed once in a configuration, got the same one in "
+            f"{', '.join(twice)}."
+        )
+    row: dict[str, Any] = {name: runs[0][name] for name in _IDENTITY}
+    # A run that failed early does not say.
+    row["uses_boundaries"] = any(bool(run["uses_boundaries"]) for run in runs)
+    row.update(n=len(done), seeds=",".join(map(str, seeds)), failed=len(runs) - len(done))
+    for name in _NOTED:
+        there = {str(run[name]) for run in runs if not missing(run[name])}
+        row[name] = "; ".join(sorted(there)) or None
+    return row
 
 
 def records(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[dict[str, Any]]:

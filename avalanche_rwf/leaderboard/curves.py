@@ -35,6 +35,7 @@ __all__ = [
     "measured",
     "over_seeds",
     "pareto_front",
+    "parse_metrics",
     "read_metrics",
     "routing_curves",
 ]
@@ -106,22 +107,31 @@ def read_metrics(runs: pd.DataFrame) -> list[Metrics]:
         if submitted:
             from avalanche_rwf.leaderboard.submissions import entry_metrics
 
-            frame: pd.DataFrame | None = entry_metrics(folder, int(seed))
+            frame = entry_metrics(folder, int(seed))
         else:
-            frame = _read(Path(folder) / run_dir)
-        if frame is not None:
-            found.append(_metrics(frame, int(seed)))
+            try:
+                frame = _read(read_file(Path(folder) / run_dir / "metrics.csv"))
+            except (OSError, ValueError):
+                continue
+        found.append(_metrics(frame, int(seed)))
     return found
 
 
-def _read(run: Path) -> pd.DataFrame | None:
-    """Return a run's `metrics.csv`, or None if it is not what a run writes."""
-    try:
-        text = read_file(run / "metrics.csv").decode()
-        frame = pd.read_csv(io.StringIO(text))
-    except (OSError, ValueError):
-        return None
-    return frame if text.endswith("\n") and _sound(frame) else None  # without it, it is cut
+def parse_metrics(content: bytes, seed: int) -> Metrics:
+    """Return what the content of a `metrics.csv` says.
+
+    Raises:
+        ValueError: if it is not what a run writes.
+    """
+    return _metrics(_read(content), seed)
+
+
+def _read(content: bytes) -> pd.DataFrame:
+    text = content.decode()
+    frame = pd.read_csv(io.StringIO(text), float_precision="round_trip")
+    if not text.endswith("\n") or not _sound(frame):
+        raise ValueError("it is cut or is not what a run writes")
+    return frame
 
 
 def _sound(frame: pd.DataFrame) -> bool:
@@ -174,7 +184,9 @@ def _ends(frame: pd.DataFrame) -> NDArray[Any]:
 
 def _metrics(frame: pd.DataFrame, seed: int) -> Metrics:
     """Sort the rows of a `metrics.csv` by what they are."""
-    found = Metrics(seed)
+    exposed: dict[int, float] = {}
+    ends: dict[int, int] = {}
+    routing: dict[str, dict[int, float]] = {}
     cells: dict[tuple[int, int], float] = {}
     classes: dict[int, dict[int, float]] = {}  # by end, then by class
     columns = (*(frame[name].tolist() for name in _COLUMNS), _ends(frame).tolist())
@@ -182,20 +194,19 @@ def _metrics(frame: pd.DataFrame, seed: int) -> Metrics:
         if not math.isfinite(value):
             continue
         if name == "accuracy_exposed":
-            found.exposed[int(seen)] = value  # an experience's end is written last at its place
+            exposed[int(seen)] = value  # an experience's end is written last at its place
         elif name == "accuracy":
-            found.ends[int(end)] = int(seen)
+            ends[int(end)] = int(seen)
             cells[int(end), int(where)] = value
         elif name.startswith(("routing_", "prompt_")):
-            found.routing.setdefault(name, {})[int(seen)] = value
+            routing.setdefault(name, {})[int(seen)] = value
         elif name.startswith(_CLASS) and not math.isnan(end):
             classes.setdefault(int(end), {})[int(name.removeprefix(_CLASS))] = value
     size = 1 + max((max(pair) for pair in cells), default=-1)
     matrix = np.full((size, size), np.nan)
     for pair, value in cells.items():
         matrix[pair] = value
-    found.forgetting.update(_forgetting(classes))
-    return Metrics(seed, found.exposed, found.ends, matrix, found.forgetting, found.routing)
+    return Metrics(seed, exposed, ends, matrix, _forgetting(classes), routing)
 
 
 def _forgetting(classes: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
@@ -217,14 +228,14 @@ class Measured:
     """One row of the leaderboard and its runs.
 
     Attributes:
-        row: of the board, by column.
-        runs: of the frame of `read_runs`, by seed.
+        values: of the board, by column.
+        runs: rows of the frame of `read_runs`, by column, by seed.
         metrics: of those that are done and can be read.
-        unread: of those that are done, those without readable metrics, by column.
+        unread: of those that are done, those without readable metrics.
     """
 
-    row: dict[str, Any]
-    runs: pd.DataFrame
+    values: dict[str, Any]
+    runs: list[dict[Any, Any]]
     metrics: list[Metrics]
     unread: list[dict[Any, Any]]
 
@@ -243,7 +254,8 @@ def measured(rows: Sequence[dict[str, Any]], runs: pd.DataFrame) -> list[Measure
         done = own[own["status"] == "done"]
         metrics = read_metrics(done)
         read = done["seed"].isin([one.seed for one in metrics]) | done["submitted"].astype(bool)
-        found.append(Measured(row, own, metrics, done[~read].to_dict("records")))
+        unread = done[~read].to_dict("records")
+        found.append(Measured(row, own.to_dict("records"), metrics, unread))
     return found
 
 

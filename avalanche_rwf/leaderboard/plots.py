@@ -1,9 +1,10 @@
 """Pictures of a leaderboard: one function each, from runs to a matplotlib figure.
 
-Every function takes the frame of `read_runs` (of one protocol: `aggregate.protocols` splits it) and
-returns a `matplotlib.figure.Figure`, made without pyplot: nothing is shown and nothing global is
-changed. A method has one colour, marker and line everywhere (`style`), and values are told by
-lightness, so all can be read in grey.
+Every picture takes `runs`, the frame of `read_runs`, of one protocol (`aggregate.protocols` splits
+it); `most`, the best so many rows are drawn; and `target`, one of `TARGETS`: what it is for. It
+raises `UsageError` if no run recorded what it shows. It returns a `matplotlib.figure.Figure`, made
+without pyplot: nothing is shown and nothing global is changed. A method has one colour, marker and
+line everywhere (`style`), and values are told by lightness, so all can be read in grey.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,13 +227,7 @@ def anytime_accuracy(
     methods the best six and the reference are drawn in colour before the others in grey.
 
     Args:
-        runs: the frame of `read_runs`, of one protocol.
-        most: the best so many rows are drawn.
-        target: one of `TARGETS`: what the picture is for.
         reference: a method, or the beginning of a configuration's hash, that is always in colour.
-
-    Raises:
-        UsageError: if no run recorded a curve.
     """
     lines = [(m, curves.accuracy_curve(m.found.metrics)) for m in runs]
     lines = [(method, curve) for method, curve in lines if len(curve.samples)]
@@ -240,8 +235,10 @@ def anytime_accuracy(
         raise UsageError("runs must have recorded accuracy_exposed in metrics.csv, got none.")
     ends = max((curves.boundaries(m.found.metrics) for m, _ in lines), key=len)
     many = len(lines) > _IN_ONE_FRAME
-    bright = [i for i, (m, _) in enumerate(lines)
-              if not many or i < _HIGHLIGHTED or is_reference(m.found.row, reference)]  # fmt: skip
+    bright = [
+        i for i, (method, _) in enumerate(lines)
+        if not many or i < _HIGHLIGHTED or is_reference(method.found.values, reference)
+    ]  # fmt: skip
     figure = _figure(target, 2.1 if target.narrow else 3.2, len(bright) + 3)
     axis = figure.subplots()
     for end in ends[:-1]:
@@ -281,14 +278,6 @@ def accuracy_matrices(runs: Sequence[_Method], most: int, target: Target) -> Fig
 
     Darker is better; cells are means over seeds in per cent, white where an experience had not been
     met. Experiences are numbered from 1, as on the page. Values are written in maps of up to ten.
-
-    Args:
-        runs: the frame of `read_runs`, of one protocol.
-        most: the best so many rows are drawn.
-        target: one of `TARGETS`: what the picture is for.
-
-    Raises:
-        UsageError: if no run recorded a matrix.
     """
     drawn = [(m, 100 * curves.matrix(m.found.metrics)[0]) for m in runs]
     drawn = [(method, matrix) for method, matrix in drawn if matrix.size]
@@ -355,57 +344,33 @@ def accuracy_against_cost(runs: Sequence[_Method], most: int, target: Target) ->
     Points are means over seeds, bars one sample standard deviation. A filled point is on the front:
     no other method is as good in both and better in one; hollow ones are behind it. Points that
     would hide each other stand side by side.
-
-    Args:
-        runs: the frame of `read_runs`, of one protocol.
-        most: the best so many rows are drawn.
-        target: one of `TARGETS`: what the picture is for.
-
-    Raises:
-        UsageError: if no run recorded a cost.
     """
-    rows = [method.found.row for method in runs]
+    rows = [method.found.values for method in runs]
     score, deviation = (
         np.array([100 * _number(row, f"a_last_{name}") for row in rows]) for name in ("mean", "std")
     )
-    costs = (
-        ("train_samples_per_second", "training images/s", False),
-        ("trainable_parameters", "trained parameters", True),
-    )
-    values = {
-        field: np.array([_number(row, f"{field}_mean") for row in rows]) for field, *_ in costs
+    costs = {
+        field: np.array([_number(row, f"{field}_mean") for row in rows])
+        for field in ("train_samples_per_second", "trainable_parameters")
     }
-    if all(np.isnan(cost).all() for cost in values.values()):
+    if all(np.isnan(cost).all() for cost in costs.values()):
         raise UsageError("runs must have recorded their speed or parameters, got none.")
     figure = _figure(target, 4.0 if target.narrow else 3.2, len(rows) + 3)
-    shape = (2, 1) if target.narrow else (1, 2)
-    axes = figure.subplots(*shape, sharey=True)
-    marker = 0.8 * target.points
+    axes = figure.subplots(*((2, 1) if target.narrow else (1, 2)), sharey=True)
     points = []
-    for axis, (field, title, less) in zip(axes, costs, strict=True):
-        cost = values[field]
-        front = curves.pareto_front(cost, score, less)
-        for i, method in enumerate(runs):
-            face = method.look.light if front[i] else "white"
-            bars = axis.errorbar(
-                cost[i], score[i], yerr=np.nan_to_num(deviation[i]),
-                **{**method.style, "linestyle": "none"}, markersize=marker,
-                markerfacecolor=face, elinewidth=0.8, zorder=4 if front[i] else 3,
-            )  # fmt: skip
-            points.append((axis, cost[i], score[i], bars))
-        order = np.flatnonzero(front)[np.argsort(cost[front])]
-        # A method on the front is the best to be had from its cost on (or down to its speed).
-        where = "steps-post" if less else "steps-pre"
-        axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
-        _log_scale(axis, cost[~np.isnan(cost)], 3 if target.narrow else 5)
+    for axis, (field, cost) in zip(axes, costs.items(), strict=True):
+        less = field == "trainable_parameters"
+        points += _draw_cost(axis, runs, cost, score, np.nan_to_num(deviation), less, target)
         several = not less and len(hardware_of(rows)) > 1
-        said_of = "less" if less else "of several machines; more" if several else "more"
-        axis.set_xlabel(f"{title}\n({said_of} is better)")
+        better = "less" if less else "of several machines; more" if several else "more"
+        title = "trained parameters" if less else "training images/s"
+        axis.set_xlabel(f"{title}\n({better} is better)")
         axis.grid(color="0.9", linewidth=0.5)
         if less or not target.narrow:
             axis.margins(y=0.08)
     for axis in axes if target.narrow else axes[:1]:
         axis.set_ylabel("accuracy after the stream (%)")
+    marker = 0.8 * target.points
     handles: list[Any] = [
         Line2D([], [], **{**method.style, "linestyle": "none"}, markersize=marker)
         for method in runs
@@ -421,6 +386,37 @@ def accuracy_against_cost(runs: Sequence[_Method], most: int, target: Target) ->
     figure.draw_without_rendering()
     _move_apart(points, marker)
     return figure
+
+
+def _draw_cost(
+    axis: Axes,
+    runs: Sequence[_Method],
+    cost: NDArray[Any],
+    score: NDArray[Any],
+    deviation: NDArray[Any],
+    less: bool,
+    target: Target,
+) -> list[tuple[Axes, float, float, Any]]:
+    """Draw the methods' scores against one cost, and the front; less: of the cost is better.
+
+    Returns:
+        axis, place, height and what `errorbar` has drawn, of each method.
+    """
+    points = []
+    front = curves.pareto_front(cost, score, less)
+    for i, method in enumerate(runs):
+        bars = axis.errorbar(
+            cost[i], score[i], yerr=deviation[i], elinewidth=0.8, zorder=4 if front[i] else 3,
+            **{**method.style, "linestyle": "none"}, markersize=0.8 * target.points,
+            markerfacecolor=method.look.light if front[i] else "white",
+        )  # fmt: skip
+        points.append((axis, cost[i], score[i], bars))
+    order = np.flatnonzero(front)[np.argsort(cost[front])]
+    # A method on the front is the best to be had from its cost on (or down to its speed).
+    where = "steps-post" if less else "steps-pre"
+    axis.plot(cost[order], score[order], drawstyle=where, color="0.4", linewidth=0.9, zorder=2)
+    _log_scale(axis, cost[~np.isnan(cost)], 3 if target.narrow else 5)
+    return points
 
 
 def _move_apart(points: Sequence[tuple[Axes, float, float, Any]], size: float) -> None:
@@ -510,14 +506,6 @@ def forgetting_by_class(runs: Sequence[_Method], most: int, target: Target) -> F
 
     Classes are numbered in the order in which the stream brings them, so the oldest are on the
     left. Means over seeds in per cent points, darker is more; a class that gained is hatched.
-
-    Args:
-        runs: the frame of `read_runs`, of one protocol.
-        most: the best so many rows are drawn.
-        target: one of `TARGETS`: what the picture is for.
-
-    Raises:
-        UsageError: if no run recorded accuracies of classes, or none had two experiences.
     """
     drawn = [(m, 100 * curves.class_forgetting(m.found.metrics)) for m in runs]
     drawn = [(method, losses) for method, losses in drawn if not np.isnan(losses).all()]
@@ -602,14 +590,8 @@ def few_shot(runs: pd.DataFrame, most: int, target: Target) -> Figure:
 
     Points are means over seeds, bars the 95 % interval (Student's t), cut at 0 and 100 %.
 
-    Args:
-        runs: the frame of `read_runs`, of protocols that differ in `shots` (and in what follows
-            from it) only; `few_shot_series` splits it.
-        most: the best so many methods are drawn.
-        target: one of `TARGETS`: what the picture is for.
-
-    Raises:
-        UsageError: if the runs are not of at least two numbers of shots, or differ in more.
+    Its runs are of two numbers of shots or more and differ in these (and in what follows from them)
+    only; `few_shot_series` splits them so.
     """
     series = few_shot_series(runs)
     if len(series) != 1:
@@ -700,53 +682,55 @@ def write_plots(
     out = Path(folder)
     paths: list[Path] = []
     notes: list[str] = []
-
-    def write(place: Path, name: str, title: str, draw: Callable[..., Figure]) -> None:
-        try:
-            figure = draw(target=target)
-        except UsageError as error:
-            notes.append(f"{place.name}/{name} not drawn: {error}")
-            return
-        # Laid out once, and not again for every format.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for kind in _FORMATS:
-            path = place / f"{name}.{kind}"
-            with matplotlib.rc_context(_style(TARGETS[target])):
-                figure.savefig(path, format=kind, metadata=_metadata(kind, title))
-            paths.append(path)
-
-    tables = protocols(aggregate(runs))
-    grouped = runs_by_row(runs)
     try:
-        for number, table in enumerate(tables, 1):
-            place = out if len(tables) == 1 else out / str(number)
-            place.mkdir(parents=True, exist_ok=True)
-            rows = records(table)
-            own = pd.concat([grouped[row_key(row)] for row in rows])
-            drawn: Runs = own  # without a result, each picture says so
-            if (own["status"] == "done").any():
-                drawn = _methods(own)
-                notes += [
-                    f"no curve of {Path(run['folder']) / run['run_dir']}: its metrics.csv cannot "
-                    "be read"
-                    for method in drawn for run in method.found.unread
-                ]  # fmt: skip
-            for name, picture in PICTURES.items():
-                more = {"reference": reference} if picture is anytime_accuracy else {}
-                write(place, name, protocol_header(rows[0]),
-                      functools.partial(picture, drawn, **more))  # fmt: skip
-        series = few_shot_series(runs)
-        for number, own in enumerate(series, 1):
-            out.mkdir(parents=True, exist_ok=True)
-            name = "few-shot" if len(series) == 1 else f"few-shot-{number}"
-            write(out, name, "accuracy against shots", functools.partial(few_shot, own))
+        for place, title, draw in _to_draw(runs, out, reference, notes):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                figure = draw(target=target)
+            except UsageError as error:
+                notes.append(f"{place.parent.name}/{place.name} not drawn: {error}")
+                continue
+            # Laid out once, and not again for every format.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            for kind in _FORMATS:
+                paths.append(place.with_name(f"{place.name}.{kind}"))
+                with matplotlib.rc_context(_style(TARGETS[target])):
+                    figure.savefig(paths[-1], format=kind, metadata=_metadata(kind, title))
     except OSError as error:
         raise UsageError(
             f"--plots takes a folder that can be written to, and {str(out)!r} cannot "
             f"({error.strerror})."
         ) from error
     return Written(paths, notes)
+
+
+def _to_draw(
+    runs: pd.DataFrame, out: Path, reference: str, notes: list[str]
+) -> Iterator[tuple[Path, str, Callable[..., Figure]]]:
+    """Give each picture's place without ending, its title, and what draws it; notes are added."""
+    tables = protocols(aggregate(runs))
+    grouped = runs_by_row(runs)
+    for number, table in enumerate(tables, 1):
+        place = out if len(tables) == 1 else out / str(number)
+        rows = records(table)
+        own = pd.concat([grouped[row_key(row)] for row in rows])
+        drawn: Runs = own  # without a result, each picture says so
+        if (own["status"] == "done").any():
+            drawn = _methods(own)
+            notes += [
+                f"no curve of {Path(run['folder']) / run['run_dir']}: its metrics.csv cannot be "
+                "read"
+                for method in drawn for run in method.found.unread
+            ]  # fmt: skip
+        for name, picture in PICTURES.items():
+            more = {"reference": reference} if picture is anytime_accuracy else {}
+            draw = functools.partial(picture, drawn, **more)
+            yield place / name, protocol_header(rows[0]), draw
+    series = few_shot_series(runs)
+    for number, own in enumerate(series, 1):
+        name = "few-shot" if len(series) == 1 else f"few-shot-{number}"
+        yield out / name, "accuracy against shots", functools.partial(few_shot, own)
 
 
 def _metadata(kind: str, title: str) -> dict[str, Any]:

@@ -26,17 +26,9 @@ from avalanche_rwf.leaderboard.table import (
 )
 from avalanche_rwf.utils.untrusted_io import read_file
 
-__all__ = [
-    "FORMATS",
-    "LATEX_TARGETS",
-    "read_names",
-    "render",
-    "render_csv",
-    "render_html",
-    "render_latex",
-    "render_markdown",
-]
+__all__ = ["FORMATS", "read_names", "render"]
 
+FORMATS = ("text", "csv", "md", "latex", "html")
 Names = Mapping[str, str]
 _BOLD = f"Bold: best. {NOTE}"
 
@@ -64,51 +56,26 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     return names
 
 
-def _blocks(
-    empty: str, write: Callable[[Table], str], board: pd.DataFrame, *how: Any
-) -> str:
-    """Write the table of each protocol; how: as `tables` has it."""
-    return "\n".join(write(table) for table in tables(board, *how)) or empty
-
-
 def _marked(cells: Sequence[str], marks: Sequence[bool], write: Callable[[str], str]) -> list[str]:
     return [write(cell) if mark else cell for cell, mark in zip(cells, marks, strict=True)]
-
-
-def render_csv(board: pd.DataFrame) -> str:
-    """Render a leaderboard as CSV: the whole board, every column, full precision, always.
-
-    Names are as :func:`.aggregate.csv_text` writes them.
-    """
-    return csv_text(board)
 
 
 # ---- Markdown
 
 
-def render_markdown(
-    board: pd.DataFrame,
-    wide: bool = False,
-    columns: Sequence[str] = (),
-    names: Names | None = None,
-) -> str:
-    """Render a leaderboard as Markdown tables with a line above each; best values are bold."""
+def _markdown_table(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
 
-    def write(table: Table) -> str:
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cells) + " |"
-
-        lines = [
-            line([_markdown(column.title) for column in table.columns]),
-            line([":---" if c.kind == "text" else "---:" for c in table.columns]),
-        ]
-        for cells, best in zip(table.cells, table.best, strict=True):
-            texts = [_markdown(one_space(cell)) for cell in cells]
-            lines.append(line(_marked(texts, best, "**{}**".format)))
-        notes = " ".join(map(_markdown, [_BOLD, *table.notes]))
-        return "\n".join([_markdown(table.header), "", *lines, "", notes, ""])
-
-    return _blocks("No finished runs.\n", write, board, wide, columns, names)
+    lines = [
+        line([_markdown(column.title) for column in table.columns]),
+        line([":---" if c.kind == "text" else "---:" for c in table.columns]),
+    ]
+    for cells, best in zip(table.cells, table.best, strict=True):
+        texts = [_markdown(one_space(cell)) for cell in cells]
+        lines.append(line(_marked(texts, best, "**{}**".format)))
+    notes = " ".join(map(_markdown, [_BOLD, *table.notes]))
+    return "\n".join([_markdown(table.header), "", *lines, "", notes, ""])
 
 
 def _markdown(text: str) -> str:
@@ -121,33 +88,23 @@ def _markdown(text: str) -> str:
 # ---- HTML
 
 
-def render_html(
-    board: pd.DataFrame,
-    wide: bool = False,
-    columns: Sequence[str] = (),
-    names: Names | None = None,
-) -> str:
-    """Render a leaderboard as plain HTML tables, one per protocol; best values are bold."""
-
-    def write(table: Table) -> str:
-        lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
-        titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
-        lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
-        for cells, best in zip(table.cells, table.best, strict=True):
-            texts = [html.escape(one_space(cell)) for cell in cells]
-            texts = _marked(texts, best, "<b>{}</b>".format)
-            lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
-        notes = " ".join(map(html.escape, [_BOLD, *table.notes]))
-        return "\n".join([*lines, "</tbody>", "</table>", f"<p>{notes}</p>", ""])
-
-    return _blocks("<p>No finished runs.</p>\n", write, board, wide, columns, names)
+def _html_table(table: Table) -> str:
+    lines = [f"<p>{html.escape(table.header)}</p>", "<table>", "<thead>"]
+    titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
+    lines += [f"<tr>{titles}</tr>", "</thead>", "<tbody>"]
+    for cells, best in zip(table.cells, table.best, strict=True):
+        texts = [html.escape(one_space(cell)) for cell in cells]
+        texts = _marked(texts, best, "<b>{}</b>".format)
+        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
+    notes = " ".join(map(html.escape, [_BOLD, *table.notes]))
+    return "\n".join([*lines, "</tbody>", "</table>", f"<p>{notes}</p>", ""])
 
 
 # ---- LaTeX
 
 # The widths of a column and of the page in points. Without a target a table fits a plain article,
 # of one column or of two.
-LATEX_TARGETS: dict[str | None, tuple[float, float]] = {
+_TARGETS: dict[str | None, tuple[float, float]] = {
     None: (229.0, 345.0),
     "neurips": (397.0, 397.0),
     "icml": (234.0, 487.0),
@@ -163,60 +120,34 @@ _WIDTHS = {
 }  # fmt: skip
 
 
-def render_latex(
-    board: pd.DataFrame,
-    wide: bool = False,
-    columns: Sequence[str] = (),
-    names: Names | None = None,
+def _latex_table(
+    whole: Table,
+    fixed: bool,
+    names: Names,
     label: str = "",
     caption: str = "",
     target: str | None = None,
 ) -> str:
-    """Render a leaderboard as LaTeX tables (package booktabs): best bold, second underlined.
-
-    A table is as wide as a column of the target, or as its page (``table*``); letters get smaller
-    down to ``\\footnotesize``. What still does not fit is left out, the least important first and
-    none that was asked for, and a line below says so.
-
-    Args:
-        board: the frame of `aggregate`.
-        wide: every column.
-        columns: these columns, by field or heading.
-        names: what to call methods and columns, written in LaTeX.
-        label: of the table; those of further protocols have their number behind it.
-        caption: written in LaTeX, in the place of the protocol, which then stands below the table.
-        target: "neurips", "icml", or None for a plain article.
-
-    Raises:
-        UsageError: if `board` is no leaderboard or there is no such column.
-    """
-    names = names or {}
-    blocks = []
-    for number, whole in enumerate(tables(board, wide, columns, names), 1):
-        table, left_out, (size, _, gap), star = _fitting(whole, wide or bool(columns), target)
-        title = _latex(table.header)
-        notes = ["Bold: best; underlined: second.", NOTE, *table.notes]
-        notes += [f"Left out for width: {', '.join(left_out)}."] if left_out else []
-        below = [f"{title}."] * bool(caption) + list(map(_latex, notes))
-        named = label + (f"-{number}" if number > 1 else "")
-        blocks.append(
-            "\n".join(
-                [
-                    rf"\begin{{table{star}}}",
-                    r"\centering",
-                    rf"\caption{{{caption or title}}}",
-                    *([rf"\label{{{named}}}"] if label else []),
-                    rf"{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
-                    *_tabular(table, names),
-                    # In the text, not in a comment: a comment ends at the first line break.
-                    r"\par\smallskip",
-                    rf"\parbox{{\linewidth}}{{\scriptsize\raggedright {' '.join(below)}}}",
-                    rf"\end{{table{star}}}",
-                    "",
-                ]
-            )
-        )
-    return "\n".join(blocks) or "No finished runs.\n"
+    """Write a table with booktabs, as :func:`render` says; fixed: no column may be left out."""
+    table, left_out, (size, _, gap), star = _fitting(whole, fixed, target)
+    title = _latex(table.header)
+    notes = ["Bold: best; underlined: second.", NOTE, *table.notes]
+    notes += [f"Left out for width: {', '.join(left_out)}."] if left_out else []
+    below = [f"{title}."] * bool(caption) + list(map(_latex, notes))
+    lines = [
+        rf"\begin{{table{star}}}",
+        r"\centering",
+        rf"\caption{{{caption or title}}}",
+        *([rf"\label{{{label}}}"] if label else []),
+        rf"{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
+        *_tabular(table, names),
+        # In the text, not in a comment: a comment ends at the first line break.
+        r"\par\smallskip",
+        rf"\parbox{{\linewidth}}{{\scriptsize\raggedright {' '.join(below)}}}",
+        rf"\end{{table{star}}}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _tabular(table: Table, names: Names) -> list[str]:
@@ -273,9 +204,9 @@ def _fitting(
     Args:
         whole: the table.
         fixed: no column may be left out.
-        target: one of `LATEX_TARGETS`.
+        target: one of `_TARGETS`.
     """
-    column_width, page_width = LATEX_TARGETS[target]
+    column_width, page_width = _TARGETS[target]
     order = sorted((c.keep, i) for i, c in enumerate(whole.columns) if c.keep is not None)
     for n in range(1 if fixed else len(order) + 1):
         gone = {i for _, i in order[:n]}
@@ -333,31 +264,48 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
-_RENDERERS: dict[str, Callable[..., str]] = {
-    "text": render_text,
-    "csv": render_csv,
-    "md": render_markdown,
-    "latex": render_latex,
-    "html": render_html,
-}
-FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+def render(
+    board: pd.DataFrame,
+    fmt: str = "text",
+    wide: bool = False,
+    columns: Sequence[str] = (),
+    names: Names | None = None,
+    **latex: Any,
+) -> str:
+    """Render a leaderboard in a format, one table a protocol, best values marked.
 
-
-def render(board: pd.DataFrame, fmt: str = "text", wide: bool = False, **how: Any) -> str:
-    """Render a leaderboard in a format: text, csv, md, latex or html.
+    CSV is the whole board, every column in full precision, always. A table in LaTeX (package
+    booktabs) is as wide as a column of the target, or as its page (``table*``); letters get smaller
+    down to ``\\footnotesize``. What still does not fit is left out, the least important first and
+    none that was asked for, and a line below says so.
 
     Args:
         board: the frame of `aggregate`.
         fmt: one of `FORMATS`.
-        wide: every column; text then is as wide as it needs. CSV always has all.
-        how: `columns` and `names`, for all formats but CSV; `label`, `caption` and `target`, for
-            LaTeX: as `render_latex` has them.
+        wide: every column; text then is as wide as it needs.
+        columns: these columns, by field or heading.
+        names: what to call methods and columns, for LaTeX written in LaTeX.
+        latex: for LaTeX alone. `label` of the table; those of further protocols have their number
+            behind it. `caption`, written in LaTeX, in the place of the protocol, which then stands
+            below the table. `target`: "neurips", "icml", or None for a plain article.
 
     Raises:
-        UsageError: if the format is unknown or `board` is no leaderboard.
+        UsageError: if the format is unknown, `board` is no leaderboard or there is no such column.
     """
-    if fmt not in _RENDERERS:
+    if fmt not in FORMATS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}.")
     if fmt == "csv":
-        return render_csv(board)
-    return _RENDERERS[fmt](board, wide=wide, **how)
+        return csv_text(board)
+    if fmt == "text":
+        return render_text(board, wide=wide, columns=columns, names=names)
+    label = latex.pop("label", "")
+    blocks = []
+    for number, table in enumerate(tables(board, wide, columns, names), 1):
+        if fmt == "latex":
+            numbered = label + (f"-{number}" if number > 1 else "") if label else ""
+            fixed = wide or bool(columns)
+            blocks.append(_latex_table(table, fixed, names or {}, numbered, **latex))
+        else:
+            blocks.append(_html_table(table) if fmt == "html" else _markdown_table(table))
+    nothing = "No finished runs."
+    return "\n".join(blocks) or (f"<p>{nothing}</p>\n" if fmt == "html" else f"{nothing}\n")

@@ -7,7 +7,6 @@ up nowhere, and numbers that contradict each other are refused.
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import itertools
@@ -39,6 +38,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     summary_column,
     to_frame,
 )
+from avalanche_rwf.leaderboard.curves import parse_metrics
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
 
@@ -545,33 +545,22 @@ def _seed(seed: int, folder: Path) -> dict[str, Any]:
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     try:
-        text = read_file(folder / "metrics.csv")
-        rows = list(csv.DictReader(text.decode().splitlines()))
-        # By the order of the rows: an experience without samples ends where the one before did.
-        points: list[tuple[int, dict[int, float]]] = []
-        curve: dict[int, float] = {}
-        for row in rows:
-            seen, value = int(row["samples_seen"]), float(row["value"])
-            if row["metric"] == "accuracy_exposed":
-                curve[seen] = value
-                points.append((seen, {}))
-            elif row["metric"] == "accuracy":
-                if not points or points[-1][0] != seen:
-                    points.append((seen, {}))
-                points[-1][1][int(row["experience"])] = value
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        file = read_file(folder / "metrics.csv")
+        found = parse_metrics(file, seed)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{str(folder / 'metrics.csv')!r} cannot be read: {error}.") from None
-    ends = [point for point in points if point[1]]
-    # Of experiences that a stream without samples at its start has before; see plots._ends.
-    before = max(ends[0][1]) if ends else 0
-    ends = [*((seen, {}) for seen in _sizes(content, before)), *ends]
+    # A stream without samples at its start has experiences before the first that is evaluated.
+    ends = [*_sizes(content, min(found.ends, default=0)), *found.ends.values()]
     return {
         "seed": seed,
         "summary": {name: summary.get(name) for name in Summary.model_fields},
-        "accuracy_matrix": [[line.get(e) for e in range(len(ends))] for _, line in ends],
-        "experience_ends": [seen for seen, _ in ends],
-        "curve": sorted(curve.items()),
-        "metrics_sha256": hashlib.sha256(text).hexdigest(),
+        "accuracy_matrix": [
+            [None if math.isnan(value) else value for value in line]
+            for line in found.matrix.tolist()
+        ],
+        "experience_ends": ends,
+        "curve": sorted(found.exposed.items()),
+        "metrics_sha256": hashlib.sha256(file).hexdigest(),
         "environment": {name: content.get(name) for name in Environment.model_fields},
     }
 

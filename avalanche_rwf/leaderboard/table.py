@@ -209,7 +209,7 @@ def _labels(
         labels.append(" ".join([(names or {}).get(method, method), *said]))
     # Rows that still read the same differ in something the board does not hold: name the hash.
     visible = [
-        (label, _is_submitted(row), *(_get(row, name) for name in SETUP if name in shown))
+        (label, _is(row, "submitted"), *(_get(row, name) for name in SETUP if name in shown))
         for label, row in zip(labels, rows, strict=True)
     ]
     counts = Counter(visible)
@@ -219,8 +219,8 @@ def _labels(
     ]
     return [
         label
-        + (_BOUNDARIES if _reads_boundaries(row) else "")
-        + (_SUBMITTED if _is_submitted(row) else "")
+        + (_BOUNDARIES if _is(row, "uses_boundaries") else "")
+        + (_SUBMITTED if _is(row, "submitted") else "")
         for label, row in zip(named, rows, strict=True)
     ]
 
@@ -243,12 +243,9 @@ def row_labels(board: pd.DataFrame) -> list[str]:
     ]
 
 
-def _reads_boundaries(row: Row) -> bool:
-    return _get(row, "uses_boundaries") in (True, "True")
-
-
-def _is_submitted(row: Row) -> bool:
-    return _get(row, "submitted") in (True, "True")
+def _is(row: Row, flag: str) -> bool:
+    """Return whether a row is "submitted" or "uses_boundaries"."""
+    return _get(row, flag) in (True, "True")
 
 
 def _offered(rows: Rows, wide: bool = False, chosen: Sequence[str] = ()) -> list[Column]:
@@ -340,49 +337,38 @@ def _column_cells(column: Column, rows: Rows, labels: list[str]) -> list[str]:
             else f"{mean or MISSING:>{means}}" + " " * (deviations + 3 if deviations else 0)
             for mean, deviation in pairs
         ]
-    if column.kind in ("text", "number"):
-        values = [_get(row, column.field) for row in rows]
-        values = [str(value)[:_HASH] if column.field == "source" and value else value
-                  for value in values]  # fmt: skip
-        return [MISSING if value is None else _whole(value) for value in values]
-    if column.kind in ("points", "p"):
-        values = [_get(row, column.field) for row in rows]
-        write = _points if column.kind == "points" else _p_value
-        return [MISSING if value is None else write(float(value)) for value in values]
+    cells = (_cell(column, row) for row in rows)
+    return [MISSING if cell is None else cell for cell in cells]
+
+
+def _cell(column: Column, row: Row) -> str | None:
+    """Return what stands in one place, None where the row says nothing."""
     if column.kind == "interval":
-        signed = column.field == "difference"
-        ends = [[_get(row, f"{column.field}_ci_{end}") for end in ("low", "high")] for row in rows]
-        return [
-            MISSING
-            if None in pair
-            else "[" + ", ".join(_points(v) if signed else f"{100 * v:.1f}" for v in pair) + "]"
-            for pair in ends
-        ]
-    cells = []
-    for row in rows:
-        value = _get(row, f"{column.field}_mean")
-        if value is None:
-            cells.append(MISSING)
-        elif column.kind == "count":
-            cells.append(_count(float(value)))
-        else:
-            cells.append(f"{value:.1f}" if value < 100 else f"{value:.0f}")
-    return cells
-
-
-def _whole(value: Any) -> str:
-    """Write a text, or a number that a missing value has made a float: 3.0 is 3."""
+        ends = [_get(row, f"{column.field}_ci_{end}") for end in ("low", "high")]
+        write = _points if column.field == "difference" else "{:.1f}".format
+        return None if None in ends else f"[{', '.join(write(100 * end) for end in ends)}]"
+    measured = column.kind in ("rate", "count")
+    value = _get(row, f"{column.field}_mean" if measured else column.field)
+    if value is None:
+        return None
+    if column.kind == "points":
+        return _points(100 * value)
+    if column.kind == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
+    if column.kind == "count":
+        return _count(value)
+    if column.kind == "rate":
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    if column.field == "source":
+        return str(value)[:_HASH]
+    # A missing value in a column makes its whole numbers floats: 3.0 is 3.
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def _points(value: float) -> str:
-    """Write a difference of shares in per cent points, with its sign: +1.2."""
-    text = f"{100 * value:+.1f}"
+    """Write a difference in per cent points, with its sign: +1.2."""
+    text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def _p_value(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _best(column: Column, rows: Rows, cells: list[str], place: int = 1) -> list[bool]:
@@ -431,9 +417,9 @@ def _notes(rows: Rows, labels: list[str]) -> list[str]:
         few = _parsed(rows[0], "stream_options").get("shots") is not None
         more = ", many more labels than the stream's shots" if few else ""
         notes.append(f"Settings chosen on held-out training images{more}: {said}.")
-    if any(_reads_boundaries(row) for row in rows):
+    if any(_is(row, "uses_boundaries") for row in rows):
         notes.append(f"{_BOUNDARIES} reads task boundaries in training.")
-    if any(_is_submitted(row) for row in rows):
+    if any(_is(row, "submitted") for row in rows):
         notes.append(f"{_SUBMITTED} submitted, not run here.")
     references = {str(_get(row, "reference")) for row in rows} - {"None"}
     if references:

@@ -13,7 +13,6 @@ import pytest
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.leaderboard import FORMATS, aggregate, read_runs, render
-from avalanche_rwf.leaderboard.render import render_latex
 from avalanche_rwf.leaderboard.table import _count, _labels, render_text
 
 HEADER = (
@@ -197,7 +196,7 @@ def test_methods_that_read_boundaries_are_marked(make_run, tmp_path):
     assert re.search(r"^\d  shipped† ", text, re.M)
     assert re.search(r"^\d  rwf ", text, re.M)
     assert "\n† reads task boundaries in training.\n" in text
-    assert r"shipped$\dagger$" in render_latex(board)
+    assert r"shipped$\dagger$" in render(board, "latex")
 
 
 def test_rows_that_differ_in_nothing_shown_name_their_hash(make_run, tmp_path):
@@ -329,7 +328,7 @@ def test_latex_is_escaped_and_uses_booktabs(nasty):
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(nasty)
     assert all(line.endswith(r" \\") and line.replace(r"\&", "").count("&") == 6 for line in body)
-    assert r"\textbf{91.0 $\pm$ 1.4}" in render_latex(nasty)
+    assert r"\textbf{91.0 $\pm$ 1.4}" in render(nasty, "latex")
 
 
 def test_text_holds_a_nasty_name_on_one_line(nasty):

@@ -24,7 +24,7 @@ from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard import curves
 from avalanche_rwf.leaderboard import table as tables
 from avalanche_rwf.leaderboard.aggregate import BrokenRun, summary_column
-from avalanche_rwf.leaderboard.curves import Curve, Metrics, measured, over_seeds
+from avalanche_rwf.leaderboard.curves import Curve, Measured, measured, over_seeds
 from avalanche_rwf.leaderboard.style import Look, looks
 from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.untrusted_io import read_end
@@ -63,9 +63,9 @@ def _cells(values: NDArray[Any]) -> list[list[float | None]]:
 # ---- rows
 
 
-@dataclass
-class Row:
-    """One configuration: a row of the board with its runs.
+@dataclass(frozen=True)
+class Row(Measured):
+    """One configuration, as the page shows it.
 
     :param key: names it in the page's address.
     :param file: of its details.
@@ -73,10 +73,6 @@ class Row:
     :param place: its line in that table.
     :param table: the table.
     :param look: how it is drawn.
-    :param values: of the board, by column.
-    :param runs: rows of the frame of runs, by column, by seed.
-    :param metrics: of those that are done.
-    :param unread: of those that are done, those without readable metrics.
     """
 
     key: str
@@ -85,10 +81,6 @@ class Row:
     place: int
     table: tables.Table
     look: Look
-    values: dict[str, Any]
-    runs: list[dict[Any, Any]]
-    metrics: list[Metrics]
-    unread: list[dict[Any, Any]]
 
     @property
     def label(self) -> str:
@@ -109,22 +101,12 @@ def report_rows(board: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
         table = tables._table(values, tables._offered(values))
         found = zip(measured(values, frame), looks(values), strict=True)
         for place, (one, look) in enumerate(found):
-            key = str(one.row["config_hash"])
+            key = str(one.values["config_hash"])
             seen[key] = seen.get(key, 0) + 1
-            rows.append(
-                Row(
-                    key=key if seen[key] == 1 else f"{key}-{seen[key]}",
-                    file=f"row-{len(rows):05}.js",
-                    protocol=protocol,
-                    place=place,
-                    table=table,
-                    look=look,
-                    values=one.row,
-                    runs=one.runs.to_dict("records"),
-                    metrics=one.metrics,
-                    unread=one.unread,
-                )
-            )
+            key = key if seen[key] == 1 else f"{key}-{seen[key]}"
+            file = f"row-{len(rows):05}.js"
+            rows.append(Row(**vars(one), key=key, file=file, protocol=protocol, place=place,
+                            table=table, look=look))  # fmt: skip
     return rows
 
 
