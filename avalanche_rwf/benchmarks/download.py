@@ -16,6 +16,7 @@ and images.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -35,7 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -392,18 +393,29 @@ def unpack(path: Path, target: Path, limit: int) -> None:
     :raises BadArchiveError: cut off, damaged, larger than `limit`, or with a member that is a link,
         a device, or outside of `target`.
     """
-    budget = _Budget(limit)
-    name = path.name.lower()
+    left = limit
     try:
-        if name.endswith(".zip"):
-            _unpack_zip(path, target, budget)
-        elif name.endswith((".tar", ".tgz", ".tar.gz")):
-            _unpack_tar(path, target, budget)
-        elif name.endswith(".gz"):
-            with gzip.open(path, "rb") as source:
-                _write(cast("IO[bytes]", source), _inside(target, path.name[: -len(".gz")]), budget)
-        else:
-            raise ValueError(f"{path.name} is no archive that is known here.")
+        for number, member in enumerate(_members(path)):
+            if number == _MEMBERS:
+                raise BadArchiveError(f"it has more than {_MEMBERS} members")
+            # No link is ever made below `target`: what is inside by its name stays inside.
+            if not is_inside(member.name):
+                raise BadArchiveError(f"its member {member.name!r} lies outside of it")
+            if not member.plain:
+                raise BadArchiveError(f"its member {member.name!r} is no plain file")
+            place = target.joinpath(*PurePosixPath(member.name).parts)
+            (place if member.folder else place.parent).mkdir(parents=True, exist_ok=True)
+            if member.folder:
+                continue
+            before = left
+            with member.open() as source, place.open("wb") as file:
+                while chunk := source.read(_CHUNK):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise BadArchiveError(f"it unpacks to more than {limit} bytes")
+                    file.write(chunk)
+            if member.size not in (None, before - left):
+                raise BadArchiveError(f"its member {member.name!r} is cut off")
     except (
         tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError,
         RuntimeError,  # of zipfile: a password, or (a kind of it) an unknown compression
@@ -412,57 +424,40 @@ def unpack(path: Path, target: Path, limit: int) -> None:
         raise BadArchiveError(f"it cannot be unpacked ({error or type(error).__name__})") from error
 
 
-class _Budget:
-    """Bytes and members that may still be written."""
+class _Member(NamedTuple):
+    """What an archive says of one member; `plain`: it is a file or a folder."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = self.left = limit
-        self.members = 0
-
-    def take(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise BadArchiveError(f"it unpacks to more than {self.limit} bytes")
-
-    def count(self) -> None:
-        self.members += 1
-        if self.members > _MEMBERS:
-            raise BadArchiveError(f"it has more than {_MEMBERS} members")
+    name: str
+    plain: bool
+    folder: bool
+    size: int | None
+    open: Callable[[], Any]
 
 
-def _unpack_tar(path: Path, target: Path, budget: _Budget) -> None:
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            budget.count()
-            place = _inside(target, member.name)
-            if member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            if not member.isreg() or member.issparse():
-                raise BadArchiveError(f"its member {member.name!r} is no plain file")
-            source = archive.extractfile(member)
-            assert source is not None
-            if _write(source, place, budget) != member.size:
-                raise BadArchiveError(f"its member {member.name!r} is cut off")
-        # To the end, where gzip has its sum: tarfile stops at the archive's own end.
-        while cast("IO[bytes]", archive.fileobj).read(_CHUNK):
-            pass
-
-
-def _unpack_zip(path: Path, target: Path, budget: _Budget) -> None:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            budget.count()
-            place = _inside(target, member.filename)
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise BadArchiveError(f"its member {member.filename!r} is no plain file")
-            if member.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            with archive.open(member) as source:  # checks the member's CRC-32 at its end
-                if _write(source, place, budget) != member.file_size:
-                    raise BadArchiveError(f"its member {member.filename!r} is cut off")
+def _members(path: Path) -> Iterator[_Member]:
+    """Members in their order; each is opened before the next is asked for."""
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(path) as zipped:  # checks a member's CRC-32 at its end
+            for one in zipped.infolist():
+                kind = stat.S_IFMT(one.external_attr >> 16)
+                plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+                opener = functools.partial(zipped.open, one)
+                yield _Member(one.filename, plain, one.is_dir(), one.file_size, opener)
+    elif name.endswith((".tar", ".tgz", ".tar.gz")):
+        with tarfile.open(path, "r:*") as tar:
+            for entry in tar:
+                plain = entry.isdir() or (entry.isreg() and not entry.issparse())
+                reader = functools.partial(tar.extractfile, entry)
+                yield _Member(entry.name, plain, entry.isdir(), entry.size, reader)
+            # To the end, where gzip has its sum: tarfile stops at the archive's own end.
+            while cast("IO[bytes]", tar.fileobj).read(_CHUNK):
+                pass
+    elif name.endswith(".gz"):
+        single = functools.partial(gzip.open, path, "rb")
+        yield _Member(path.name[: -len(".gz")], True, False, None, single)
+    else:
+        raise ValueError(f"{path.name} is no archive that is known here.")
 
 
 def is_inside(name: str) -> bool:
@@ -471,21 +466,3 @@ def is_inside(name: str) -> bool:
     return not path.is_absolute() and not any(
         part == ".." or "\\" in part or ":" in part or "\0" in part for part in path.parts
     )
-
-
-def _inside(target: Path, name: str) -> Path:
-    """The place of a member. No link is ever made below `target`: it stays inside."""
-    if not is_inside(name):
-        raise BadArchiveError(f"its member {name!r} lies outside of it")
-    return target.joinpath(*PurePosixPath(name).parts)
-
-
-def _write(source: IO[bytes], place: Path, budget: _Budget) -> int:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with place.open("wb") as file:
-        while chunk := source.read(_CHUNK):
-            budget.take(len(chunk))
-            file.write(chunk)
-            written += len(chunk)
-    return written

@@ -153,25 +153,23 @@ def plot_stream(plan: StreamPlan, path: Path, title: str = "") -> None:
         ylabel="share of the experience's samples in %",
     )
     axes.set_title(drawable(title), fontsize=10, pad=20)
-    handles = [areas[int(np.flatnonzero(first == i)[0])] for i in np.unique(first)]
-    axes.legend(
-        handles,
-        [str(i + 1) for i in np.unique(first)],
-        title="class first\nseen in\nexperience",
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-        fontsize=8,
-        title_fontsize=8,
-        reverse=True,
-        ncols=1 + len(np.unique(first)) // 20,
-    )
+    _legend(axes, areas, first)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise UsageError(
             f"--plot: {str(path)!r} cannot be written ({error.strerror or error})."
         ) from None
+
+
+def _legend(axes: Any, areas: Sequence[Any], first: np.ndarray) -> None:
+    """Name the shades by the experience that brings their classes first."""
+    numbers, one_of_each = np.unique(first, return_index=True)
+    axes.legend(
+        [areas[i] for i in one_of_each], [str(number + 1) for number in numbers], fontsize=8,
+        title="class first\nseen in\nexperience", title_fontsize=8, frameon=False, reverse=True,
+        loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=1 + len(numbers) // 20,
+    )  # fmt: skip
 
 
 def _shares(class_counts: Sequence[Mapping[int, int]], num_classes: int) -> np.ndarray:

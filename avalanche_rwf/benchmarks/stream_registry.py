@@ -31,6 +31,7 @@ __all__ = [
     "get_stream",
     "having",
     "list_streams",
+    "one_of",
     "register_stream",
     "resolve_stream_options",
     "whole",
@@ -113,6 +114,17 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
     return read
 
 
+def one_of(*choices: str) -> Callable[[Any], str]:
+    """A reader of one of some words."""
+
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return read
+
+
 def add_option(name: str, takes: str, read: Callable[[Any], Any], help: str) -> None:
     """Make an option known; streams that have an argument of this name have the option.
 
@@ -129,19 +141,15 @@ def add_option(name: str, takes: str, read: Callable[[Any], Any], help: str) -> 
 
 
 def register_stream(
-    name: str,
-    *,
-    summary: str,
-    whole: bool = True,
-    new_classes: bool = False,
-    counts_itself: bool = False,
-    defaults: Callable[[str], Mapping[str, Any]] = lambda benchmark: {},
+    name: str, *, summary: str, **spec: Any
 ) -> Callable[[Callable[..., list[np.ndarray]]], Callable[..., list[np.ndarray]]]:
-    """Register a dealing function under `name` (decorator); see :class:`StreamSpec`.
+    """Register a dealing function under `name` (decorator).
 
     Its arguments after `labels, seed, experiences` are the options, each with a default and known
     by :func:`add_option`.
 
+    :param summary: one line for listings.
+    :param spec: `whole`, `new_classes`, `counts_itself`, `defaults`: see :class:`StreamSpec`.
     :raises ValueError: if the name is taken, or an argument has no default or is no known option.
     """
 
@@ -154,11 +162,8 @@ def register_stream(
                     "add_option."
                 )
         options = {parameter.name: parameter.default for parameter in parameters}
-        spec = StreamSpec(
-            *(name, deal, summary, options, whole, new_classes, counts_itself, defaults),
-            origin=origin_of(deal),
-        )
-        STREAMS.add(name, spec, deal)
+        entry = StreamSpec(name, deal, summary, options, **spec, origin=origin_of(deal))
+        STREAMS.add(name, entry, deal)
         return deal
 
     return register

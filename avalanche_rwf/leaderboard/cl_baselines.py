@@ -122,52 +122,62 @@ def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str
     files: dict[str, str] = {}
     notes: list[str] = []
     targets = ["strategy,benchmark,result"]
-    inits: dict[str, list[str]] = {}
-    tests: dict[str, list[tuple[str, str, int]]] = {}  # by strategy: benchmark, function, seeds
+    inits: dict[str, str] = {}
+    tests: dict[str, list[dict[str, Any]]] = {}  # by strategy: what _CASE says of each benchmark
     grouped = runs_by_row(runs)
     for row in records(board):
         method = str(row["method"])
-        if not row["n"] or row["submitted"] or ".py:" in method:
-            reason = ("it has no finished run" if not row["n"] else
-                      "it was submitted" if row["submitted"] else "its code is a file of yours")
+        config = _config(grouped[row_key(row)])
+        reason = _left_out(row, config)
+        if reason:
             notes.append(f"{method} {row['config_hash']} left out: {reason}.")
-            continue
-        own = grouped[row_key(row)]
-        first = own[own["status"] == "done"].sort_values("seed").iloc[0]
-        path = Path(first["folder"]) / first["run_dir"] / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        if any(config.get(name) for name in _CODE):
-            notes.append(f"{method} {row['config_hash']} left out: its code is a file of yours.")
             continue
         stream = "" if row["stream"] in (None, "split") else f"_{row['stream']}"
         benchmark, strategy = _identifier(f"{row['benchmark']}{stream}"), _identifier(method)
         if f"experiments/{benchmark}/{strategy}.py" in files:
             strategy = _identifier(f"{method} {row['config_hash']}")
         function = f"{strategy}_{benchmark}"
-        lines = ",\n".join(f"    {name!r}: {value!r}" for name, value in
-                           _defaults(config, str(row["backbone_sha256"])).items())  # fmt: skip
+        defaults = _defaults(config, str(row["backbone_sha256"]))
+        lines = ",\n".join(f"    {name!r}: {value!r}" for name, value in defaults.items())
         files[f"experiments/{benchmark}/{strategy}.py"] = _EXPERIMENT.format(
             mark=_MARK, defaults="{\n" + lines + ",\n}", function=function
         )
-        tests.setdefault(strategy, []).append((benchmark, function, int(row["n"])))
-        inits.setdefault(benchmark, []).append(f"from .{strategy} import {function}")
+        case = {"benchmark": benchmark, "function": function, "strategy": strategy, "n": row["n"]}
+        tests.setdefault(strategy, []).append(case)
+        init = f"experiments/{benchmark}/__init__.py"
+        inits[init] = inits.get(init, "") + f"from .{strategy} import {function}\n"
         targets.append(f"{strategy},{benchmark},{row['a_last_mean']:.4f}")
     if not files:
         raise UsageError("--format cl-baselines takes rows with finished runs made here, got none.")
-    for benchmark, lines_of in inits.items():
-        files[f"experiments/{benchmark}/__init__.py"] = "\n".join(lines_of) + "\n"
+    files |= inits
     for strategy, cases in tests.items():
         name = "".join(part.title() for part in strategy.split("_"))
-        imports = "\n".join(f"from experiments.{b} import {function}" for b, function, _ in cases)
-        files[f"tests/{strategy}/experiment.py"] = _TEST.format(
-            mark=_MARK, imports=imports, name=name
-        ) + "".join(
-            _CASE.format(benchmark=benchmark, function=function, strategy=strategy, n=n)
-            for benchmark, function, n in cases
-        )
+        imports = "\n".join(map("from experiments.{benchmark} import {function}".format_map, cases))
+        head = _TEST.format(mark=_MARK, imports=imports, name=name)
+        files[f"tests/{strategy}/experiment.py"] = head + "".join(map(_CASE.format_map, cases))
         files[f"tests/{strategy}/__init__.py"] = f"from .experiment import {name}\n"
     files[_TARGETS] = "\n".join(targets) + "\n"
     return files, notes
+
+
+def _config(runs: pd.DataFrame) -> dict[str, Any]:
+    """Return the configuration of a row's first finished run that was made here, or nothing."""
+    done = runs[(runs["status"] == "done") & ~runs["submitted"].astype(bool)].sort_values("seed")
+    if done.empty:
+        return {}
+    path = Path(done.iloc[0]["folder"]) / done.iloc[0]["run_dir"] / "config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+
+
+def _left_out(row: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """Return why a row is no contribution; None if it is one."""
+    if not row["n"]:
+        return "it has no finished run"
+    if row["submitted"]:
+        return "it was submitted"
+    if ".py:" in row["method"] or any(config.get(name) for name in _CODE):
+        return "its code is a file of yours"
+    return None
 
 
 def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) -> list[Path]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
 import math
 import re
@@ -14,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from avalanche_rwf.benchmarks.images import Geometry, read_image, why_unreadable
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import Routes, read_routes, relative_entropy_of
+from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.store import check_writable, write_text
 from avalanche_rwf.models.backbone import BackboneInfo, backbone_info
@@ -116,14 +116,8 @@ def draw_routes(
         layout="constrained",
     )
     axes = figure.subplots(len(routes), slots + 1, squeeze=False)
-    # Multiples of the uniform share, the mean over heads: [L, N] by block.
-    shares = {
-        block: found.diagnostics.association[0].mean(0).numpy()
-        * found.diagnostics.association.shape[-1]
-        for block, found in sorted(routes.items())
-        if found.diagnostics is not None
-    }
-    every = np.concatenate([share[:, prefix:].ravel() for share in shares.values()])
+    shares = _shares(routes, prefix)
+    every = np.concatenate([share.ravel() for share in shares.values()])
     reached = float(np.quantile(every, 0.995))  # one patch must not make all others pale
     most = next((limit for limit in _LIMITS if limit >= reached), _LIMITS[-1])
     scale = ScalarMappable(LogNorm(1 / most, most), "PuOr_r")
@@ -138,13 +132,10 @@ def draw_routes(
             axis = axes[line, slot + 1]
             axis.imshow(grey, cmap="gray", interpolation="nearest", vmin=0, vmax=255)
             axis.imshow(
-                share[slot, prefix:].reshape(rows, columns).clip(1 / most, most),
-                cmap=scale.cmap,
-                norm=scale.norm,
-                alpha=0.72,
-                interpolation="nearest",
+                share[slot].reshape(rows, columns).clip(1 / most, most), alpha=0.72,
+                cmap=scale.cmap, norm=scale.norm, interpolation="nearest",
                 extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-            )
+            )  # fmt: skip
             axis.set_title(f"H {entropy[slot]:.2f}\nF {energy[slot]:.1f}", fontsize=7, pad=2)
             if line == len(routes) - 1:
                 axis.set_xlabel(f"prompt {slot}", fontsize=8)
@@ -155,12 +146,7 @@ def draw_routes(
             spine.set_visible(False)
     bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2.2 / len(routes)), pad=0.02, aspect=15,
                           extend="both")
-    powers = range(round(math.log2(most)) + 1)
-    ticks = sorted({2.0 ** (sign * power) for power in powers for sign in (1, -1)})
-    bar.set_ticks(ticks, labels=[_multiple(tick) for tick in ticks])
-    bar.minorticks_off()
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label("share of a patch, as a multiple\nof the uniform share", fontsize=7)
+    _label_bar(bar, most)
     figure.suptitle(
         f"{title}\nOrange: the prompt was retrieved from here, more than from a patch in the mean; "
         "purple: less.\nH: entropy, 1 is uniform; F: free energy at the minimum.",
@@ -169,8 +155,25 @@ def draw_routes(
     return figure
 
 
-def _multiple(value: float) -> str:
-    return "uniform" if value == 1 else f"{value:.3g}" if value > 1 else f"1/{1 / value:.3g}"
+def _shares(routes: dict[int, Routes], prefix: int) -> dict[int, np.ndarray]:
+    """By block, [L, patches]: the mean over heads, in multiples of the uniform share."""
+    shares = {}
+    for block, found in sorted(routes.items()):
+        if found.diagnostics is not None:
+            association = found.diagnostics.association
+            mean = association[0].mean(0).numpy() * association.shape[-1]
+            shares[block] = mean[:, prefix:]
+    return shares
+
+
+def _label_bar(bar: Any, most: int) -> None:
+    """Name the powers of two on the colour bar, from 1 / most to most."""
+    ticks = [2.0**power for power in range(-round(math.log2(most)), round(math.log2(most)) + 1)]
+    names = ["uniform" if t == 1 else f"{t:.3g}" if t > 1 else f"1/{1 / t:.3g}" for t in ticks]
+    bar.set_ticks(ticks, labels=names)
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("share of a patch, as a multiple\nof the uniform share", fontsize=7)
 
 
 def _target(out: Path, stem: str, fmt: str, identity: str) -> Path:
@@ -208,18 +211,8 @@ def explain(
             "pip install avalanche-rwf[report]."
         ) from None
     config, model = load_routed(run)
+    _check_drawable(model, config, run)
     info = backbone_info(model.backbone)
-    layers = [model.layer(block) for block in model.routed_blocks()]
-    if any(layer.source != "tokens" for layer in layers):
-        raise UsageError(
-            f"explain takes a run whose prompts are retrieved from the image, and {config.method} "
-            f"is a control that retrieves nothing ({str(run)!r})."
-        )
-    if layers[0].num_prompts > _MOST_PROMPTS:
-        raise UsageError(
-            f"explain draws at most {_MOST_PROMPTS} prompts per block, and the run {str(run)!r} "
-            f"has {layers[0].num_prompts}."
-        )
     read = [(path, read_pixels(path, info)) for path in images]
     check_writable(out)
     written = []
@@ -241,10 +234,21 @@ def explain(
             target, dpi=110, format=fmt, metadata={"Source": identity.hexdigest(), **dates}
         )
         rows = route_rows(routes, model.num_prefix_tokens)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(target.with_suffix(".csv"), table.getvalue())
+        table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+        write_text(target.with_suffix(".csv"), table)
         written.append((target, rows))
     return written
+
+
+def _check_drawable(model: RoutedViT, config: RunConfig, run: Path) -> None:
+    layers = [model.layer(block) for block in model.routed_blocks()]
+    if any(layer.source != "tokens" for layer in layers):
+        raise UsageError(
+            f"explain takes a run whose prompts are retrieved from the image, and {config.method} "
+            f"is a control that retrieves nothing ({str(run)!r})."
+        )
+    if layers[0].num_prompts > _MOST_PROMPTS:
+        raise UsageError(
+            f"explain draws at most {_MOST_PROMPTS} prompts per block, and the run {str(run)!r} "
+            f"has {layers[0].num_prompts}."
+        )

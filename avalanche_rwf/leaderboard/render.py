@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib
 import os
@@ -270,7 +271,7 @@ def render(
     wide: bool = False,
     columns: Sequence[str] = (),
     names: Names | None = None,
-    **latex: Any,
+    **how: Any,
 ) -> str:
     """Render a leaderboard in a format, one table a protocol, best values marked.
 
@@ -285,9 +286,10 @@ def render(
         wide: every column; text then is as wide as it needs.
         columns: these columns, by field or heading.
         names: what to call methods and columns, for LaTeX written in LaTeX.
-        latex: for LaTeX alone. `label` of the table; those of further protocols have their number
-            behind it. `caption`, written in LaTeX, in the place of the protocol, which then stands
-            below the table. `target`: "neurips", "icml", or None for a plain article.
+        how: for text, `width` in characters. For LaTeX, `label` of the table; those of further
+            protocols have their number behind it. `caption`, written in LaTeX, in the place of the
+            protocol, which then stands below the table. `target`: "neurips", "icml", or None for a
+            plain article.
 
     Raises:
         UsageError: if the format is unknown, `board` is no leaderboard or there is no such column.
@@ -297,15 +299,14 @@ def render(
     if fmt == "csv":
         return csv_text(board)
     if fmt == "text":
-        return render_text(board, wide=wide, columns=columns, names=names)
-    label = latex.pop("label", "")
-    blocks = []
+        return render_text(board, wide=wide, columns=columns, names=names, **how)
+    write: Callable[..., str] = _html_table if fmt == "html" else _markdown_table
+    if fmt == "latex":
+        write = functools.partial(_latex_table, fixed=wide or bool(columns), names=names or {})
+    blocks, label = [], how.get("label")
     for number, table in enumerate(tables(board, wide, columns, names), 1):
-        if fmt == "latex":
-            numbered = label + (f"-{number}" if number > 1 else "") if label else ""
-            fixed = wide or bool(columns)
-            blocks.append(_latex_table(table, fixed, names or {}, numbered, **latex))
-        else:
-            blocks.append(_html_table(table) if fmt == "html" else _markdown_table(table))
+        if label and number > 1:
+            how["label"] = f"{label}-{number}"
+        blocks.append(write(table, **how))
     nothing = "No finished runs."
     return "\n".join(blocks) or (f"<p>{nothing}</p>\n" if fmt == "html" else f"{nothing}\n")

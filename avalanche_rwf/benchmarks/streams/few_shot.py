@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream, whole
+from avalanche_rwf.benchmarks.stream_registry import add_option, one_of, register_stream, whole
 from avalanche_rwf.benchmarks.streams.split import (
     arrange,
     deal_by_class,
@@ -32,12 +32,6 @@ FSCIL: Mapping[str, tuple[int, int, int]] = {
     "miniimagenet": (100, 60, 5),
 }
 """The usual sizes: classes, base classes, way; all with 5 shots."""
-
-
-def _read_preset(value: Any) -> str:
-    if value not in FSCIL:
-        raise ValueError
-    return str(value)
 
 
 add_option(
@@ -61,7 +55,7 @@ add_option(
 add_option(
     "preset",
     f"one of {', '.join(FSCIL)}",
-    _read_preset,
+    one_of(*FSCIL),
     f"the usual sizes of {', '.join(FSCIL)} (default: those of a benchmark of that name)",
 )
 

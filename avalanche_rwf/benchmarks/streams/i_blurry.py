@@ -6,7 +6,11 @@ from __future__ import annotations
 import numpy as np
 
 from avalanche_rwf.benchmarks.stream_registry import register_stream
-from avalanche_rwf.benchmarks.streams.si_blurry import positions_of, split_classes
+from avalanche_rwf.benchmarks.streams.si_blurry import (
+    mixed_sessions,
+    positions_of,
+    split_classes,
+)
 
 __all__ = ["i_blurry"]
 
@@ -42,16 +46,12 @@ def i_blurry(
     stay = [positions_of(labels, part) for part in _parts(d_classes, experiences)]
     wander = [positions_of(labels, part) for part in _parts(b_classes, experiences)]
 
+    def deal(pool: np.ndarray) -> list[np.ndarray]:
+        kept = len(pool) // experiences * experiences if remainder == "drop" else len(pool)
+        return np.array_split(pool[:kept], experiences)
+
     quotas = [len(positions) * blurry // 100 for positions in wander]
-    pool = np.concatenate([p[:quota] for p, quota in zip(wander, quotas, strict=True)])
-    pool = pool[torch.randperm(len(pool), generator=g).numpy()]
-    if remainder == "drop":
-        pool = pool[: len(pool) // experiences * experiences]
-    dealt = []
-    for i, back in enumerate(np.array_split(pool, experiences)):
-        session = np.concatenate([stay[i], wander[i][quotas[i] :], back])
-        dealt.append(session[torch.randperm(len(session), generator=g).numpy()])
-    return dealt
+    return mixed_sessions(stay, wander, quotas, deal, g)
 
 
 def _parts(classes: list[int], experiences: int) -> list[list[int]]:

@@ -6,23 +6,17 @@ numbers that divide, the index lists are those of the official code at the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream, whole
+from avalanche_rwf.benchmarks.stream_registry import add_option, one_of, register_stream, whole
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["positions_of", "si_blurry", "split_classes"]
-
-
-def _read_remainder(value: object) -> str:
-    if value not in ("keep", "drop"):
-        raise ValueError
-    return str(value)
-
+__all__ = ["mixed_sessions", "permuted", "positions_of", "si_blurry", "split_classes"]
 
 add_option(
     "disjoint",
@@ -39,7 +33,7 @@ add_option(
 add_option(
     "remainder",
     "keep or drop",
-    _read_remainder,
+    one_of("keep", "drop"),
     "what does not divide by the number of experiences: keep, or drop as the official code does "
     "(default: keep)",
 )
@@ -68,6 +62,33 @@ def positions_of(labels: np.ndarray, classes: list[int]) -> np.ndarray:
     return np.flatnonzero(np.isin(labels, classes))
 
 
+def permuted(positions: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Positions in a random order."""
+    import torch
+
+    return positions[torch.randperm(len(positions), generator=generator).numpy()]
+
+
+def mixed_sessions(
+    stay: Sequence[np.ndarray],
+    wander: Sequence[np.ndarray],
+    quotas: Sequence[int],
+    deal: Callable[[np.ndarray], list[np.ndarray]],
+    generator: torch.Generator,
+) -> list[np.ndarray]:
+    """Positions per session: the samples that stay, and the blurry ones after some have wandered.
+
+    The first samples of each session's blurry list, as many as its quota (or as there are), form a
+    pool, which is permuted and dealt to the sessions. Each session is then permuted.
+    """
+    pool = np.concatenate([blurry[:quota] for blurry, quota in zip(wander, quotas, strict=True)])
+    parts = zip(stay, wander, quotas, deal(permuted(pool, generator)), strict=True)
+    return [
+        permuted(np.concatenate([disjoint, blurry[quota:], back]), generator)
+        for disjoint, blurry, quota, back in parts
+    ]
+
+
 def _cuts(length: int, parts: int, generator: torch.Generator) -> list[int]:
     """``[0, ..., length]``: where a list is cut into `parts`, any of which may be empty."""
     import torch
@@ -94,10 +115,8 @@ def si_blurry(
     1. Classes are permuted; `disjoint` per cent of them are disjoint, the others blurry, and the
        ones and the others are cut into T lists at random places: sessions of very unequal sizes,
        perhaps without new classes, or empty.
-    2. `blurry` per cent of the blurry classes' samples are cut into T quotas at random places. The
-       first samples of each session's blurry list, as many as its quota (or as there are), form a
-       pool, which is permuted and dealt back by the same quotas.
-    3. Each session is permuted.
+    2. `blurry` per cent of the blurry classes' samples are cut into T quotas at random places, by
+       which samples wander and are dealt back: see :func:`mixed_sessions`.
 
     :param labels: int [N] of 0 to C - 1.
     :param experiences: T.
@@ -115,13 +134,6 @@ def si_blurry(
     stay = [positions_of(labels, d_classes[d_cuts[i] : d_cuts[i + 1]]) for i in sessions]
     wander = [positions_of(labels, b_classes[b_cuts[i] : b_cuts[i + 1]]) for i in sessions]
 
-    quotas = np.diff(_cuts(sum(map(len, wander)) * blurry // 100, experiences, g))
-    pool = np.concatenate([wander[i][: quotas[i]] for i in sessions])
-    pool = pool[torch.randperm(len(pool), generator=g).numpy()]
-    ends = np.cumsum(quotas)
-    dealt = []
-    for i in sessions:
-        back = pool[ends[i] - quotas[i] : ends[i]]
-        session = np.concatenate([stay[i], wander[i][quotas[i] :], back])
-        dealt.append(session[torch.randperm(len(session), generator=g).numpy()])
-    return dealt
+    ends = _cuts(sum(map(len, wander)) * blurry // 100, experiences, g)
+    quotas = np.diff(ends).tolist()
+    return mixed_sessions(stay, wander, quotas, lambda pool: np.split(pool, ends[1:-1]), g)
