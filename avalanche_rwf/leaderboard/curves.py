@@ -6,10 +6,10 @@ experience, the k-th evaluations. Symbols: S seeds, T experiences, m points of a
 
 from __future__ import annotations
 
-import io
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from avalanche_rwf.leaderboard.aggregate import MOST_MEASURED, row_key, runs_by_row
+from avalanche_rwf.leaderboard.aggregate import row_key, runs_by_row
+from avalanche_rwf.leaderboard.metrics_file import Metrics, parse_metrics
 from avalanche_rwf.leaderboard.stats import mean_std
 from avalanche_rwf.utils.untrusted_io import read_file
 
 __all__ = [
     "Curve",
     "Measured",
-    "Metrics",
     "accuracy_curve",
     "anytime_curve",
     "boundaries",
@@ -35,48 +35,9 @@ __all__ = [
     "measured",
     "over_seeds",
     "pareto_front",
-    "parse_metrics",
     "read_metrics",
     "routing_curves",
 ]
-
-_CLASS = "accuracy_class_"
-_COLUMNS = ["samples_seen", "experience", "metric", "value"]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What `metrics.csv` of one run holds.
-
-    Attributes:
-        seed: of the run.
-        exposed: accuracy on the classes so far, by samples seen.
-        ends: samples seen at each experience's end, by the experience's number from 0: the same
-            twice where an experience has no samples, none before the first that has some.
-        matrix: accuracy on each test experience (columns) after each training experience, [T, T].
-        forgetting: a class's best accuracy before the last end minus that at the last end, by
-            class; NaN where a class has none of the two.
-        routing: by metric, then by samples seen.
-    """
-
-    seed: int = 0
-    exposed: dict[int, float] = field(default_factory=dict)
-    ends: dict[int, int] = field(default_factory=dict)
-    matrix: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
-    forgetting: dict[int, float] = field(default_factory=dict)
-    routing: dict[str, dict[int, float]] = field(default_factory=dict)
-
-    def grid(self, every: int) -> dict[int, int]:
-        """Return the places that `a_auc` averages: the first at or after each multiple, and the
-        end. By the multiple that was reached; the end, if it is none of them, by one more."""
-        found: dict[int, int] = {}
-        for seen in sorted(self.exposed):
-            if every > 0 and seen // every > max(found, default=0):
-                found[seen // every] = seen
-        last = max(self.exposed, default=0)
-        if every > 0 and last and last not in found.values():
-            found[max(found, default=0) + 1] = last
-        return found
 
 
 class Curve(NamedTuple):
@@ -102,122 +63,17 @@ def read_metrics(runs: pd.DataFrame) -> list[Metrics]:
     """
     found = []
     for folder, run_dir, seed, submitted in zip(
-        runs["folder"], runs["run_dir"], runs["seed"], runs["submitted"], strict=True
+        runs["folder"], runs["run_dir"], runs["seed"].astype(int), runs["submitted"], strict=True
     ):
         if submitted:
             from avalanche_rwf.leaderboard.submissions import entry_metrics
 
-            frame = entry_metrics(folder, int(seed))
+            found.append(entry_metrics(folder, seed))
         else:
-            try:
-                frame = _read(read_file(Path(folder) / run_dir / "metrics.csv"))
-            except (OSError, ValueError):
-                continue
-        found.append(_metrics(frame, int(seed)))
+            with contextlib.suppress(OSError, ValueError):
+                content = read_file(Path(folder) / run_dir / "metrics.csv")
+                found.append(parse_metrics(content, seed))
     return found
-
-
-def parse_metrics(content: bytes, seed: int) -> Metrics:
-    """Return what the content of a `metrics.csv` says.
-
-    Raises:
-        ValueError: if it is not what a run writes.
-    """
-    return _metrics(_read(content), seed)
-
-
-def _read(content: bytes) -> pd.DataFrame:
-    text = content.decode()
-    frame = pd.read_csv(io.StringIO(text), float_precision="round_trip")
-    if not text.endswith("\n") or not _sound(frame):
-        raise ValueError("it is cut or is not what a run writes")
-    return frame
-
-
-def _sound(frame: pd.DataFrame) -> bool:
-    """Return whether a frame holds what a run writes; of a damaged file nothing is drawn.
-
-    It may be anybody's: matrices are as large as the largest experience says, which has a row.
-    """
-    if list(frame.columns) != _COLUMNS:
-        return False
-    names = frame["metric"]
-    if not all(kind.kind in "if" for kind in frame.drop(columns="metric").dtypes):
-        return False
-    if not all(isinstance(name, str) for name in names):
-        return False
-    accuracies = frame.loc[names.str.startswith("accuracy"), "value"]
-    known = frame.loc[names == "accuracy", "experience"]
-    experiences = frame["experience"].dropna()
-    classes = names[names.str.startswith(_CLASS)].str.removeprefix(_CLASS)
-    return bool(
-        frame["samples_seen"].between(0, 2**53).all()
-        # Sums of larger numbers overflow; infinite ones are left out where they are met.
-        and not frame["value"].abs().between(MOST_MEASURED, math.inf, inclusive="left").any()
-        and accuracies.between(0, 1).all()
-        and known.notna().all()
-        and experiences.isin(range(len(frame))).all()
-        and classes.str.fullmatch("[0-9]{1,6}").all()
-    )
-
-
-def _ends(frame: pd.DataFrame) -> NDArray[Any]:
-    """Return for each row of a `metrics.csv` at which experience's end it was measured, [rows].
-
-    By the order of the rows: an evaluation begins with ``accuracy_exposed``, and those at ends of
-    experiences have the accuracies of experiences too. The number of samples seen would not do: an
-    experience without samples, as Si-Blurry streams have, ends where the one before it did.
-
-    A stream may begin with such experiences, and nothing can be evaluated at their ends: the first
-    evaluation has no other samples than those of its own experience's classes, which number it.
-    """
-    first = (frame["metric"] == "accuracy_exposed") | frame["samples_seen"].diff().ne(0)
-    evaluation = first.cumsum()
-    tested = frame["metric"] == "accuracy"
-    at_end = evaluation[tested].unique()
-    before = 0
-    if len(at_end):
-        before = int(frame.loc[tested & (evaluation == at_end[0]), "experience"].max())
-    numbers = dict(zip(at_end, range(before, before + len(at_end)), strict=True))
-    return evaluation.map(numbers).to_numpy(np.float64)
-
-
-def _metrics(frame: pd.DataFrame, seed: int) -> Metrics:
-    """Sort the rows of a `metrics.csv` by what they are."""
-    exposed: dict[int, float] = {}
-    ends: dict[int, int] = {}
-    routing: dict[str, dict[int, float]] = {}
-    cells: dict[tuple[int, int], float] = {}
-    classes: dict[int, dict[int, float]] = {}  # by end, then by class
-    columns = (*(frame[name].tolist() for name in _COLUMNS), _ends(frame).tolist())
-    for seen, where, name, value, end in zip(*columns, strict=True):
-        if not math.isfinite(value):
-            continue
-        if name == "accuracy_exposed":
-            exposed[int(seen)] = value  # an experience's end is written last at its place
-        elif name == "accuracy":
-            ends[int(end)] = int(seen)
-            cells[int(end), int(where)] = value
-        elif name.startswith(("routing_", "prompt_")):
-            routing.setdefault(name, {})[int(seen)] = value
-        elif name.startswith(_CLASS) and not math.isnan(end):
-            classes.setdefault(int(end), {})[int(name.removeprefix(_CLASS))] = value
-    size = 1 + max((max(pair) for pair in cells), default=-1)
-    matrix = np.full((size, size), np.nan)
-    for pair, value in cells.items():
-        matrix[pair] = value
-    return Metrics(seed, exposed, ends, matrix, _forgetting(classes), routing)
-
-
-def _forgetting(classes: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
-    """Return what each class has lost since its best; source: as `forgetting_class`."""
-    best: dict[int, float] = {}
-    ends = sorted(classes)
-    for end in ends[:-1]:
-        for name, value in classes[end].items():
-            best[name] = max(value, best.get(name, 0.0))
-    last = classes[ends[-1]] if ends else {}
-    return {c: best.get(c, math.nan) - last.get(c, math.nan) for c in {**best, **last}}
 
 
 # ---- rows of the leaderboard with what their runs measured

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -38,7 +39,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     summary_column,
     to_frame,
 )
-from avalanche_rwf.leaderboard.curves import parse_metrics
+from avalanche_rwf.leaderboard.metrics_file import Metrics, parse_metrics
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
 
@@ -183,6 +184,12 @@ class Seed(_Record):
     metrics_sha256: Hash | None = None
     environment: Environment = Environment()
 
+    @property
+    def matrix(self) -> NDArray[Any]:
+        """`accuracy_matrix` with NaN for null, [T, T]."""
+        size = len(self.accuracy_matrix)
+        return np.array(self.accuracy_matrix, np.float64).reshape(size, size)
+
     @model_validator(mode="after")
     def _consistent(self) -> Seed:
         size = len(self.accuracy_matrix)
@@ -214,11 +221,7 @@ class Seed(_Record):
         _within("summary.a_last", self.summary.a_last, low, high, "the last row of accuracy_matrix")
         low, high = (float(np.mean([end(row) for row in rows])) for end in (min, max))
         _within("summary.a_avg", self.summary.a_avg, low, high, "the rows of accuracy_matrix")
-        matrix = np.array(
-            [[math.nan if value is None else value for value in line]
-             for line in self.accuracy_matrix]
-        )  # fmt: skip
-        loss, said = forgetting_experience(matrix), self.summary.forgetting_experience
+        loss, said = forgetting_experience(self.matrix), self.summary.forgetting_experience
         if math.isnan(loss) != (said is None) or abs((said or 0.0) - loss) > _ROUNDING:
             raise ValueError(
                 f"summary.forgetting_experience contradicts accuracy_matrix: it says {said} and "
@@ -425,30 +428,16 @@ def read_entries(paths: list[str] | list[Path]) -> pd.DataFrame:
     return to_frame(rows)
 
 
-def entry_metrics(path: str | os.PathLike[str], seed: int) -> pd.DataFrame:
-    """Return a submitted run's values as its `metrics.csv` would hold them.
+def entry_metrics(path: str | os.PathLike[str], seed: int) -> Metrics:
+    """Return what a submitted run measured, as far as an entry has it.
 
     Raises:
         UsageError: if the file is no sound entry (any more).
     """
-    rows: list[tuple[int, float, str, float]] = []
-    for run in _cached_entry(os.fspath(path)).runs:
-        if run.seed != seed:
-            continue
-        curve = dict(run.curve)
-        ends = [*zip(run.experience_ends, run.accuracy_matrix, strict=True)]
-        between: list[tuple[int, list[float | None]]] = [
-            (place, []) for place in curve if place not in run.experience_ends
-        ]
-        for place, line in sorted([*between, *ends], key=lambda point: point[0]):
-            if place in curve:
-                rows.append((place, math.nan, "accuracy_exposed", curve[place]))
-            rows += [
-                (place, float(e), "accuracy", value)
-                for e, value in enumerate(line)
-                if value is not None
-            ]
-    return pd.DataFrame(rows, columns=["samples_seen", "experience", "metric", "value"])
+    run = next(run for run in _cached_entry(os.fspath(path)).runs if run.seed == seed)
+    lines = zip(run.experience_ends, run.matrix, strict=True)
+    ends = {end: seen for end, (seen, line) in enumerate(lines) if not np.isnan(line).all()}
+    return Metrics(seed, dict(run.curve), ends, run.matrix)
 
 
 def entry_content(path: str | os.PathLike[str], seed: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 from avalanche_rwf.cli import main
 from avalanche_rwf.evaluation.metrics import EvaluationPoint, a_auc
 from avalanche_rwf.leaderboard import curves, plots, read_runs
-from avalanche_rwf.leaderboard.curves import Metrics, read_metrics
+from avalanche_rwf.leaderboard.curves import read_metrics
+from avalanche_rwf.leaderboard.metrics_file import Metrics
 from avalanche_rwf.leaderboard.report.data import points
 
 NONE = math.nan
