@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.lazy import lazy
+from avalanche_rwf.utils.lazy import import_later, lazy
 from avalanche_rwf.version import __version__
 
 if TYPE_CHECKING:
@@ -84,3 +84,7 @@ __all__ = [
 
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)
+
+# Avalanche imports it for GEM alone; it imports every solver that is installed, JAX among them,
+# which takes as long as PyTorch.
+import_later("qpsolvers")

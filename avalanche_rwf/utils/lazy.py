@@ -1,13 +1,15 @@
-"""Packages whose names are imported when they are first used (PEP 562)."""
+"""What is imported when it is first used: names of a package (PEP 562), and a whole package."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["lazy"]
+__all__ = ["import_later", "lazy"]
 
 
 def lazy(
@@ -27,3 +29,27 @@ def lazy(
         return value
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})
+
+
+class _Later(types.ModuleType):
+    """Stands for a package until one of its names is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        module = importlib.import_module(self.__name__)
+        vars(self).update(vars(module))
+        return getattr(module, name)
+
+
+def import_later(package: str) -> None:
+    """Let ``import package`` of others import it only when they use one of its names."""
+    if package in sys.modules:
+        return
+    found = importlib.util.find_spec(package)
+    if found is not None:
+        module = sys.modules[package] = _Later(package)
+        module.__spec__, module.__file__ = found, found.origin
+        module.__path__ = list(found.submodule_search_locations or ())

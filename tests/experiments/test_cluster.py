@@ -159,7 +159,10 @@ SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+KillWait=60
 ReturnToService=2
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
@@ -195,18 +198,19 @@ def slurm(tmp_path_factory):
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
     begun = []
-    for line in (
-        ["munged", "--foreground", "--force", f"--key-file={folder}/key",
-         f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
-         f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"],
-        ["slurmctld", "-D"], ["slurmd", "-D"],
+    for line, ready in (
+        (["munged", "--foreground", "--force", f"--key-file={folder}/key",
+          f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
+          f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"],
+         ["munge", f"--socket={folder}/munge.socket", "--no-input"]),
+        (["slurmctld", "-D"], ["sinfo"]),
+        (["slurmd", "-D"], ["sinfo", "--states=idle", "--noheader"]),
     ):  # fmt: skip
         begun.append(
             subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
-        time.sleep(1)
+        until(lambda ready=ready: subprocess.run(ready, capture_output=True).stdout, 30)
     try:
-        until(lambda: b"idle" in subprocess.run(["sinfo"], capture_output=True).stdout, 30)
         yield begun
     finally:
         subprocess.run(["scancel", "--me"], capture_output=True)
@@ -218,7 +222,7 @@ def slurm(tmp_path_factory):
 
 @needs_slurm
 def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
-    some = configs[:4]  # each is a process that imports everything: half of them here
+    some = configs[2:4]  # each is a process that imports everything
     results = do(some, tmp_path, "slurm", slurm={"time": "10"})
     assert {summary["status"] for _, summary in results} == {"done"}, results
     for config in some:
@@ -230,9 +234,10 @@ def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
 
 @needs_slurm
 def test_slurm_jobs_outlive_the_command_which_finds_them_again(
-    slurm, configs, serial, tmp_path
+    slurm, configs, serial, tmp_path, monkeypatch
 ):
     """Stopped while a job runs; the same command waits for that job and submits no other."""
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.slurm._EVERY", 0.2)
     config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
     work = functools.partial(children.waits_once, victim=("linear-probe", 1))
     waits = tmp_path / "waits"
@@ -255,7 +260,7 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
         ).stdout
         return "Restarts=1" in shown and "JobState=PENDING" in shown
 
-    until(requeued)
+    until(requeued, 40)  # Slurm need not kill it
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
     assert result[1]["status"] == "done", result
@@ -265,9 +270,10 @@ def test_slurm_jobs_outlive_the_command_which_finds_them_again(
 
 
 @needs_slurm
-def test_a_cancelled_job_is_named_and_the_same_command_goes_on(
-    slurm, configs, serial, tmp_path
+def test_a_cancelled_job_is_named_and_goes_on_from_its_checkpoint(
+    slurm, configs, serial, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.slurm._EVERY", 0.2)
     config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
     work = functools.partial(children.waits_once, victim=("linear-probe", 1))
 
@@ -278,10 +284,14 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on(
     threading.Thread(target=cancel, daemon=True).start()
     (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
     assert "has ended without a result" in result[1]["error"]
-    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
-    assert result[1]["status"] == "done"
+    # The same command submits it again; here that job is not waited for.
+    do([config], tmp_path, "slurm", work, detach=True, slurm={"begin": "now+1hour"})
+    queue = subprocess.run(["squeue", "--me", "--noheader"], capture_output=True, text=True).stdout
+    assert len(queue.splitlines()) == 1, queue
+    assert run(config, tmp_path)["status"] == "done"
     here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
     assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
+    assert "resumed" in (here / "log.txt").read_text()
 
 
 @needs_slurm

@@ -82,6 +82,8 @@ class _Task:
         except signals.RunStopped:
             if limit:
                 print("The time limit is near: back into the queue.", flush=True)
+                # Else Slurm's SIGTERM is not heard in the sleep, and it waits KillWait to kill.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
                 time.sleep(60)  # Slurm ends this process
             sys.exit(128 + signal.SIGTERM)
