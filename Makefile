@@ -18,7 +18,7 @@ demo: $(BIN)/.installed  ## set everything up and run the main job
 	$(BIN)/avalanche-rwf compare
 
 test: $(BIN)/.installed  ## set everything up and pass the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(BIN)/.installed  ## which lines of COVERED no test runs; fails below 95 % of any of the three
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= \

@@ -11,8 +11,8 @@ with contextlib.suppress(Exception):
     avalanche_rwf.strategies.registry.list_methods()
 
 # The benchmark's modules are imported where they are used; here they are used by every run.
-import avalanche.benchmarks  # noqa: E402,F401
-import sklearn.datasets  # noqa: E402,F401
+import avalanche.benchmarks  # noqa: F401
+import sklearn.datasets  # noqa: F401
 
 # A worker's garbage collection would copy the memory that it shares with this process.
 gc.collect()

@@ -126,7 +126,7 @@ def test_the_best_is_found_recorded_and_read_again(configure, tmp_path):
     # The same command again has nothing to do, with more trials it goes on.
     assert do(config, tmp_path, 7) == (folder, [])
     assert len(do(config, tmp_path, 9)[1]) == 2
-    assert [number for number, _ in told(folder)] == list(range(9))
+    assert [number for number, _ in told(folder)] == list(range(5))
 
 
 def test_what_matters_is_told(configure, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_two_commands_share_a_study_and_one_is_killed(configure, tmp_path):
     """The killed one's trial is done by the other, every trial once, and none is forgotten."""
     config = configure("slda")
     processes = [
-        process_context().Process(target=children.tunes, args=(config, tmp_path, 9))
+        process_context().Process(target=children.tunes, args=(config, tmp_path, 5))
         for _ in range(2)
     ]
     for process in processes:
@@ -244,8 +244,8 @@ def test_two_commands_share_a_study_and_one_is_killed(configure, tmp_path):
     processes[1].join(60)
     assert processes[1].exitcode == 0
     (folder,) = (tmp_path / "tuning").iterdir()
-    assert len(read_study(folder)["trials"]) == 9
-    assert [number for number, _ in told(folder)] == list(range(9))
+    assert len(read_study(folder)["trials"]) == 5
+    assert [number for number, _ in told(folder)] == list(range(5))
     assert "RUNNING" not in dict(told(folder)).values()
 
 

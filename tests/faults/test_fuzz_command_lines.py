@@ -204,7 +204,7 @@ HARMLESS = (
 )
 
 
-@examples(600)
+@examples(300)
 @given(
     st.lists(st.sampled_from(HARMLESS), max_size=3),
     wrong_flag() | wrong_flag() | wrong_flag() | wrong_stream() | unknown(),

@@ -111,7 +111,7 @@ def content(draw: st.DrawFn, results: Results, name: str) -> bytes:
     return draw(damaged(whole))
 
 
-@examples(250)
+@examples(150)
 @given(st.data(), st.sampled_from(READ))
 def test_damaged_files_of_a_run(results, data, verb):
     results.restore()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -474,26 +472,23 @@ def test_an_installed_package_adds_methods(outside, monkeypatch):
         assert "mine-registered" in list_methods()
 
 
-def test_the_command_line_with_workers(mine, tmp_path):
-    """In processes of their own, with --import and a class from the current folder."""
+def test_the_command_line_with_workers(mine, tmp_path, capsys):
+    """Workers import what --import names, and a class from the current folder."""
     (tmp_path / "extra.py").write_text(MINE.replace("mine-registered", "extra-method"))
     line = [
-        sys.executable, "-m", "avalanche_rwf", "compare", "--backbone", "vit_tiny_patch16_224",
+        "compare", "--backbone", "vit_tiny_patch16_224",
         "--image-size", "16", "--seeds", "0", "--jobs", "2", "--quiet", "--out", "out",
         "--import", "extra.py", "--methods", "mine:Mine,mine.py:Free,extra-method,avalanche:Naive",
         "--batch-size", "64", "--set", "mine:Mine.factor=3",
     ]  # fmt: skip
     for pair in ("depth=2", "embed_dim=16", "num_heads=2", "patch_size=8", "pretrained=False"):
         line += ["--backbone-arg", pair]
-    root = str(Path(cli.__file__).parents[2])
-    done = subprocess.run(
-        line, cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    status = cli.main(line)
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "Traceback" not in said.err
     for name in ("mine:Mine", "mine.py:Free", "extra-method", "avalanche:Naive"):
-        assert name in done.stdout, done.stdout
+        assert name in said.out, said.out
     folders = {p.name for p in (tmp_path / "out/runs/split-digits").iterdir()}
     assert folders == {"mine-Mine", "mine.py-Free", "extra-method", "avalanche-Naive"}
     for config in tmp_path.glob("out/runs/*/mine-Mine/*/seed0/config.json"):

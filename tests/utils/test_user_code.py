@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,15 +114,6 @@ def call(capsys, *words):
     status = cli.main(list(words))
     said = capsys.readouterr()
     return status, said.out, said.err
-
-
-def python(*words, cwd=None, **variables):
-    root = str(Path(cli.__file__).parents[2])
-    env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["rwf", "avalanche:EWC", "nope", ""])
@@ -247,11 +239,11 @@ def test_only_what_is_used_counts_in_the_configuration(mine, capsys):
 
 
 def test_a_comparison_with_workers_is_recorded_and_resumed(mine, capsys):
-    """All kinds at once, in processes of their own."""
+    """All kinds at once, in processes that have not imported it."""
     line = ["compare", "--import", "my.py", *ALL, *TINY, "--methods", "linear-probe,mine"]
     line += ["--seeds", "0", "--quiet", "--out", "out"]
-    done = python("avalanche_rwf", *line, "--jobs", "2", cwd=mine.parent)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    status, _, err = call(capsys, *line, "--jobs", "2")
+    assert status == 0 and "Traceback" not in err, err
     (path,) = mine.parent.glob("out/runs/mine/mine/*/seed0/config.json")
     content = json.loads(path.read_text())
     assert set(content["origins"]) == {"method", "benchmark", "stream", "head"}
@@ -272,12 +264,22 @@ def test_a_comparison_with_workers_is_recorded_and_resumed(mine, capsys):
 
 def test_the_tests_of_all_kinds_run_on_it(mine):
     root = Path(cli.__file__).parents[2]
-    done = python(
-        "pytest", "-q", "-p", "no:cacheprovider", "tests/benchmarks/test_stream_registry.py",
-        "tests/models/test_heads.py", "-k", "mine", cwd=root, AVALANCHE_RWF_IMPORT=str(mine),
+    imports = [str(mine), "examples/add_your_method.py"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-rp", "-p", "no:cacheprovider"),
+            *("tests/benchmarks/test_stream_registry.py", "tests/models/test_heads.py"),
+            *("tests/strategies/test_registry.py", "-k", "mine or my-method"),
+        ],
+        cwd=root, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(root), VARIABLE: os.pathsep.join(imports)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count(".") >= 6  # one for each test
+    passed = re.findall(r"^PASSED tests/\S*test_(\w+)\.py.*\b(mine|my-method)\b", done.stdout, re.M)
+    assert set(passed) == {
+        ("stream_registry", "mine"), ("heads", "mine"),
+        ("registry", "mine"), ("registry", "my-method"),
+    }, done.stdout  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", PARTS)
