@@ -31,7 +31,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
+def pytest_sessionfinish() -> None:
     gc.unfreeze()  # else libraries in C++ call what is frozen leaked
 
 
