@@ -42,7 +42,7 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.saving import load_optimizer
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 from avalanche_rwf.utils.random_state import random_state, set_random_state
-from avalanche_rwf.utils.validation import check_flag, check_whole
+from avalanche_rwf.utils.validation import AnyPath, Flag, Instance, Whole, takes
 
 __all__ = [
     "NAME",
@@ -591,6 +591,12 @@ class CheckpointPlugin:
     :param log: gets a sentence about what is done.
     """
 
+    @takes(
+        folder=AnyPath(),
+        every=Whole(least=0, optional=True),
+        shuffled=Flag(),
+        log=Instance(Callable, "a function that takes a sentence"),
+    )
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -598,12 +604,6 @@ class CheckpointPlugin:
         shuffled: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise UsageError(f"folder must be a path, not {folder!r}.")
-        check_whole("every", every, least=0, optional=True)
-        check_flag("shuffled", shuffled)
-        if not callable(log):
-            raise UsageError(f"log must be a function that takes a sentence, not {log!r}.")
         self.folder, self.every, self.shuffled, self.log = Path(folder), every, shuffled, log
 
     def experiences(self, strategy: Any, stream: Iterable[Any]) -> Iterator[Any]:

@@ -30,7 +30,7 @@ from avalanche_rwf.experiments.config import run_settings
 from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_difference
 from avalanche_rwf.utils.atomic_io import write_whole
 from avalanche_rwf.utils.untrusted_io import MOST, printable, read_file, read_object
-from avalanche_rwf.utils.validation import check_path
+from avalanche_rwf.utils.validation import AnyPath
 
 __all__ = [
     "MOST_MEASURED",
@@ -168,7 +168,7 @@ def read_runs(
     rows: list[dict[str, Any]] = []
     broken: list[BrokenRun] = []
     for folder in (out_dir, *more):
-        check_path("out_dir", folder)
+        AnyPath().check("out_dir", folder)
         out = Path(folder)
         if not out.is_dir():
             raise UsageError(f"out_dir must be a folder with run directories, got {str(out)!r}.")

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.utils.untrusted_io import MOST
 from avalanche_rwf.utils.user_code import load_extensions, origin_of
-from avalanche_rwf.utils.validation import check_text, is_finite, is_whole
+from avalanche_rwf.utils.validation import Text, is_finite, is_whole, takes
 
 __all__ = ["Registry", "check_call", "convert_option", "option_types", "read_options"]
 
@@ -107,12 +107,12 @@ class Registry(Mapping[str, E]):
 
     # -- looking into it ------------------------------------------------------------------------
 
+    @takes(pattern=Text())
     def names(self, pattern: str = "*") -> list[str]:
         """The names that match a shell pattern, sorted.
 
         :raises UsageError: if the pattern is no text.
         """
-        check_text("pattern", pattern)
         self.discover()
         if ":" in pattern and self.elsewhere:
             return self.elsewhere[0](pattern)
@@ -123,7 +123,7 @@ class Registry(Mapping[str, E]):
 
         :raises UsageError: if there is none, with the nearest names.
         """
-        check_text(self.text.format(kind=self.kind), name)
+        Text().check(self.text.format(kind=self.kind), name)
         self.discover()
         if ":" in name and self.elsewhere:
             return self.elsewhere[1](name)

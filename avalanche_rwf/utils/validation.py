@@ -361,11 +361,11 @@ class Options(_Kind):
 class Instance(_Kind):
     """An object of a class.
 
-    :param kind: the class.
+    :param kind: the class, or what else ``isinstance`` takes.
     :param what: how the sentence calls it, if not by the class's name.
     """
 
-    kind: type
+    kind: Any
     what: str = ""
 
     def _fits(self, value: Any) -> bool:
@@ -377,41 +377,6 @@ class Instance(_Kind):
     def _got(self, value: Any) -> str:
         plain = value is None or isinstance(value, (str, numbers.Number))
         return shown(value) if plain else f"a {type(value).__name__}"
-
-
-def check_whole(
-    name: str, value: Any, least: int = 1, most: int | None = None, optional: bool = False
-) -> None:
-    Whole(least, most, optional=optional).check(name, value)
-
-
-def check_number(name: str, value: Any, **how: Any) -> None:
-    Number(**how).check(name, value)
-
-
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    Choice(choices).check(name, value)
-
-
-def check_flag(name: str, value: Any) -> None:
-    Flag().check(name, value)
-
-
-def check_flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        Flag().check(name, value)
-
-
-def check_text(name: str, value: Any) -> None:
-    Text().check(name, value)
-
-
-def check_path(name: str, value: Any) -> None:
-    AnyPath().check(name, value)
-
-
-def check_mapping(name: str, value: Any, optional: bool = True) -> None:
-    Options(optional=optional).check(name, value)
 
 
 def checked_preparation(values: Mapping[str, Any], label: str = "data_config") -> dict[str, Any]:

@@ -316,19 +316,6 @@ def test_a_checkpoint_with_a_part_missing_is_refused(tools, scenario, tmp_path):
         loop(tools, scenario, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"every": -1}, {"every": True}, {"every": 1.5}, {"folder": None}, {"folder": 7},
-        {"shuffled": "no"}, {"log": "file.txt"},
-    ],
-)  # fmt: skip
-def test_a_checkpoint_plugins_arguments_are_checked(wrong, tmp_path):
-    (name,) = wrong
-    with pytest.raises(UsageError, match=rf"^{name} must be .*, not .*\.$"):
-        CheckpointPlugin(**{"folder": tmp_path, **wrong})
-
-
 @pytest.mark.parametrize("options", [{}, {"buffer": 6, "buffer_policy": "class-balanced"}])
 def test_what_could_not_be_loaded_is_not_saved(options, tools, scenario, tmp_path):
     path = tmp_path / "rwf.pt"
