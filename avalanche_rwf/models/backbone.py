@@ -9,6 +9,7 @@ is asked for and recorded.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import importlib.resources
@@ -175,13 +176,7 @@ def create_backbone(
         if image_size is not None:
             raise UsageError("give the image size once, as image_size, not also as img_size.")
         image_size = timm_kwargs.pop("img_size")
-    reserved = [key for key in timm_kwargs if key in _RESERVED]
-    if reserved:
-        raise UsageError(
-            f"backbone argument {reserved[0]!r} is set by create_backbone; it takes arguments of "
-            "the timm model such "
-            "as depth=9."
-        )
+    _check_arguments(timm_kwargs)
     path = None if weights is None else checked_path(weights)
     source = "file" if path else "random"
     if path is None and pretrained:
@@ -198,22 +193,11 @@ def create_backbone(
         model = _build(name, timm_kwargs)
     vit: Any = check_backbone(model, name)
     metadata: Mapping[str, str] = {}
-    resize = "patch_size" in timm_kwargs
-    if source == "packaged":
-        resource = importlib.resources.files("avalanche_rwf") / "data" / f"{PACKAGED}.safetensors"
-        if not resource.is_file():
-            raise UsageError(
-                f"the packaged weights of {PACKAGED!r} are not installed; pass weights=FILE, or "
-                "pretrained=False for "
-                "random weights."
-            )
-        with importlib.resources.as_file(resource) as packaged:
-            metadata = load_file(model, name, packaged, resize)
-    elif path is not None:
-        metadata = load_file(model, name, path, resize)
-    elif source == "hub":
+    if source == "hub":
         load_hub(model, name)
-
+    elif source != "random":
+        with contextlib.nullcontext(path) if path else _packaged_weights() as file:
+            metadata = load_file(model, name, file, "patch_size" in timm_kwargs)
     if metadata and arch == PACKAGED:
         configure(model, metadata_config(metadata, path or Path(PACKAGED)))
     # Token pooling where there is a class token: methods read it, also of models that timm pools by
@@ -226,6 +210,16 @@ def create_backbone(
     info = _describe(model, _exact_tag(model, name) if source == "hub" else name, source, path)
     setattr(model, _INFO_ATTRIBUTE, info)
     return model
+
+
+def _packaged_weights() -> contextlib.AbstractContextManager[Path]:
+    resource = importlib.resources.files("avalanche_rwf") / "data" / f"{PACKAGED}.safetensors"
+    if not resource.is_file():
+        raise UsageError(
+            f"the packaged weights of {PACKAGED!r} are not installed; pass weights=FILE, or "
+            "pretrained=False for random weights."
+        )
+    return importlib.resources.as_file(resource)
 
 
 def build_packaged_architecture(**timm_kwargs: Any) -> VisionTransformer:
@@ -351,12 +345,8 @@ def _arch(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def _timm_names() -> list[str]:
-    """Every timm model in a module that builds one of the families (cheap: nothing is built)."""
-    return [name for name in timm.list_models() if _makes_vits(name)]
-
-
 def _makes_vits(arch: str) -> bool:
+    """Whether a model's module builds one of the families (cheap: nothing is built)."""
     module = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
     return any(forms_of(kind) for kind in module.values() if isinstance(kind, type))
 
@@ -398,8 +388,7 @@ def _warn_if_bare(name: str) -> None:
     others = ", ".join(repr(tag) for tag in tags if tag != exact)
     warnings.warn(
         f"the bare backbone name {name!r} stands for different weights in different versions of "
-        "timm: here it is "
-        f"{exact!r}; name that tag, or another one: {others}",
+        f"timm: here it is {exact!r}; name that tag, or another one: {others}",
         UserWarning,
         stacklevel=4,
     )
@@ -503,9 +492,15 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
     """Check what timm itself takes as it comes: `qkv_bias="flase"` would be true, and -1 heads
     divide any width.
 
-    :raises UsageError: an argument of `VisionTransformer` of another type than its default, or out
-        of range; None leaves timm's own.
+    :raises UsageError: one that `create_backbone` sets, or an argument of `VisionTransformer` of
+        another type than its default, or out of range; None leaves timm's own.
     """
+    reserved = [key for key in timm_kwargs if key in _RESERVED]
+    if reserved:
+        raise UsageError(
+            f"backbone argument {reserved[0]!r} is set by create_backbone; it takes arguments of "
+            "the timm model such as depth=9."
+        )
     parameters = inspect.signature(VisionTransformer).parameters
     for key, value in timm_kwargs.items():
         default = parameters[key].default if key in parameters else None
@@ -532,7 +527,6 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
 
 
 def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
-    _check_arguments(timm_kwargs)
     try:
         if name == PACKAGED:
             return build_packaged_architecture(**timm_kwargs)

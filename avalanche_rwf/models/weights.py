@@ -68,13 +68,11 @@ def load_hub(model: Any, name: str) -> None:
             )
     except UsageError:
         raise
-    except (
-        Exception
-    ) as error:  # the hub's client has no common base for "offline", "not found", "cut off"
+    except Exception as error:  # the hub's client raises anything when it is offline or cut off
         raise UsageError(
             f"cannot get the weights of backbone {name!r} from the hub ({type(error).__name__}: "
-            f"{first_line(error)}); "
-            "pass weights=FILE with a local copy, or pretrained=False for random weights."
+            f"{first_line(error)}); pass weights=FILE with a local copy, or pretrained=False for "
+            "random weights."
         ) from error
 
 
@@ -139,8 +137,7 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"weights file {str(path)!r} holds more than tensors, or is no torch file, and "
-            "nothing in it was executed; "
-            "save its state_dict alone, best as .safetensors."
+            "nothing in it was executed; save its state_dict alone, best as .safetensors."
         ) from error
     except Exception as error:  # a damaged file leads PyTorch's reader anywhere
         raise UsageError(
@@ -151,10 +148,12 @@ def _read_pickle(path: Path) -> Any:
 def _load_npz(model: Any, name: str, path: Path) -> None:
     """Load the original ViT's format through timm, after making sure that it is what timm
     expects."""
+    file = f"weights file {str(path)!r}"
+    misfit = f"{file} does not fit backbone {name!r}"
     if not hasattr(model, "load_pretrained"):
         raise UsageError(
-            f"weights file {str(path)!r} is in the original ViT format, which backbone {name!r} "
-            "has no reader for; give it as .safetensors or .pth."
+            f"{file} is in the original ViT format, which backbone {name!r} has no reader for; "
+            "give it as .safetensors or .pth."
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -162,49 +161,33 @@ def _load_npz(model: Any, name: str, path: Path) -> None:
     # TypeError: of one array, as .npy, by another name.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise UsageError(
-            f"weights file {str(path)!r} cannot be read as an .npz archive of plain arrays "
-            f"({first_line(error)})."
+            f"{file} cannot be read as an .npz archive of plain arrays ({first_line(error)})."
         ) from error
     if not any(key.endswith("embedding/kernel") for key in keys):
         raise UsageError(
-            f"weights file {str(path)!r} is not in the original ViT format: it has no "
-            "'embedding/kernel'; its keys "
+            f"{file} is not in the original ViT format: it has no 'embedding/kernel'; its keys "
             f"begin {_some(sorted(keys))}."
         )
     numbers = [re.search(r"encoderblock_(\d+)/", key) for key in keys]
     blocks = len({match.group(1) for match in numbers if match})
     # timm reads as many blocks as the model has and would leave the rest of the file unused.
     if blocks and blocks != len(model.blocks):
-        raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: it has {blocks} blocks, "
-            "the model "
-            f"{len(model.blocks)}."
-        )
+        raise UsageError(f"{misfit}: it has {blocks} blocks, the model {len(model.blocks)}.")
     with torch.no_grad():
         for parameter in model.parameters():  # whatever timm does not set stays visible
             parameter.fill_(float("nan"))
     try:
         model.load_pretrained(str(path))
     except KeyError as error:
-        raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: 1 missing or more "
-            f"({first_line(error)})."
-        ) from error
+        raise UsageError(f"{misfit}: 1 missing or more ({first_line(error)}).") from error
     except Exception as error:  # whatever NumPy, zipfile and timm make of the arrays
-        raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r} ({first_line(error)})."
-        ) from error
+        raise UsageError(f"{misfit} ({first_line(error)}).") from error
     infinite = [key for key, value in model.named_parameters() if torch.isinf(value).any()]
     if infinite:
-        raise UsageError(
-            f"weights file {str(path)!r} holds numbers that are not finite ({_some(infinite)})."
-        )
+        raise UsageError(f"{file} holds numbers that are not finite ({_some(infinite)}).")
     unset = [key for key, value in model.named_parameters() if torch.isnan(value).any()]
     if unset:
-        raise UsageError(
-            f"weights file {str(path)!r} does not fit backbone {name!r}: {len(unset)} missing "
-            f"({_some(unset)})."
-        )
+        raise UsageError(f"{misfit}: {len(unset)} missing ({_some(unset)}).")
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -302,46 +285,36 @@ def _fit(
             problems.append(
                 f"its position or patch embedding cannot be resampled ({first_line(error)})"
             )
-    tensors = {
-        key: value
-        for key, value in tensors.items()
-        if key in wanted or not key.startswith(_IGNORED_KEYS)
-    }
+    tensors = {k: v for k, v in tensors.items() if k in wanted or not k.startswith(_IGNORED_KEYS)}
     # Behind a class token it is dropped below and keeps its random start.
     dropped = ("attn_pool.",) if pooling(model) == "token" else ()
     missing = [key for key in wanted if key not in tensors and not key.startswith(dropped)]
     unexpected = [key for key in tensors if key not in wanted]
     if hub:  # timm vouches for its own files, but a block too many means another depth
         unexpected = [key for key in unexpected if key.startswith("blocks.")]
-    if not problems:
-        misfits = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
-        if misfits:
-            shown = _some([_shapes(key, tensors[key], wanted) for key in misfits], quote=False)
-            problems.append(f"{len(misfits)} of another shape ({shown})")
-    if not problems:
-        # Loading would turn whole numbers of a quantised file, or real parts, into weights.
-        kinds = [
-            f"{key!r} is {tensors[key].dtype}"
-            for key in wanted
-            if key in tensors
-            and tensors[key].is_floating_point() != wanted[key].is_floating_point()
-        ]
-        infinite = [
-            key
-            for key in wanted
-            if key in tensors and not bool(torch.isfinite(tensors[key]).all())
-        ]
-        if kinds:
-            problems.append(f"{len(kinds)} of another type ({_some(kinds, quote=False)})")
-        elif infinite:
-            problems.append(f"{len(infinite)} not finite ({_some(infinite)})")
-    if unexpected:
-        problems.insert(0, f"{len(unexpected)} unexpected ({_some(unexpected)})")
-    if missing:
-        problems.insert(0, f"{len(missing)} missing ({_some(missing)})")
+    problems = problems or _misfits(tensors, wanted)
+    for keys, what in ((unexpected, "unexpected"), (missing, "missing")):
+        if keys:
+            problems.insert(0, f"{len(keys)} {what} ({_some(keys)})")
     if problems:
         raise UsageError(f"{label} does not fit backbone {name!r}: {'; '.join(problems)}.")
     return {key: tensors.get(key, value) for key, value in wanted.items()}
+
+
+def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the tensors that the model has too: shapes, else types, else values."""
+    pairs = {key: (tensors[key], wanted[key]) for key in wanted if key in tensors}
+    shapes = [_shapes(k, found, wanted) for k, (found, own) in pairs.items()
+              if found.shape != own.shape]  # fmt: skip
+    if shapes:
+        return [f"{len(shapes)} of another shape ({_some(shapes, quote=False)})"]
+    # Loading would turn whole numbers of a quantised file, or real parts, into weights.
+    kinds = [f"{k!r} is {found.dtype}" for k, (found, own) in pairs.items()
+             if found.is_floating_point() != own.is_floating_point()]  # fmt: skip
+    if kinds:
+        return [f"{len(kinds)} of another type ({_some(kinds, quote=False)})"]
+    infinite = [k for k, (found, _) in pairs.items() if not bool(torch.isfinite(found).all())]
+    return [f"{len(infinite)} not finite ({_some(infinite)})"] if infinite else []
 
 
 def _shapes(key: str, found: Tensor, wanted: Mapping[str, Tensor]) -> str:
