@@ -33,6 +33,7 @@ from avalanche_rwf.utils.untrusted_io import MOST, printable, read_file, read_ob
 from avalanche_rwf.utils.validation import AnyPath
 
 __all__ = [
+    "FORMULA",
     "MOST_MEASURED",
     "BrokenRun",
     "Runs",
@@ -99,8 +100,8 @@ _SEED = re.compile(r"seed(\d+)")
 _SCORES = tuple(name for name, metric in METRICS.items() if metric.kind in ("share", "change"))
 _REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_pairs")
 _FILES = ("config.json", "summary.json", "metrics.csv")
-# A cell of the CSV that begins with one of these is computed by the program that opens it.
-_FORMULA = ("=", "+", "-", "@")
+FORMULA = ("=", "+", "-", "@")
+"""A cell of a CSV file that begins with one of these is computed by the program that opens it."""
 MOST_MEASURED = 1e30
 """What a run may have measured; sums of larger numbers overflow."""
 
@@ -147,23 +148,18 @@ def read_runs(
 ) -> Runs:
     """Read every run directory under one or several folders.
 
-    Args:
-        out_dir: the output folder of `compare`, the one that holds `runs/`.
-        more: others, as from other machines. A run that is in several of them counts once if its
-            files are the same to the byte.
-
-    Returns:
-        the runs as a frame: what identifies a configuration (`benchmark`, `backbone`, `method`,
-        `config_hash`, `head`, ...; `options` and `settings`, what else the configuration holds, as
-        sorted JSON text), `folder` (the one given), `run_dir` (relative to it), `seed`, `status`
-        ("done" or "failed"), `error`, `git`, `torch`, `hardware`, `images`
-        ("1200+540", of training and of the test), and the fields of the summary under
-        `summary_column`; and a list of the directories that gave none, with the reason (unfinished,
-        unreadable, contradictory, misplaced, foreign).
-
-    Raises:
-        UsageError: if a folder is none, or if two of them hold different runs of one seed of one
-            configuration.
+    :param out_dir: the output folder of `compare`, the one that holds `runs/`.
+    :param more: others, as from other machines. A run that is in several of them counts once if its
+        files are the same to the byte.
+    :returns: the runs as a frame: what identifies a configuration (`benchmark`, `backbone`,
+        `method`, `config_hash`, `head`, ...; `options` and `settings`, what else the configuration
+        holds, as sorted JSON text), `folder` (the one given), `run_dir` (relative to it), `seed`,
+        `status` ("done" or "failed"), `error`, `git`, `torch`, `hardware`, `images` ("1200+540", of
+        training and of the test), and the fields of the summary under `summary_column`; and a list
+        of the directories that gave none, with the reason (unfinished, unreadable, contradictory,
+        misplaced, foreign).
+    :raises UsageError: if a folder is none, or if two of them hold different runs of one seed of
+        one configuration.
     """
     rows: list[dict[str, Any]] = []
     broken: list[BrokenRun] = []
@@ -228,8 +224,7 @@ def missing(value: Any) -> bool:
 def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out a finished run that another folder holds too.
 
-    Raises:
-        UsageError: if it is another run of the same seed.
+    :raises UsageError: if it is another run of the same seed.
     """
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     result = []
@@ -309,8 +304,7 @@ def _text(value: Any) -> str | None:
 def _read_run(path: Path, out: Path) -> dict[str, Any]:
     """Return the row of one run directory.
 
-    Raises:
-        _UnusableError: if it gives none.
+    :raises _UnusableError: if it gives none.
     """
     parts = path.parts[len(out.parts) :]  # runs, benchmark, method, hash, seed
     match = _SEED.fullmatch(parts[-1])
@@ -356,8 +350,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 def _check_types(config: dict[str, Any]) -> None:
     """Check what is counted with, compared or parsed: one odd file must not stop a leaderboard.
 
-    Raises:
-        _UnusableError: naming the field.
+    :raises _UnusableError: naming the field.
     """
     for name, setting in run_settings().items():
         value = config.get(name)
@@ -453,8 +446,7 @@ def _differing(runs: list[dict[str, Any]]) -> set[int]:
     A seed fixes the stream, so their numbers can differ only if the data did: a folder that has
     changed since, or that is another one on another machine.
 
-    Args:
-        runs: rows of the frame of `read_runs`.
+    :param runs: rows of the frame of `read_runs`.
     """
     found: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for index, run in enumerate(runs):
@@ -495,8 +487,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 def _check_measured(row: dict[str, Any]) -> None:
     """Check the numbers of a run that is done: one that cannot be must not be ranked or shown.
 
-    Raises:
-        _UnusableError: naming the field.
+    :raises _UnusableError: naming the field.
     """
     for column, value in row.items():
         if isinstance(value, float) and not math.isnan(value):
@@ -511,23 +502,17 @@ def _check_measured(row: dict[str, Any]) -> None:
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """Reduce a frame of runs to one row per configuration.
 
-    Args:
-        runs: the frame of `read_runs`, or several of them concatenated.
-
-    Returns:
-        one row per (benchmark, stream, backbone and its weights, method, config hash, version and
-        source of the code, submitted or not): the columns that identify it, `n` and `seeds` (those
-        that are done, "0,1,2"), `failed` (how many runs failed; they enter no mean), `git`, `torch`
-        and `hardware` (all that its runs have), `images_differ` where there are such (the seeds at
-        which other runs of the protocol had other numbers of images), and for every numeric field
-        of the summaries `<field>_mean` and `<field>_std` (of the sample, ddof=1; NaN for one seed),
-        for accuracies and forgetting also `<field>_ci_low` and `<field>_ci_high` (95 %, Student's
-        t). Fields that
-        a seed lacks are averaged over the others. Best `a_last_mean` first within each benchmark
-        and backbone.
-
-    Raises:
-        UsageError: if a seed occurs twice in a configuration.
+    :param runs: the frame of `read_runs`, or several of them concatenated.
+    :returns: one row per (benchmark, stream, backbone and its weights, method, config hash, version
+        and source of the code, submitted or not): the columns that identify it, `n` and `seeds`
+        (those that are done, "0,1,2"), `failed` (how many runs failed; they enter no mean), `git`,
+        `torch` and `hardware` (all that its runs have), `images_differ` where there are such (the
+        seeds at which other runs of the protocol had other numbers of images), and for every
+        numeric field of the summaries `<field>_mean` and `<field>_std` (of the sample, ddof=1; NaN
+        for one seed), for accuracies and forgetting also `<field>_ci_low` and `<field>_ci_high`
+        (95 %, Student's t). Fields that a seed lacks are averaged over the others. Best
+        `a_last_mean` first within each benchmark and backbone.
+    :raises UsageError: if a seed occurs twice in a configuration.
     """
     known = (*_IDENTITY, *_RUN)
     fields = [
@@ -568,8 +553,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
 def _said_of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the runs of one row say, but for their numbers.
 
-    Raises:
-        UsageError: if a seed occurs twice.
+    :raises UsageError: if a seed occurs twice.
     """
     done = [run for run in runs if run["status"] == "done"]
     done.sort(key=lambda run: int(run["seed"]))
@@ -593,9 +577,8 @@ def _said_of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def records(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return rows as plain dictionaries; `to_dict` looks at every value and takes far longer.
 
-    Args:
-        frame: of runs or a leaderboard.
-        names: its columns to keep, by default all.
+    :param frame: of runs or a leaderboard.
+    :param names: its columns to keep, by default all.
     """
     names = list(frame.columns) if names is None else names
     columns = [frame[name].tolist() for name in names]
@@ -630,8 +613,7 @@ def _name(record: dict[str, Any]) -> str:
 def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs or a leaderboard into what may be compared: one protocol each, in their order.
 
-    Args:
-        frame: of `read_runs` or `aggregate`.
+    :param frame: of `read_runs` or `aggregate`.
     """
     keys = [name for name in PROTOCOL if name in frame.columns]
     if frame.empty:
@@ -644,22 +626,17 @@ def add_reference(
 ) -> pd.DataFrame:
     """Add to each row its paired difference to a reference method, over the seeds both have.
 
-    Args:
-        board: the frame of `aggregate`.
-        runs: the frame that it was made of.
-        reference: a method, or the beginning of a configuration's hash where a protocol has several
-            configurations of the method. In every protocol that has it the rows are compared with
-            its row; where it has one row per version of the code, with that of the same code.
-        field: the metric, as in `runs`.
-
-    Returns:
-        the board with `reference`, `difference` (row minus reference), `difference_ci_low` and
-        `difference_ci_high` (95 %, Student's t), `p` (two-sided paired t-test, not corrected for
-        the number of rows) and `n_pairs`; missing in the reference's own row and in protocols
+    :param board: the frame of `aggregate`.
+    :param runs: the frame that it was made of.
+    :param reference: a method, or the beginning of a configuration's hash where a protocol has
+        several configurations of the method. In every protocol that has it the rows are compared
+        with its row; where it has one row per version of the code, with that of the same code.
+    :param field: the metric, as in `runs`.
+    :returns: the board with `reference`, `difference` (row minus reference), `difference_ci_low`
+        and `difference_ci_high` (95 %, Student's t), `p` (two-sided paired t-test, not corrected
+        for the number of rows) and `n_pairs`; missing in the reference's own row and in protocols
         without it.
-
-    Raises:
-        UsageError: if no finished row is of the reference, or several of one protocol are.
+    :raises UsageError: if no finished row is of the reference, or several of one protocol are.
     """
     scored = {
         key: dict(zip(group["seed"], group[field], strict=True))
@@ -717,8 +694,7 @@ def _counterpart(
 ) -> dict[str, Any]:
     """Return the one row of the reference to compare a row with.
 
-    Raises:
-        UsageError: if there are several.
+    :raises UsageError: if there are several.
     """
     same = [c for c in candidates if row_key(c)[_CODE] == row_key(row)[_CODE]]
     chosen = same if len(candidates) > 1 and len(same) == 1 else candidates
@@ -751,7 +727,7 @@ def _cell(value: Any) -> Any:
         return value
     if not value.isprintable():  # spaces of other scripts are none of these
         value = "".join(ascii(sign)[1:-1] if _commands(sign) else sign for sign in value)
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    return f"'{value}" if value.startswith(FORMULA) else value
 
 
 def _commands(sign: str) -> bool:
@@ -766,12 +742,9 @@ def write_leaderboard(
 
     The file is replaced in one step, so a reader never sees half of it.
 
-    Args:
-        out_dir: OUT.
-        board: their leaderboard, if the caller has read them already.
-
-    Raises:
-        UsageError: if `out_dir` is not a folder or cannot be written to.
+    :param out_dir: OUT.
+    :param board: their leaderboard, if the caller has read them already.
+    :raises UsageError: if `out_dir` is not a folder or cannot be written to.
     """
     out = Path(out_dir)
     board = aggregate(read_runs(out).frame) if board is None else board

@@ -108,16 +108,11 @@ def _defaults(config: dict[str, Any], sha256: str) -> dict[str, Any]:
 def contribution(board: pd.DataFrame, runs: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
     """Make the files of a contribution.
 
-    Args:
-        board: the frame of `aggregate`.
-        runs: the frame of `read_runs` that it was made of.
-
-    Returns:
-        text by path within that repository, and what was left out and why: rows without a result,
-        submitted ones, and methods that are not this package's.
-
-    Raises:
-        UsageError: if no row is left.
+    :param board: the frame of `aggregate`.
+    :param runs: the frame of `read_runs` that it was made of.
+    :returns: text by path within that repository, and what was left out and why: rows without a
+        result, submitted ones, and methods that are not this package's.
+    :raises UsageError: if no row is left.
     """
     files: dict[str, str] = {}
     notes: list[str] = []
@@ -186,9 +181,8 @@ def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) ->
     Lines are added to the lists that the folder has already, `__init__.py` and the targets (where
     a target of the same strategy and benchmark is replaced); a script made earlier is replaced.
 
-    Raises:
-        UsageError: if the folder cannot be written to, has a list that cannot be read, or has a
-            script of the same name that was not made here.
+    :raises UsageError: if the folder cannot be written to, has a list that cannot be read, or has a
+        script of the same name that was not made here.
     """
     merged = {}
     for name, text in files.items():

@@ -43,9 +43,8 @@ __all__ = [
 class Curve(NamedTuple):
     """A curve of several seeds.
 
-    Attributes:
-        samples: where its points are, the mean over the seeds that have the point, [m].
-        values: [S, m]; NaN where a seed has no value.
+    :param samples: where its points are, the mean over the seeds that have the point, [m].
+    :param values: [S, m]; NaN where a seed has no value.
     """
 
     samples: NDArray[Any]
@@ -58,8 +57,8 @@ class Curve(NamedTuple):
 def read_metrics(runs: pd.DataFrame) -> list[Metrics]:
     """Read `metrics.csv` of every run of a frame, or the values that were submitted.
 
-    Args:
-        runs: the frame of `read_runs`, of finished runs. Those without a readable file give none.
+    :param runs: the frame of `read_runs`, of finished runs. Those without a readable file give
+        none.
     """
     found = []
     for folder, run_dir, seed, submitted in zip(
@@ -83,11 +82,10 @@ def read_metrics(runs: pd.DataFrame) -> list[Metrics]:
 class Measured:
     """One row of the leaderboard and its runs.
 
-    Attributes:
-        values: of the board, by column.
-        runs: rows of the frame of `read_runs`, by column, by seed.
-        metrics: of those that are done and can be read.
-        unread: of those that are done, those without readable metrics.
+    :param values: of the board, by column.
+    :param runs: rows of the frame of `read_runs`, by column, by seed.
+    :param metrics: of those that are done and can be read.
+    :param unread: of those that are done, those without readable metrics.
     """
 
     values: dict[str, Any]
@@ -99,9 +97,8 @@ class Measured:
 def measured(rows: Sequence[dict[str, Any]], runs: pd.DataFrame) -> list[Measured]:
     """Read what the runs of rows have measured.
 
-    Args:
-        rows: of `aggregate`.
-        runs: the frame that it was made of.
+    :param rows: of `aggregate`.
+    :param runs: the frame that it was made of.
     """
     grouped = runs_by_row(runs)
     found = []
@@ -132,8 +129,7 @@ def over_seeds(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def _curve(lines: Sequence[Mapping[Any, tuple[float, float]]]) -> Curve:
     """Put the points of several seeds together by their key, in the order of the keys.
 
-    Args:
-        lines: of each seed samples seen and value by key.
+    :param lines: of each seed samples seen and value by key.
     """
     keys = sorted({key for line in lines for key in line})
     nowhere = (math.nan, math.nan)
@@ -152,9 +148,8 @@ def _at_ends(
 ) -> Curve:
     """Return a curve over the ends of experiences, from `first_end` on.
 
-    Args:
-        runs: one a seed.
-        value: of a run at the end of an experience, by its number and the samples seen.
+    :param runs: one a seed.
+    :param value: of a run at the end of an experience, by its number and the samples seen.
     """
     first = first_end(runs)
     lines: list[dict[int, tuple[float, float]]] = []
@@ -256,10 +251,9 @@ def pareto_front(
 ) -> NDArray[np.bool_]:
     """Return which points no other point beats: none is as good in both and better in one.
 
-    Args:
-        cost: [n]; NaN is on no front.
-        score: [n], more is better.
-        less_is_better: of the cost; False for a speed.
+    :param cost: [n]; NaN is on no front.
+    :param score: [n], more is better.
+    :param less_is_better: of the cost; False for a speed.
     """
     x = np.asarray(cost, np.float64) * (1.0 if less_is_better else -1.0)
     y = np.asarray(score, np.float64)

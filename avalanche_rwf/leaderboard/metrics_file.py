@@ -24,15 +24,14 @@ _COLUMNS = ["samples_seen", "experience", "metric", "value"]
 class Metrics:
     """What `metrics.csv` of one run holds.
 
-    Attributes:
-        seed: of the run.
-        exposed: accuracy on the classes so far, by samples seen.
-        ends: samples seen at each experience's end, by the experience's number from 0: the same
-            twice where an experience has no samples, none before the first that has some.
-        matrix: accuracy on each test experience (columns) after each training experience, [T, T].
-        forgetting: a class's best accuracy before the last end minus that at the last end, by
-            class; NaN where a class has none of the two.
-        routing: by metric, then by samples seen.
+    :param seed: of the run.
+    :param exposed: accuracy on the classes so far, by samples seen.
+    :param ends: samples seen at each experience's end, by the experience's number from 0: the same
+        twice where an experience has no samples, none before the first that has some.
+    :param matrix: accuracy after each training experience on each test experience, [T, T].
+    :param forgetting: a class's best accuracy before the last end minus that at the last end, by
+        class; NaN where a class has none of the two.
+    :param routing: by metric, then by samples seen.
     """
 
     seed: int = 0
@@ -58,8 +57,7 @@ class Metrics:
 def parse_metrics(content: bytes, seed: int) -> Metrics:
     """Return what the content of a `metrics.csv` says.
 
-    Raises:
-        ValueError: if it is not what a run writes.
+    :raises ValueError: if it is not what a run writes.
     """
     text = content.decode()
     frame = pd.read_csv(io.StringIO(text), float_precision="round_trip")

@@ -154,8 +154,7 @@ def _text(label: str) -> str:
 def _methods(runs: pd.DataFrame, most: int = MOST) -> list[_Method]:
     """Return the rows that have a result, best first.
 
-    Raises:
-        UsageError: if there are none, or if the runs are of several protocols.
+    :raises UsageError: if there are none, or if the runs are of several protocols.
     """
     done = runs[runs["status"] == "done"]
     if done.empty:
@@ -203,10 +202,9 @@ def _legend(
 def _figure(target: Target, high: float, entries: int) -> Figure:
     """Return a figure of a target's width.
 
-    Args:
-        target: what it is for.
-        high: inches of what is drawn, at letters of 8 points.
-        entries: in the legend, which takes its place.
+    :param target: what it is for.
+    :param high: inches of what is drawn, at letters of 8 points.
+    :param entries: in the legend, which takes its place.
     """
     line = 0.165  # inches
     high = high + line * math.ceil(entries / 2) if target.narrow else max(high, line * entries)
@@ -226,8 +224,8 @@ def anytime_accuracy(
     are the ends of experiences (the mean over seeds, where seeds differ). Of more than twelve
     methods the best six and the reference are drawn in colour before the others in grey.
 
-    Args:
-        reference: a method, or the beginning of a configuration's hash, that is always in colour.
+    :param reference: a method, or the beginning of a configuration's hash, that is always in
+        colour.
     """
     lines = [(m, curves.accuracy_curve(m.found.metrics)) for m in runs]
     lines = [(method, curve) for method, curve in lines if len(curve.samples)]
@@ -399,8 +397,7 @@ def _draw_cost(
 ) -> list[tuple[Axes, float, float, Any]]:
     """Draw the methods' scores against one cost, and the front; less: of the cost is better.
 
-    Returns:
-        axis, place, height and what `errorbar` has drawn, of each method.
+    :returns: axis, place, height and what `errorbar` has drawn, of each method.
     """
     points = []
     front = curves.pareto_front(cost, score, less)
@@ -422,9 +419,8 @@ def _draw_cost(
 def _move_apart(points: Sequence[tuple[Axes, float, float, Any]], size: float) -> None:
     """Move points that would hide each other sideways, each to the nearest free place.
 
-    Args:
-        points: axis, place, height and what `errorbar` has drawn there; the first stay.
-        size: of a marker, in points.
+    :param points: axis, place, height and what `errorbar` has drawn there; the first stay.
+    :param size: of a marker, in points.
     """
     placed: list[tuple[Axes, float, float]] = []
     for axis, x, y, bars in points:
@@ -451,10 +447,9 @@ def _move_apart(points: Sequence[tuple[Axes, float, float, Any]], size: float) -
 def _log_scale(axis: Axes, values: NDArray[Any], most: int) -> None:
     """Set a logarithmic x axis with a place for 0, and a few plain ticks such as 50, 200 and 10k.
 
-    Args:
-        axis: to be set.
-        values: what is drawn on it, 0 or more.
-        most: ticks that there is room for, about.
+    :param axis: to be set.
+    :param values: what is drawn on it, 0 or more.
+    :param most: ticks that there is room for, about.
     """
     positive = values[values > 1e-30]  # what is smaller can be told from 0 by nobody
     if not len(positive):
@@ -561,11 +556,8 @@ _FOLLOWS = ("eval_every_samples",)
 def few_shot_series(runs: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs into those that `few_shot` may draw together: protocols alike but for the shots.
 
-    Args:
-        runs: the frame of `read_runs`.
-
-    Returns:
-        runs that are done, at two numbers of shots or more each, in their order.
+    :param runs: the frame of `read_runs`.
+    :returns: runs that are done, at two numbers of shots or more each, in their order.
     """
     done = runs[runs["status"] == "done"]
     done = done[done["stream_options"].map(_shots).notna()]
@@ -670,14 +662,12 @@ def write_plots(
     One protocol's are ``<picture>.svg`` and so on; those of several are in a folder each, numbered
     as the tables of the leaderboard are, with the protocol in the file's title.
 
-    Args:
-        runs: the frame of `read_runs`.
-        folder: made where it is missing.
-        target: one of `TARGETS`: what the pictures are for.
-        reference: a method, or the beginning of a configuration's hash, that is always in colour.
-
-    Raises:
-        UsageError: if the folder cannot be written to.
+    :param runs: the frame of `read_runs`.
+    :param folder: made where it is missing.
+    :param target: one of `TARGETS`: what the pictures are for.
+    :param reference: a method, or the beginning of a configuration's hash, that is always in
+        colour.
+    :raises UsageError: if the folder cannot be written to.
     """
     out = Path(folder)
     paths: list[Path] = []

@@ -37,8 +37,7 @@ _BOLD = f"Bold: best. {NOTE}"
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read what to call methods and columns from a TOML file: ``slda = "SLDA"``.
 
-    Raises:
-        UsageError: if it cannot be read, or a value is no text.
+    :raises UsageError: if it cannot be read, or a value is no text.
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
@@ -202,10 +201,9 @@ def _fitting(
 ) -> tuple[Table, list[str], tuple[str, float, int], str]:
     """Choose a table's columns, those left out, its letters and its width ("*": the page's).
 
-    Args:
-        whole: the table.
-        fixed: no column may be left out.
-        target: one of `_TARGETS`.
+    :param whole: the table.
+    :param fixed: no column may be left out.
+    :param target: one of `_TARGETS`.
     """
     column_width, page_width = _TARGETS[target]
     order = sorted((c.keep, i) for i, c in enumerate(whole.columns) if c.keep is not None)
@@ -280,19 +278,17 @@ def render(
     down to ``\\footnotesize``. What still does not fit is left out, the least important first and
     none that was asked for, and a line below says so.
 
-    Args:
-        board: the frame of `aggregate`.
-        fmt: one of `FORMATS`.
-        wide: every column; text then is as wide as it needs.
-        columns: these columns, by field or heading.
-        names: what to call methods and columns, for LaTeX written in LaTeX.
-        how: for text, `width` in characters. For LaTeX, `label` of the table; those of further
-            protocols have their number behind it. `caption`, written in LaTeX, in the place of the
-            protocol, which then stands below the table. `target`: "neurips", "icml", or None for a
-            plain article.
-
-    Raises:
-        UsageError: if the format is unknown, `board` is no leaderboard or there is no such column.
+    :param board: the frame of `aggregate`.
+    :param fmt: one of `FORMATS`.
+    :param wide: every column; text then is as wide as it needs.
+    :param columns: these columns, by field or heading.
+    :param names: what to call methods and columns, for LaTeX written in LaTeX.
+    :param how: for text, `width` in characters. For LaTeX, `label` of the table; those of further
+        protocols have their number behind it. `caption`, written in LaTeX, in the place of the
+        protocol, which then stands below the table. `target`: "neurips", "icml", or None for a
+        plain article.
+    :raises UsageError: if the format is unknown, `board` is no leaderboard or there is no such
+        column.
     """
     if fmt not in FORMATS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}.")

@@ -15,13 +15,12 @@ __all__ = ["Paired", "interval", "mean_std", "paired_difference"]
 class Paired(NamedTuple):
     """A method's difference to a reference over the seeds that both have.
 
-    Attributes:
-        n: pairs.
-        difference: mean of method minus reference; NaN without a pair.
-        low: lower end of its 95 % interval; NaN with fewer than two pairs.
-        high: its upper end.
-        p: of the two-sided paired t-test; NaN with fewer than two pairs, or where all differences
-            are equal and the test is not defined.
+    :param n: pairs.
+    :param difference: mean of method minus reference; NaN without a pair.
+    :param low: lower end of its 95 % interval; NaN with fewer than two pairs.
+    :param high: its upper end.
+    :param p: of the two-sided paired t-test; NaN with fewer than two pairs, or where all
+        differences are equal and the test is not defined.
     """
 
     n: int
@@ -58,8 +57,7 @@ def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     1: with two or three seeds an interval of accuracies may well pass them, and says so how little
     two or three seeds tell.
 
-    Returns:
-        its ends; NaN with fewer than two values.
+    :returns: its ends; NaN with fewer than two values.
     """
     mean, deviation = mean_std(values)
     n = len(_there(values))
@@ -75,9 +73,8 @@ def paired_difference(values: ArrayLike, reference: ArrayLike) -> Paired:
     A seed fixes the stream, the order of samples and every initial value, so what two methods have
     in common at a seed drops out of their difference.
 
-    Args:
-        values: of the method, [n], by seed.
-        reference: of the reference at the same seeds, [n]; pairs with a NaN do not count.
+    :param values: of the method, [n], by seed.
+    :param reference: of the reference at the same seeds, [n]; pairs with a NaN do not count.
     """
     differences = _there(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
     n = len(differences)

@@ -47,10 +47,9 @@ _KNOWN = (
 class Look(NamedTuple):
     """How a row of the leaderboard is drawn.
 
-    Attributes:
-        light, dark: the colour on a light and on a dark ground.
-        marker, symbol: the marker, as matplotlib and as Plotly name it.
-        line, dash: the line, as matplotlib and as Plotly name it.
+    :param light: the colour on a light ground; `dark` is that on a dark one.
+    :param marker: as matplotlib names it; `symbol` is Plotly's name.
+    :param line: as matplotlib names it; `dash` is Plotly's name.
     """
 
     light: str
@@ -64,9 +63,8 @@ class Look(NamedTuple):
 def look(method: str, variant: int = 0) -> Look:
     """Return the look of a method.
 
-    Args:
-        method: by name.
-        variant: of several rows of the method, which share its colour.
+    :param method: by name.
+    :param variant: of several rows of the method, which share its colour.
     """
     if method in _KNOWN:
         number = _KNOWN.index(method)
@@ -92,9 +90,8 @@ def _look(colour: int, marker: int, line: int) -> Look:
 def looks(rows: Sequence[Mapping[str, Any]]) -> list[Look]:
     """Return the looks of rows that are drawn together.
 
-    Args:
-        rows: with `method` and `config_hash`. Several of a method are told apart in the order of
-            their hashes, which no score changes.
+    :param rows: with `method` and `config_hash`. Several of a method are told apart in the order of
+        their hashes, which no score changes.
     """
     of: dict[str, list[int]] = {}
     for i in sorted(range(len(rows)), key=lambda i: (str(rows[i]["config_hash"]), i)):

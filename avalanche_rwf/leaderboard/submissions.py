@@ -33,6 +33,7 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.metrics import METRICS, forgetting_experience
 from avalanche_rwf.experiments.config import RunConfig, Setting, run_settings
 from avalanche_rwf.leaderboard.aggregate import (
+    FORMULA,
     MOST_MEASURED,
     configuration_row,
     runs_by_row,
@@ -59,8 +60,6 @@ _MAX_EXPERIENCES = 1000
 # Sums of floats in another order differ by less.
 _ROUNDING = 1e-9
 _MARKUP = frozenset("<>&\"'`\\")
-# A cell of the CSV that begins with one of these is computed by the program that opens it.
-_FORMULA = frozenset("=+-@")
 
 
 def _plain(text: str) -> str:
@@ -68,7 +67,7 @@ def _plain(text: str) -> str:
     wrong = sorted({c for c in text if c in _MARKUP or not c.isprintable()})
     if wrong:
         raise ValueError(f"must be plain text without {' '.join(ascii(c) for c in wrong)}")
-    if text[0] in _FORMULA:
+    if text.startswith(FORMULA):
         raise ValueError(f"must not begin with {text[0]}, as a formula in a spreadsheet does")
     return text
 
@@ -357,11 +356,8 @@ def _shown(value: Any) -> str:
 def read_entry(path: str | os.PathLike[str]) -> Entry:
     """Read an entry from anybody.
 
-    Args:
-        path: a JSON file of at most 5 MB.
-
-    Raises:
-        UsageError: naming the field, if it is no sound entry.
+    :param path: a JSON file of at most 5 MB.
+    :raises UsageError: naming the field, if it is no sound entry.
     """
     try:
         content = read_file(path, MAX_BYTES)
@@ -394,15 +390,11 @@ def _content(entry: Entry, run: Seed) -> dict[str, Any]:
 def read_entries(paths: list[str] | list[Path]) -> pd.DataFrame:
     """Read entries as runs, to be put beside those of `read_runs`.
 
-    Args:
-        paths: of entries; the same content twice counts once.
-
-    Returns:
-        a frame as that of `read_runs`, `submitted` true, `folder` the file and `run_dir` the field.
-
-    Raises:
-        UsageError: naming the file and the field, if one is no sound entry, or if two hold
-            different runs of one seed of one configuration.
+    :param paths: of entries; the same content twice counts once.
+    :returns: a frame as that of `read_runs`, `submitted` true, `folder` the file and `run_dir` the
+        field.
+    :raises UsageError: naming the file and the field, if one is no sound entry, or if two hold
+        different runs of one seed of one configuration.
     """
     rows: list[dict[str, Any]] = []
     seen: dict[tuple[Any, ...], tuple[Seed, str]] = {}
@@ -431,8 +423,7 @@ def read_entries(paths: list[str] | list[Path]) -> pd.DataFrame:
 def entry_metrics(path: str | os.PathLike[str], seed: int) -> Metrics:
     """Return what a submitted run measured, as far as an entry has it.
 
-    Raises:
-        UsageError: if the file is no sound entry (any more).
+    :raises UsageError: if the file is no sound entry (any more).
     """
     run = next(run for run in _cached_entry(os.fspath(path)).runs if run.seed == seed)
     lines = zip(run.experience_ends, run.matrix, strict=True)
@@ -443,8 +434,7 @@ def entry_metrics(path: str | os.PathLike[str], seed: int) -> Metrics:
 def entry_content(path: str | os.PathLike[str], seed: int) -> dict[str, Any]:
     """Return what the `config.json` of a submitted run would hold.
 
-    Raises:
-        UsageError: if the file is no sound entry (any more).
+    :raises UsageError: if the file is no sound entry (any more).
     """
     entry = _cached_entry(os.fspath(path))
     return next(_content(entry, run) for run in entry.runs if run.seed == seed)
@@ -461,14 +451,11 @@ def _cached_entry(path: str) -> Entry:
 def build_entry(runs: pd.DataFrame, method: str, config_hash: str = "") -> Entry:
     """Make an entry of a method's finished runs.
 
-    Args:
-        runs: the frame of `read_runs`.
-        method: by name.
-        config_hash: the beginning of the configuration's hash, where the method has several.
-
-    Raises:
-        UsageError: if the method has no finished run, or several configurations or versions of the
-            code and `config_hash` does not choose, or if a run's files are not sound.
+    :param runs: the frame of `read_runs`.
+    :param method: by name.
+    :param config_hash: the beginning of the configuration's hash, where the method has several.
+    :raises UsageError: if the method has no finished run, or several configurations or versions of
+        the code and `config_hash` does not choose, or if a run's files are not sound.
     """
     done = runs[(runs["status"] == "done") & ~runs["submitted"].astype(bool)]
     own = done[done["method"] == method]
@@ -528,8 +515,7 @@ def _object(value: Any) -> dict[str, Any]:
 def _seed(seed: int, folder: Path) -> dict[str, Any]:
     """Return one run of an entry from its directory.
 
-    Raises:
-        UsageError: if `metrics.csv` cannot be read.
+    :raises UsageError: if `metrics.csv` cannot be read.
     """
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -51,14 +51,13 @@ _MIN_WIDTH = 30  # a method's name, cut to what is needed, and A_last
 class Column:
     """A column of the table.
 
-    Attributes:
-        title: its heading.
-        field: the column of the board (of its mean, for a statistic).
-        kind: "text", "share" (mean ± deviation in per cent), "points" (a signed difference),
-            "interval" (in per cent), "p", "rate", "count" or "number".
-        best: "max" or "min" for the value to mark; None marks nothing (the number of parameters
-            and of seeds are facts, not scores).
-        keep: importance where the width is short; None is always shown.
+    :param title: its heading.
+    :param field: the column of the board (of its mean, for a statistic).
+    :param kind: "text", "share" (mean ± deviation in per cent), "points" (a signed difference),
+        "interval" (in per cent), "p", "rate", "count" or "number".
+    :param best: "max" or "min" for the value to mark; None marks nothing (the number of parameters
+        and of seeds are facts, not scores).
+    :param keep: importance where the width is short; None is always shown.
     """
 
     title: str
@@ -182,10 +181,9 @@ def _labels(
 ) -> list[str]:
     """Name every row by its method and, where a method has several rows, by what differs.
 
-    Args:
-        rows: rows of one protocol.
-        shown: columns of the table, which need not be said again.
-        names: what to call a method in the place of its name.
+    :param rows: rows of one protocol.
+    :param shown: columns of the table, which need not be said again.
+    :param names: what to call a method in the place of its name.
     """
     all_differences = [_differences(row) for row in rows]
     by_method: dict[str, list[dict[str, Any]]] = {}
@@ -228,11 +226,8 @@ def _labels(
 def row_labels(board: pd.DataFrame) -> list[str]:
     """Name the rows of one protocol as they are named in its table, where no column helps.
 
-    Args:
-        board: rows of `aggregate`, of one protocol.
-
-    Returns:
-        a name for each row, all different.
+    :param board: rows of `aggregate`, of one protocol.
+    :returns: a name for each row, all different.
     """
     rows = records(board)
     labels = _labels(rows, shown=())
@@ -253,13 +248,10 @@ def _offered(rows: Rows, wide: bool = False, chosen: Sequence[str] = ()) -> list
 
     The budget is there where a row is tuned, differences where there is a reference.
 
-    Args:
-        rows: of one protocol.
-        wide: all of them.
-        chosen: columns by field or by heading ("a_last", "f_cls"); the method comes first.
-
-    Raises:
-        UsageError: if there is no such column.
+    :param rows: of one protocol.
+    :param wide: all of them.
+    :param chosen: columns by field or by heading ("a_last", "f_cls"); the method comes first.
+    :raises UsageError: if there is no such column.
     """
     if chosen:
         every = [*_COLUMNS, *_COMPARED, *_WIDE]
@@ -374,11 +366,10 @@ def _points(value: float) -> str:
 def _best(column: Column, rows: Rows, cells: list[str], place: int = 1) -> list[bool]:
     """Return which cells to mark: the best value as it is shown, and all that equal it.
 
-    Args:
-        column: of the cells.
-        rows: of the table.
-        cells: of the column.
-        place: 2 marks the second best.
+    :param column: of the cells.
+    :param rows: of the table.
+    :param cells: of the column.
+    :param place: 2 marks the second best.
     """
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
@@ -488,8 +479,7 @@ def _title(column: Column, names: Mapping[str, str]) -> str:
 def ranked(board: pd.DataFrame) -> list[Rows]:
     """Split a board into protocols, best A_last first in each.
 
-    Raises:
-        UsageError: if the board is no leaderboard.
+    :raises UsageError: if the board is no leaderboard.
     """
     missing = [name for name in ("benchmark", "method") if name not in board.columns]
     if missing:
@@ -534,15 +524,13 @@ def render_text(
     important go (the parameters first, then forward passes, speed, F_cls, A_avg) and a line below
     says which.
 
-    Args:
-        board: the frame of `aggregate`.
-        width: characters per line; by default those of the terminal, 80 where there is none.
-        wide: every column, however wide the lines.
-        columns: these columns, however wide the lines.
-        names: what to call methods and columns.
-
-    Raises:
-        UsageError: if `board` is no leaderboard, `width` is under 30 or there is no such column.
+    :param board: the frame of `aggregate`.
+    :param width: characters per line; by default those of the terminal, 80 where there is none.
+    :param wide: every column, however wide the lines.
+    :param columns: these columns, however wide the lines.
+    :param names: what to call methods and columns.
+    :raises UsageError: if `board` is no leaderboard, `width` is under 30 or there is no such
+        column.
     """
     if width is not None and width < _MIN_WIDTH:
         raise UsageError(f"width must be at least {_MIN_WIDTH} characters, got {width}.")
