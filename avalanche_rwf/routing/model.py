@@ -26,6 +26,19 @@ from avalanche_rwf.utils.validation import Choice, Flag, Number, Whole, takes
 __all__ = ["RoutedViT"]
 
 
+def _prior(backbone: ViT, centre: float | None, given: Tensor | None) -> Tensor | None:
+    """The prior over all tokens of an image: around its centre, or the one given."""
+    prefix, patches = int(backbone.num_prefix_tokens), backbone.patch_embed
+    if centre is not None:
+        return centre_prior(cast("tuple[int, int]", patches.grid_size), centre, prefix)
+    tokens = prefix + int(patches.num_patches)
+    if isinstance(given, Tensor) and given.numel() != tokens:
+        raise UsageError(
+            f"log_prior must have one entry for each of the {tokens} tokens, not {given.numel()}."
+        )
+    return given
+
+
 class RoutedViT(FrozenViT):
     """A frozen timm ViT whose `routed_blocks` get prompts retrieved from their own tokens.
 
@@ -92,16 +105,7 @@ class RoutedViT(FrozenViT):
                 f"readout='routes' reads blocks {self.readout_blocks}, which must include the "
                 f"routed ones {self._routed}."
             )
-        if centre is not None:
-            grid = cast("tuple[int, int]", backbone.patch_embed.grid_size)
-            routing["log_prior"] = centre_prior(grid, centre, self.num_prefix_tokens)
-        prior = routing.get("log_prior")
-        tokens = self.num_prefix_tokens + int(backbone.patch_embed.num_patches)
-        if isinstance(prior, Tensor) and prior.numel() != tokens:
-            raise UsageError(
-                f"log_prior must have one entry for each of the {tokens} tokens, not "
-                f"{prior.numel()}."
-            )
+        routing["log_prior"] = _prior(backbone, centre, routing.get("log_prior"))
         self.layers = nn.ModuleDict(
             {str(i): RoutingLayer(dim, num_prompts, **routing) for i in self._routed}
         )

@@ -150,22 +150,7 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
             raise ValueError("Give either model or model_name to RwFStrategy, not both.")
         grows = model is None and num_classes is None
         if model is None:
-            backbone = create_backbone(
-                PACKAGED if model_name is None else model_name,
-                weights=weights,
-                image_size=image_size,
-                pretrained=pretrained,
-                **dict(backbone_kwargs or {}),
-            )
-            model = RoutedViT(
-                backbone,
-                num_classes or 1,
-                routed_blocks=routed_blocks,
-                num_prompts=num_prompts,
-                head=head,
-                readout=readout,
-                **dict(routing_kwargs or {}),
-            )
+            model = _routed_vit(given)
         elif num_classes not in (None, model.num_classes):
             raise UsageError(
                 f"num_classes must be left out where a model is given, or be its "
@@ -253,6 +238,21 @@ _ARGUMENTS = (
     *("mask", "buffer", "replay", "buffer_policy", "lr", "lr_queries", "lr_maps", "learning_rates"),
     *_LOOP[:6],
 )
+
+
+def _routed_vit(given: Mapping[str, Any]) -> RoutedViT:
+    """The model that the arguments of a strategy without one describe."""
+    backbone = create_backbone(
+        PACKAGED if given["model_name"] is None else given["model_name"],
+        **{name: given[name] for name in ("weights", "image_size", "pretrained")},
+        **dict(given["backbone_kwargs"] or {}),
+    )
+    return RoutedViT(
+        backbone,
+        given["num_classes"] or 1,
+        **{name: given[name] for name in ("routed_blocks", "num_prompts", "head", "readout")},
+        **dict(given["routing_kwargs"] or {}),
+    )
 
 
 def _plain(name: str, value: Any) -> Any:
