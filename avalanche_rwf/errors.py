@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["NonFiniteLossError", "UsageError", "nearest"]
+__all__ = ["NonFiniteLossError", "UsageError", "nearest", "reason"]
 
 
 class UsageError(ValueError):
@@ -21,6 +21,11 @@ class NonFiniteLossError(RuntimeError):
     The weights are those before the step. If it was the features, the batch has changed nothing; if
     it was the loss, the batch's labels and statistics have been taken in.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line for the end of a sentence: 200 characters at most."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -23,9 +23,11 @@ __all__ = [
     "add_config",
     "add_data",
     "add_import",
+    "add_results",
     "add_seeds",
     "add_settings",
     "add_stream",
+    "read_results",
     "result_folders",
     "say",
     "say_failed",
@@ -224,3 +226,22 @@ def result_folders(names: Sequence[str], verb: str) -> list[Path]:
         if not is_url(name) and not Path(name).is_dir():
             raise UsageError(f"{verb} takes a folder of results, and {name!r} is none.")
     return folders_of(names)
+
+
+def read_results(folders: Sequence[Path]) -> Any:
+    """The runs in folders as a data frame; run directories that cannot be read are named."""
+    from avalanche_rwf.leaderboard.aggregate import read_runs
+
+    runs, broken = read_runs(*folders)
+    for directory in broken:
+        say(f"left out: {directory}")
+    return runs
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """The folders of results, and --add."""
+    parser.add_argument("dirs", metavar="DIR", nargs="+",
+        help="the --out of earlier comparisons; several, as from other machines, are put together")
+    parser.add_argument("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
+        help="entries of others, made by `submit`: rows of their own, marked as submitted",
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from avalanche_rwf.cli.common import (
     add_seeds,
     add_settings,
     add_stream,
+    read_results,
     say,
     say_failed,
     set_data_root,
@@ -38,6 +39,7 @@ from avalanche_rwf.experiments.config import RunConfig, run_settings
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.remote import Remote, is_url
 from avalanche_rwf.experiments.selection import exclude_methods, named_methods, select_names
+from avalanche_rwf.experiments.store import check_writable
 from avalanche_rwf.models.names import PACKAGED, checked_path
 from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.validation import PREPARATION, checked_preparation
@@ -213,8 +215,6 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 def _open_results(execution: Execution, out: Path) -> Path:
     """The folder of the results, which can be written to; what is behind a URL is brought there."""
-    from avalanche_rwf.experiments.store import check_writable  # it imports PyTorch
-
     remote = Remote(execution.url) if execution.url else None
     out = out if remote is None else remote.local
     check_writable(out)
@@ -366,7 +366,7 @@ def run(args: argparse.Namespace) -> int:
     ready = prepare(args)
 
     from avalanche_rwf.experiments.compare import write_left_out
-    from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs, write_leaderboard
+    from avalanche_rwf.leaderboard.aggregate import aggregate, write_leaderboard
     from avalanche_rwf.leaderboard.render import render
 
     planned, out, url = _choose_options(args, ready), ready.out, ready.execution.url
@@ -380,8 +380,7 @@ def run(args: argparse.Namespace) -> int:
     if not out.is_dir():
         say(f"avalanche-rwf: The folder {str(out)!r} was removed or renamed meanwhile.")
         return 1
-    runs, broken = read_runs(out)
-    written = True
+    runs, written = read_results([out]), True
     try:
         write_leaderboard(out, aggregate(runs))
     except (UsageError, OSError) as error:  # a full disk: what was done is printed all the same
@@ -389,8 +388,6 @@ def run(args: argparse.Namespace) -> int:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         why = getattr(cause, "strerror", None) or cause
         say(f"avalanche-rwf: leaderboard.csv in {str(out)!r} was not written ({why}).")
-    for directory in broken:
-        say(f"left out: {directory}")
     hashes = {config.config_hash() for config in planned.configs}
     if len(runs):
         board = aggregate(runs[runs["config_hash"].isin(hashes)])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_rwf.cli.common import Parser
-from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.errors import UsageError, nearest, reason
 from avalanche_rwf.utils.untrusted_io import read_file
 
 __all__ = ["ConfigFile", "config_text"]
@@ -77,8 +77,7 @@ def _read(name: str) -> dict[str, Any]:
         why = error.strerror or error
         raise UsageError(f"{_TAKES}, and {name!r} cannot be read ({why}).") from None
     except (ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())[:200].rstrip(".")
-        raise UsageError(f"{_TAKES}, and {name!r} is none ({why}).") from None
+        raise UsageError(f"{_TAKES}, and {name!r} is none ({reason(error)}).") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{_TAKES} of flags and values, such as 'methods: rwf', not {name!r}.")
     return content
@@ -166,9 +165,8 @@ def _of_run(values: Mapping[str, Any], name: str) -> list[str]:
     try:
         return [str(word) for word in command_words(RunConfig.from_dict(values))[1:]]
     except (TypeError, AttributeError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:200].rstrip(".")
         raise UsageError(
-            f"--config {name}: it is no configuration of a run of this version ({why})."
+            f"--config {name}: it is no configuration of a run of this version ({reason(error)})."
         ) from None
 
 

@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from avalanche_rwf.cli.common import FORMATS, result_folders, say, say_failed
+from avalanche_rwf.cli.common import (
+    FORMATS,
+    add_results,
+    read_results,
+    result_folders,
+    say,
+    say_failed,
+)
 from avalanche_rwf.errors import UsageError
 
 SUMMARY = DESCRIPTION = "rank the runs in a folder"
@@ -22,15 +29,12 @@ avalanche-rwf leaderboard results other-machine/results --plots figures
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
+    add_results(parser)
     add = parser.add_argument
-    add("dirs", metavar="DIR", nargs="+",
-        help="the --out of earlier comparisons; several, as from other machines, are put together")
     add("--format", default="text", choices=(*FORMATS, "cl-baselines"))
     add("--wide", action="store_true", help="every column, however wide")
     add("--reference", metavar="METHOD",
         help="compare every row with this method, paired by seed: difference, interval, p, pairs")
-    add("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
-        help="entries of others, made by `submit`: rows of their own, marked as submitted")
     add("--columns", metavar="NAME,...",
         help="these columns, by their headings or names: a_last,a_avg,f_cls")
     add("--names", metavar="FILE", help='what to call methods: a TOML file of lines slda = "SLDA"')
@@ -55,18 +59,15 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.aggregate import (
         add_reference,
         aggregate,
-        read_runs,
         write_leaderboard,
     )
     from avalanche_rwf.leaderboard.render import render
 
-    runs, broken = read_runs(*folders)
+    runs = read_results(folders)
     if args.add:
         from avalanche_rwf.leaderboard.submissions import read_entries
 
         runs = pd.concat([frame for frame in (runs, read_entries(args.add)) if len(frame)])
-    for directory in broken:
-        say(f"left out: {directory}")
     if not len(runs):
         raise UsageError(
             f"{', '.join(map(repr, args.dirs))} holds no finished run (runs are in "

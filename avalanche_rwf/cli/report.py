@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from avalanche_rwf.cli.common import say
+from avalanche_rwf.cli.common import add_results, say
 
 SUMMARY = DESCRIPTION = "write the leaderboard as a page for a browser"
 
@@ -17,13 +17,10 @@ avalanche-rwf report results other-machine/results --out page
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    add = parser.add_argument
-    add("dirs", metavar="DIR", nargs="+",
-        help="the --out of earlier comparisons; several, as from other machines, are put together")
-    add("--add", action="extend", nargs="+", default=[], metavar="ENTRY",
-        help="entries of others, made by `submit`: rows of their own, marked as submitted")
-    add("--out", metavar="FOLDER",
-        help="where to write it (default: report in the first DIR)")
+    add_results(parser)
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where to write it (default: report in the first DIR)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

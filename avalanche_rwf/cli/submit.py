@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from avalanche_rwf.cli.common import result_folders, say
+from avalanche_rwf.cli.common import read_results, result_folders, say
 from avalanche_rwf.errors import UsageError
 
 SUMMARY = DESCRIPTION = "make a checked file of a method's runs for others"
@@ -38,15 +38,12 @@ def run(args: argparse.Namespace) -> int:
             f"submit takes DIR, --method and --out (or --schema), got no {missing[0]}."
         )
 
-    from avalanche_rwf.leaderboard.aggregate import read_runs
     from avalanche_rwf.leaderboard.submissions import build_entry, read_entry, schema
 
     if args.schema:
         print(json.dumps(schema(), indent=1))
         return 0
-    runs, broken = read_runs(*folders)
-    for directory in broken:
-        say(f"left out: {directory}")
+    runs = read_results(folders)
     entry = build_entry(runs, args.method, args.config)
     try:
         Path(args.out).write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")

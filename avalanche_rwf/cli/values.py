@@ -92,19 +92,25 @@ def backbone_args(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _option(flag: str, pair: str, takes: str) -> tuple[str, str, str]:
+    """METHOD.KEY=VALUE as (method or pattern, option, value)."""
+    left, equals, value = pair.partition("=")
+    method, dot, key = left.rpartition(".")
+    if not (equals and dot and method and key):
+        raise UsageError(f"{flag} takes {takes}, not {pair!r}.")
+    return method, key, value
+
+
 def read_settings(pairs: Sequence[str]) -> list[tuple[str, str, str]]:
     """``--set`` METHOD.KEY=VALUE as (method or pattern, option, value)."""
     settings: list[tuple[str, str, str]] = []
     for pair in pairs:
-        left, equals, value = pair.partition("=")
-        method, dot, key = left.rpartition(".")
-        if not (equals and dot and method and key):
-            raise UsageError(f"--set takes method.option=value, not {pair!r}.")
+        method, key, value = _option("--set", pair, "method.option=value")
         before = next((v for m, k, v in settings if (m, k) == (method, key)), value)
         if before != value:
             raise UsageError(
-                f"--set {left} is given twice, {before!r} and {value!r}; to try several values, "
-                f"take --grid {left}={before},{value}."
+                f"--set {method}.{key} is given twice, {before!r} and {value!r}; to try several "
+                f"values, take --grid {method}.{key}={before},{value}."
             )
         settings.append((method, key, value))
     return settings
@@ -114,13 +120,12 @@ def read_grids(pairs: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """``--grid`` METHOD.KEY=VALUE,... as (method or pattern, option, values)."""
     grids: list[tuple[str, str, list[str]]] = []
     for pair in pairs:
-        left, equals, text = pair.partition("=")
-        method, dot, key = left.rpartition(".")
+        method, key, text = _option("--grid", pair, takes := "method.option=value,value,...")
         values = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
-        if not (equals and dot and method and key and values):
-            raise UsageError(f"--grid takes method.option=value,value,..., not {pair!r}.")
+        if not values:
+            raise UsageError(f"--grid takes {takes}, not {pair!r}.")
         if any((method, key) == grid[:2] for grid in grids):
-            raise UsageError(f"--grid {left} is given twice; give all its values at once.")
+            raise UsageError(f"--grid {method}.{key} is given twice; give all its values at once.")
         grids.append((method, key, values))
     return grids
 

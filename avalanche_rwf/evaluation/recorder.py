@@ -32,6 +32,9 @@ from avalanche_rwf.utils.validation import Options, Whole, takes
 
 __all__ = ["AnytimeEvaluation", "PredictionRecorder"]
 
+_ARRAYS = ("targets", "predictions", "test_experience")
+"""Of an `EvaluationPoint`: tensors in a state."""
+
 
 class _Reader(SupervisedPlugin):
     """Reads the strategy's `StreamCounter`. Base of both plugins."""
@@ -210,12 +213,9 @@ class PredictionRecorder(_Reader):
         """Return counters and points, loadable with `torch.load(weights_only=True)`."""
         points = [
             {
-                "samples_seen": point.samples_seen,
-                "experience": point.experience,
-                "targets": torch.from_numpy(point.targets.copy()),
-                "predictions": torch.from_numpy(point.predictions.copy()),
+                **vars(point),
+                **{name: torch.from_numpy(getattr(point, name).copy()) for name in _ARRAYS},
                 "exposed": list(point.exposed),
-                "test_experience": torch.from_numpy(point.test_experience.copy()),
                 "stream": point.stream and [point.stream.experiences, dict(point.stream.samples)],
                 "ended": None if point.ended is None else list(point.ended),
             }
@@ -228,14 +228,13 @@ class PredictionRecorder(_Reader):
         super().load_state_dict(state)
         self.points = [
             EvaluationPoint(
-                samples_seen=int(point["samples_seen"]),
-                experience=None if point["experience"] is None else int(point["experience"]),
-                targets=point["targets"].numpy(),
-                predictions=point["predictions"].numpy(),
-                exposed=tuple(point["exposed"]),
-                test_experience=point["test_experience"].numpy(),
-                stream=None if point["stream"] is None else TestStream(*point["stream"]),
-                ended=None if point["ended"] is None else tuple(point["ended"]),
+                **{
+                    **point,
+                    **{name: point[name].numpy() for name in _ARRAYS},
+                    "exposed": tuple(point["exposed"]),
+                    "stream": None if point["stream"] is None else TestStream(*point["stream"]),
+                    "ended": None if point["ended"] is None else tuple(point["ended"]),
+                }
             )
             for point in state["points"]
         ]

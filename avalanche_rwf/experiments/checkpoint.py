@@ -617,16 +617,8 @@ class CheckpointPlugin:
         stream = list(stream)
         self.folder.mkdir(parents=True, exist_ok=True)
         said: list[str] = []
-        settings = ("train_mb_size", "train_epochs", "gradient_steps", "mask", "precision")
-        identity = {
-            "strategy": type(strategy).__name__,
-            **{name: getattr(strategy, name, None) for name in settings},
-            "stream": [len(experience.dataset) for experience in stream],
-            "torch": str(torch.__version__),
-            # Before anything is put back: a script that was changed, or takes another seed.
-            "learning rates": [float(group["lr"]) for group in strategy.optimizer.param_groups],
-            "order of the classes": _order(stream),
-        }
+        # Before anything is put back: a script that was changed, or takes another seed.
+        identity = _identity(strategy, stream)
         checkpoints = Checkpoints(self.folder, identity, said.append, every=self.every)
         checkpoints.younger = ("learning rates", "order of the classes")
         parts = _parts(strategy, stream)
@@ -669,6 +661,19 @@ class CheckpointPlugin:
                 checkpoints.evaluated()
         finally:
             checkpoints.detach()
+
+
+def _identity(strategy: Any, stream: Sequence[Any]) -> dict[str, Any]:
+    """What a checkpoint of a strategy and a stream must have been made by."""
+    settings = ("train_mb_size", "train_epochs", "gradient_steps", "mask", "precision")
+    return {
+        "strategy": type(strategy).__name__,
+        **{name: getattr(strategy, name, None) for name in settings},
+        "stream": [len(experience.dataset) for experience in stream],
+        "torch": str(torch.__version__),
+        "learning rates": [float(group["lr"]) for group in strategy.optimizer.param_groups],
+        "order of the classes": _order(stream),
+    }
 
 
 def _parts(strategy: Any, stream: Sequence[Any]) -> dict[str, Keeps]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from avalanche_rwf.benchmarks import Benchmark
-from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.errors import UsageError, nearest, reason
 from avalanche_rwf.experiments.build import (
     build_benchmark,
     build_strategy,
@@ -21,7 +21,7 @@ from avalanche_rwf.experiments.build import (
 )
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.selection import select_names
-from avalanche_rwf.experiments.store import read_json, write_json
+from avalanche_rwf.experiments.store import finished, read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice, grid
 from avalanche_rwf.models.backbone import backbone_info, preparation_note
 from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
@@ -149,16 +149,22 @@ def method_options(
         for method in methods
     }
     for pattern, key, _ in settings:
-        matching = [m for m in methods if fnmatch.fnmatchcase(m, pattern)]
-        if not matching:
-            raise UsageError(
-                f"--set {pattern}.{key} names no method of this comparison; "
-                f"{nearest(pattern, methods)}."
-            )
+        matching = _matching("--set", pattern, key, methods)
         if not any(key in get_method(m).options for m in matching):
             known = sorted(get_method(matching[0]).options)
             raise UsageError(f"--set {pattern}.{key}: no such option; {nearest(key, known)}.")
     return options, notes
+
+
+def _matching(flag: str, pattern: str, key: str, methods: Sequence[str]) -> list[str]:
+    """The methods that ``METHOD.KEY=...`` is for."""
+    found = fnmatch.filter(methods, pattern)
+    if not found:
+        raise UsageError(
+            f"{flag} {pattern}.{key} names no method of this comparison; "
+            f"{nearest(pattern, methods)}."
+        )
+    return found
 
 
 def method_grids(
@@ -174,13 +180,7 @@ def method_grids(
     """
     values: dict[str, dict[str, list[str]]] = {}
     for pattern, key, texts in grids:
-        found = fnmatch.filter(methods, pattern)
-        if not found:
-            raise UsageError(
-                f"--grid {pattern}.{key} names no method of this comparison; "
-                f"{nearest(pattern, methods)}."
-            )
-        for method in found:
+        for method in _matching("--grid", pattern, key, methods):
             if key in given[method]:
                 raise UsageError(f"--grid {pattern}.{key}: the option is set; leave one out.")
             values.setdefault(method, {})[key] = texts
@@ -303,8 +303,7 @@ def check_method(config: RunConfig, benchmark: Benchmark) -> list[str]:
     except (Exception, SystemExit) as error:
         # Not said by a check of ours: PyTorch's or timm's word for an impossible size, or
         # whatever goes wrong in a user's method.
-        why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        why = f"it calls sys.exit: {why}" if isinstance(error, SystemExit) else why
+        why = "it calls sys.exit: " * isinstance(error, SystemExit) + reason(error)
         raise UsageError(f"{method} cannot be built with these options ({why}).") from error
     if config.boundary_free and (described.uses_boundaries or get_method(method).uses_boundaries):
         raise UsageError(
@@ -352,8 +351,4 @@ def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:
 
 
 def _unfinished(configs: Sequence[RunConfig], out: Path) -> tuple[RunConfig, ...]:
-    return tuple(
-        c
-        for c in configs
-        if (read_json(run_directory(out, c) / "summary.json") or {}).get("status") != "done"
-    )
+    return tuple(c for c in configs if finished(run_directory(out, c)) is None)

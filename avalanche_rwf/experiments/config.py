@@ -86,7 +86,7 @@ class Setting:
     metavar: str | None = None
     optional: bool = False
     least: float | None = None
-    most: float | None = LARGEST
+    most: float = LARGEST
     below: float | None = None
     choices: tuple[str, ...] = ()
     prefix: str = ""
@@ -126,11 +126,9 @@ class Setting:
         return bool(self.prefix and re.fullmatch(f"{self.prefix}.+", str(value)))
 
     def _within(self, value: Any) -> bool:
-        return (
-            (self.least is None or value >= self.least)
-            and (self.below is not None or self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
+        if self.least is not None and value < self.least:
+            return False
+        return value < self.below if self.below is not None else value <= self.most
 
     def shown(self, values: Values) -> str:
         """What the header of a table says of it.

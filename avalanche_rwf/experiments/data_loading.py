@@ -16,11 +16,20 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from avalanche_rwf.benchmarks import Benchmark
 from avalanche_rwf.benchmarks.images import Normalisation
+from avalanche_rwf.experiments.build import build_benchmark, load_backbone
+from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.execution import current_execution
+from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import get_method
 
-__all__ = ["NormaliseOnDevice", "loader_workers", "normalises", "training_workers"]
+__all__ = [
+    "NormaliseOnDevice",
+    "loader_workers",
+    "normalises",
+    "run_images",
+    "training_workers",
+]
 
 class NormaliseOnDevice(SupervisedPlugin):
     """Turns a mini-batch of uint8 images into normalised ones, where it was moved to.
@@ -34,12 +43,12 @@ class NormaliseOnDevice(SupervisedPlugin):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self._normalise = Normalisation(mean, std)
+        self.images = Normalisation(mean, std)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Normalise, once for all gradient steps on the mini-batch."""
         if strategy.mbatch[0].dtype == torch.uint8:
-            strategy.mbatch[0] = self._normalise(strategy.mbatch[0])
+            strategy.mbatch[0] = self.images(strategy.mbatch[0])
 
     def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Normalise."""
@@ -54,6 +63,13 @@ def normalises(method: str) -> bool:
     images.
     """
     return ":" not in method and not get_method(method).origin
+
+
+def run_images(config: RunConfig) -> tuple[Benchmark, NormaliseOnDevice]:
+    """A run's stream, and the plugin that normalises what the stream gives as uint8."""
+    info = backbone_info(load_backbone(config))
+    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    return benchmark, NormaliseOnDevice(info.mean, info.std)
 
 
 def loader_workers(benchmark: Benchmark) -> int:

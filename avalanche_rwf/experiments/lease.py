@@ -20,13 +20,14 @@ import contextlib
 import functools
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from avalanche_rwf.experiments.background import repeated
 
 __all__ = ["BEAT", "EXPIRES", "locked"]
 
@@ -120,31 +121,24 @@ def _expired(lease: Path, content: bytes) -> bool:
 @contextlib.contextmanager
 def _beating(lease: Path, mine: bytes) -> Iterator[None]:
     """Give signs of life while the block runs, then give the lease back."""
-    over = threading.Event()
-    content, owner = mine, os.getpid()
+    content, count, owner = mine, 0, os.getpid()
+    part = lease.with_name(f"{lease.name}.{uuid.uuid4().hex}")
 
     def beat() -> None:
-        nonlocal content
-        part = lease.with_name(f"{lease.name}.{uuid.uuid4().hex}")
-        count = 0
-        while not over.wait(BEAT):
-            with contextlib.suppress(OSError):  # a full disk, a server that is away
-                if _read(lease) != content:
-                    return  # another machine took it for dead
+        nonlocal content, count
+        with contextlib.suppress(OSError):  # a full disk, a server that is away
+            if _read(lease) == content:  # else another machine took it for dead
                 count += 1
                 new = mine + f"{count}\n".encode()
                 part.write_bytes(new)
                 part.replace(lease)
                 content = new
 
-    beating = threading.Thread(target=beat, name="lease", daemon=True)
-    beating.start()
     try:
-        yield
+        with repeated(beat, BEAT, "lease"):
+            yield
     finally:
-        over.set()
         if os.getpid() == owner:  # and not a copy that loads images
-            beating.join()
             with contextlib.suppress(OSError):
                 if _read(lease) == content:
                     lease.unlink()

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, reason
 from avalanche_rwf.experiments.build import build_strategy, load_backbone
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.run import WEIGHTS, routing_state
@@ -67,10 +67,9 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
         expected = routing_state(model)
         sha256 = content["backbone"]["sha256"]
     except Exception as error:  # whatever a changed file makes of what builds a model
-        why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UsageError(
             f"--run takes a run that can be built again, and config.json in {str(folder)!r} does "
-            f"not say how ({why})."
+            f"not say how ({reason(error)})."
         ) from None
     if sha256 != found:
         raise UsageError(

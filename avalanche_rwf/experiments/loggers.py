@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from avalanche_rwf.errors import UsageError, nearest
+from avalanche_rwf.errors import UsageError, nearest, reason
 
 if TYPE_CHECKING:
     from avalanche_rwf.experiments.config import RunConfig
@@ -117,8 +117,7 @@ def _check_account() -> None:
     except TypeError:  # a wandb without these arguments
         known = bool(wandb.api.api_key)
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise UsageError(f"--log wandb: wandb does not start ({why}).") from error
+        raise UsageError(f"--log wandb: wandb does not start ({reason(error)}).") from error
     if not known:
         raise UsageError(
             "--log wandb needs an account: run `wandb login`, or set WANDB_MODE=offline and use "

@@ -29,6 +29,7 @@ __all__ = ["TEMPLATE", "Attributes"]
 
 # They hold an iterator over their buffer as soon as they have one.
 _UNSAVEABLE = ("AGEMPlugin", "GenerativeReplayPlugin", "MIRPlugin", "RARPlugin")
+_PLAIN = (bool, int, float, str, bytes, torch.Size, torch.device)
 _LEFT_OUT = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 
@@ -86,7 +87,7 @@ class Attributes:
     # -- taking apart ---------------------------------------------------------------------------
 
     def _pack(self, value: Any, where: str) -> Any:
-        if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        if value is None or isinstance(value, _PLAIN):
             return value
         if id(value) in self._stack:
             raise _CannotSaveError(f"{where} refers to itself")
@@ -106,12 +107,8 @@ class Attributes:
         if isinstance(value, Tensor):
             return ["tensor", value.detach()]
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-            kind = "array" if isinstance(value, np.ndarray) else "number"
-            return [kind, torch.from_numpy(np.array(value)), str(value.dtype)]
-        if isinstance(value, torch.Size):
-            return ["size", list(value)]
-        if isinstance(value, torch.device):
-            return ["device", str(value)]
+            scalar = not isinstance(value, np.ndarray)
+            return ["array", torch.from_numpy(np.array(value)), str(value.dtype), scalar]
         if isinstance(value, dict):
             if type(value) not in (dict, OrderedDict, defaultdict):
                 raise _CannotSaveError(f"{where} is a {type(value).__name__}")
@@ -120,7 +117,7 @@ class Attributes:
                              for k, v in items]]  # fmt: skip
         if type(value) in (list, tuple, set, deque):
             packed = [self._pack(v, f"{where}[{i}]") for i, v in enumerate(value)]
-            return [type(value).__name__, packed, getattr(value, "maxlen", None)]
+            return ["items", type(value).__name__, packed, getattr(value, "maxlen", None)]
         if isinstance(value, AvalancheDataset):
             return ["samples", *self._pack_samples(value, where)]
         if isinstance(value, nn.Module):
@@ -183,7 +180,9 @@ class Attributes:
 
     def _unpack(self, packed: Any, current: Any) -> Any:
         if not isinstance(packed, list):
-            return packed
+            # The run may go on on another device.
+            elsewhere = isinstance(packed, torch.device) and isinstance(current, torch.device)
+            return current if elsewhere else packed
         kind, *rest = packed
         return getattr(self, f"_unpack_{kind}")(current, *rest)
 
@@ -195,17 +194,9 @@ class Attributes:
         tensor = tensor.clone().to(device)
         return nn.Parameter(tensor) if isinstance(current, nn.Parameter) else tensor
 
-    def _unpack_array(self, current: Any, tensor: Tensor, dtype: str) -> Any:
-        return tensor.numpy().astype(dtype)
-
-    def _unpack_number(self, current: Any, tensor: Tensor, dtype: str) -> Any:
-        return tensor.numpy().astype(dtype)[()]
-
-    def _unpack_size(self, current: Any, sizes: list[int]) -> torch.Size:
-        return torch.Size(sizes)
-
-    def _unpack_device(self, current: Any, name: str) -> torch.device:
-        return current if isinstance(current, torch.device) else torch.device(name)
+    def _unpack_array(self, current: Any, tensor: Tensor, dtype: str, scalar: bool) -> Any:
+        array = tensor.numpy().astype(dtype)
+        return array[()] if scalar else array
 
     def _unpack_dict(self, current: Any, items: list[list[Any]]) -> Any:
         # In place: something else may hold the same one, and it may have a default.
@@ -217,26 +208,16 @@ class Attributes:
             into[key] = self._unpack(value, old.get(key))
         return into
 
-    def _unpack_items(self, current: Any, items: list[Any]) -> list[Any]:
+    def _unpack_items(self, current: Any, kind: str, items: list[Any], maxlen: int | None) -> Any:
         old = list(current) if isinstance(current, (list, tuple, deque)) else []
         old += [None] * (len(items) - len(old))
-        return [self._unpack(item, was) for item, was in zip(items, old, strict=False)]
-
-    def _unpack_list(self, current: Any, items: list[Any], maxlen: None) -> list[Any]:
-        values = self._unpack_items(current, items)
-        if not isinstance(current, list):
-            return values
-        current[:] = values
-        return current
-
-    def _unpack_tuple(self, current: Any, items: list[Any], maxlen: None) -> tuple[Any, ...]:
-        return tuple(self._unpack_items(current, items))
-
-    def _unpack_set(self, current: Any, items: list[Any], maxlen: None) -> set[Any]:
-        return set(self._unpack_items(None, items))
-
-    def _unpack_deque(self, current: Any, items: list[Any], maxlen: int | None) -> deque[Any]:
-        return deque(self._unpack_items(current, items), maxlen)
+        values = [self._unpack(item, was) for item, was in zip(items, old, strict=False)]
+        if kind == "deque":
+            return deque(values, maxlen)
+        if kind == "list" and isinstance(current, list):  # in place, as a dictionary
+            current[:] = values
+            return current
+        return {"list": list, "tuple": tuple, "set": set}[kind](values)
 
     def _unpack_samples(self, current: Any, places: Tensor, group: str) -> Any:
         if not len(places):

@@ -16,13 +16,14 @@ import importlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, reason
+from avalanche_rwf.experiments.background import repeated
+from avalanche_rwf.experiments.store import finished
 
 __all__ = ["Remote", "is_url", "local_folder"]
 
@@ -60,9 +61,8 @@ class Remote:
         self.root = str(root).rstrip("/")
 
     def _error(self, error: Exception) -> UsageError:
-        why = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         shown = self.url.rpartition("@")[2] if "@" in self.url else self.url  # no password
-        return UsageError(f"{shown!r} cannot be used as a place of results ({why}).")
+        return UsageError(f"{shown!r} cannot be used as a place of results ({reason(error)}).")
 
     def check(self) -> None:
         """Write a small file there, and remove it.
@@ -88,7 +88,7 @@ class Remote:
             there = set(self._finished())
             for summary in self.local.glob(f"runs/*/*/*/seed*/{SUMMARY}"):
                 path = summary.parent.relative_to(self.local).as_posix()
-                if path not in there and _is_done(_read(summary)):
+                if path not in there and finished(summary.parent):
                     self.push(path)
             for name in ("left_out.json", "tuning"):
                 if self.fs.exists(f"{self.root}/{name}") and not (self.local / name).exists():
@@ -112,7 +112,7 @@ class Remote:
         A finished one takes the place of an unfinished one; of that the checkpoint here is good.
         """
         folder, there = self.local / path, b""
-        if _is_done(_read(folder / SUMMARY)):
+        if finished(folder):
             return
         with contextlib.suppress(FileNotFoundError):
             there = self.fs.cat_file(f"{self.root}/{path}/{SUMMARY}")
@@ -125,7 +125,7 @@ class Remote:
             try:
                 for file in files:
                     self.fs.get_file(file, str(part / file.rpartition("/")[2]))
-                if not _is_done(_read(part / SUMMARY)):  # cut, or to be done again
+                if not finished(part):  # cut, or to be done again
                     (part / SUMMARY).unlink(missing_ok=True)
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -139,7 +139,7 @@ class Remote:
         files = [file for file in folder.iterdir() if file.is_file() and file.name[0] != "."]
         for file in sorted(files, key=lambda file: file.name == SUMMARY):
             self._put(file, f"{there}/{file.name}")
-        if _is_done(_read(folder / SUMMARY)):
+        if finished(folder):
             for name in _CHECKPOINTS:
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.rm_file(f"{there}/{name}")
@@ -160,40 +160,26 @@ class Remote:
     def mirrored(self, path: str) -> Iterator[None]:
         """Bring a run's checkpoint, copy it back while the block runs, and all at the end."""
         self.pull(path)
-        over = threading.Event()
+        copied: dict[Path, int] = {}
 
         def copy() -> None:
-            copied: dict[Path, int] = {}
-            while not over.wait(_EVERY):
-                for name in (*_CHECKPOINTS, "log.txt"):
-                    file = self.local / path / name
-                    # It may be renamed at any moment; the place may be away for a while.
-                    with contextlib.suppress(Exception):
-                        stamp = file.stat().st_mtime_ns
-                        if copied.get(file) != stamp:
-                            self._put(file, f"{self.root}/{path}/{name}")
-                            copied[file] = stamp
+            for name in (*_CHECKPOINTS, "log.txt"):
+                file = self.local / path / name
+                # It may be renamed at any moment; the place may be away for a while.
+                with contextlib.suppress(Exception):
+                    stamp = file.stat().st_mtime_ns
+                    if copied.get(file) != stamp:
+                        self._put(file, f"{self.root}/{path}/{name}")
+                        copied[file] = stamp
 
-        copying = threading.Thread(target=copy, name="mirror", daemon=True)
-        copying.start()
         try:
-            yield
+            with repeated(copy, _EVERY, "mirror"):
+                yield
         except BaseException:
-            over.set()
             with contextlib.suppress(Exception):  # what ended the run is said, not this
                 self.push(path)
             raise
-        finally:
-            over.set()
-            copying.join()
         self.push(path)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
 
 
 def _is_done(content: bytes) -> bool:

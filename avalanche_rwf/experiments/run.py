@@ -25,7 +25,6 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_rwf.benchmarks import Benchmark
-from avalanche_rwf.benchmarks.images import Normalisation
 from avalanche_rwf.evaluation.metrics import accuracy_exposed, metrics_csv, summarise
 from avalanche_rwf.evaluation.plugins import (
     FiniteLoss,
@@ -40,7 +39,6 @@ from avalanche_rwf.evaluation.plugins import (
 from avalanche_rwf.evaluation.recorder import AnytimeEvaluation, PredictionRecorder
 from avalanche_rwf.evaluation.routing import RoutingRecorder
 from avalanche_rwf.experiments.build import (
-    build_benchmark,
     build_strategy,
     load_backbone,
     origins_of,
@@ -57,9 +55,8 @@ from avalanche_rwf.experiments.checkpoint import (
 )
 from avalanche_rwf.experiments.config import BUSY, RunConfig, run_directory
 from avalanche_rwf.experiments.data_loading import (
-    NormaliseOnDevice,
     loader_workers,
-    normalises,
+    run_images,
     training_workers,
 )
 from avalanche_rwf.experiments.device import set_arithmetic
@@ -75,6 +72,7 @@ from avalanche_rwf.experiments.run_logger import RunLogger
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,
+    finished,
     locked,
     read_json,
     save_tensors,
@@ -191,15 +189,15 @@ def run_strategy(
     strategy: Any,
     benchmark: Benchmark,
     recorder: PredictionRecorder,
-    checkpoints: Checkpoints | None = None,
-    log: Callable[[str], None] = lambda line: None,
+    checkpoints: Checkpoints,
+    log: Log = lambda line: None,
     meter: Meter | None = None,
     anytime: AnytimeEvaluation | None = None,
     boundary_free: bool = False,
     workers: int = 0,
     routing: RoutingRecorder | None = None,
     images: Callable[[Sequence[int]], torch.Tensor] | None = None,
-) -> float:
+) -> None:
     """Train over the stream once, evaluating on the classes so far after each experience.
 
     A strategy that does not say that it is resumable (:class:`.Description`) is not
@@ -209,52 +207,45 @@ def run_strategy(
     :param boundary_free: as :func:`train_experience` takes it.
     :param workers: processes that load images; see :mod:`.data_loading`.
     :param images: gives training images by number, for a replay buffer; see :class:`.RunState`.
-    :returns: seconds of training, without evaluation.
     :raises StaleCheckpointError: if a checkpoint does not fit after all; the strategy is then half
         loaded and of no use.
     """
     meter, described = meter or Meter(None), describe(strategy)
-    first = Position()
-    if checkpoints is not None:
-        checkpoints.keeps = checkpoints.keeps and described.resumable
-        optional = {"anytime": anytime, "routing": routing}
-        parts: dict[str, Keeps] = {"recorder": recorder, "meter": meter}
-        parts.update((name, part) for name, part in optional.items() if part is not None)
-        first = _resume(checkpoints, RunState(strategy, parts, images), log)
-    if meter.progress is not None and first != Position():
-        sizes = [len(experience.dataset) for experience in benchmark.scenario.train_stream]
-        done = sum(sizes[: first.experience])
-        meter.progress(done + (sizes[first.experience] if first.trained else first.samples))
-
-    def writing() -> float:
-        return 0.0 if checkpoints is None else checkpoints.seconds
-
+    checkpoints.keeps = checkpoints.keeps and described.resumable
+    found: dict[str, Keeps | None] = {
+        "recorder": recorder, "meter": meter, "anytime": anytime, "routing": routing,
+    }  # fmt: skip
+    parts = {name: part for name, part in found.items() if part is not None}
+    first = _resume(checkpoints, RunState(strategy, parts, images), log)
     # The scenario has experiences without samples too, so that numbers are those of the stream.
-    for index, experience in enumerate(benchmark.scenario.train_stream):
-        if index < first.experience:
-            continue
-        here = first if index == first.experience else Position(index)
-        if checkpoints is not None:
-            checkpoints.begin(here, len(experience.dataset))
-        if not here.trained:
-            with meter.training(writing), meter.counting(strategy, described.networks):
-                train_experience(strategy, experience, boundary_free, workers, here.samples)
+    stream = list(benchmark.scenario.train_stream)
+    if meter.progress is not None and first != Position():
+        done = sum(len(experience.dataset) for experience in stream[: first.experience])
+        here = len(stream[first.experience].dataset) if first.trained else first.samples
+        meter.progress(done + here)
+
+    for index, experience in enumerate(stream[first.experience :], first.experience):
+        at = first if index == first.experience else Position(index)
+        checkpoints.begin(at, len(experience.dataset))
+        if not at.trained:
+            with (
+                meter.training(lambda: checkpoints.seconds),
+                meter.counting(strategy, described.networks),
+            ):
+                train_experience(strategy, experience, boundary_free, workers, at.samples)
             if routing is not None and index >= routing.experience:
                 routing.record(strategy.model, recorder.samples_seen)
-        if checkpoints is not None:
-            checkpoints.trained()
+        checkpoints.trained()
         tests = exposed_tests(benchmark, index + 1)
         if tests:  # none where a stream begins with experiences without samples
             recorder.begin(index)
             strategy.eval(tests, num_workers=workers)
             accuracy = accuracy_exposed(recorder.points[-1])
             log(f"experience {index}: accuracy on the classes so far {100 * accuracy:.2f} %")
-        if checkpoints is not None:
-            checkpoints.evaluated()
-    return meter.train_seconds
+        checkpoints.evaluated()
 
 
-def _resume(checkpoints: Checkpoints, state: RunState, log: Callable[[str], None]) -> Position:
+def _resume(checkpoints: Checkpoints, state: RunState, log: Log) -> Position:
     """Watch the run, from its checkpoint if there is one; where it goes on."""
     found = checkpoints.find()
     position = checkpoints.attach(state, found)
@@ -292,8 +283,8 @@ def run(
     """
     folder = run_directory(out, config)
     while True:
-        done = read_json(folder / "summary.json")
-        if done is not None and done.get("status") == "done":
+        done = finished(folder)
+        if done is not None:
             with contextlib.suppress(OSError):  # a process may have ended before it did so itself
                 remove(folder)
             return done
@@ -301,9 +292,8 @@ def run(
             raise RunStopped
         with locked(folder) as mine:
             if mine:
-                done = read_json(folder / "summary.json")
-                status = None if done is None else done.get("status")
-                if done is not None and (status == "done" or (status == "failed" and not again)):
+                done = read_json(folder / "summary.json") or {}
+                if done.get("status") == "done" or (done.get("status") == "failed" and not again):
                     return done
                 return _run_alone(config, folder, device, progress)
         if not wait:
@@ -360,35 +350,32 @@ def _run_alone(
             "error_type": type(error).__name__,
         }
         gpu_full = isinstance(error, torch.cuda.OutOfMemoryError)
+    else:
+        remove(folder)
+        return summary
     finally:
         torch.set_num_threads(threads)
     # Here nothing holds the error any more, and with it the tensors of the functions it came from.
-    if summary["status"] == "failed":
-        # Where the results cannot be written, neither can this: the summary is returned. It is
-        # written before the GPU is asked again, which may end the process.
+    # Where the results cannot be written, neither can this: the summary is returned. It is
+    # written before the GPU is asked again, which may end the process.
+    with contextlib.suppress(OSError):
+        log(trace)
+        write_json(folder / "summary.json", summary, make_folder=False)
+    free_memory()  # for the runs that follow in this process
+    if gpu_full:
+        others = held_by_others(device)
+        fits = largest_that_fits(config.batch_size, functools.partial(_try, config, device))
+        summary["error"] = out_of_memory(config.batch_size, fits, others)
         with contextlib.suppress(OSError):
-            log(trace)
             write_json(folder / "summary.json", summary, make_folder=False)
-        free_memory()  # for the runs that follow in this process
-        if gpu_full:
-            others = held_by_others(device)
-            fits = largest_that_fits(config.batch_size, functools.partial(_try, config, device))
-            summary["error"] = out_of_memory(config.batch_size, fits, others)
-            with contextlib.suppress(OSError):
-                write_json(folder / "summary.json", summary, make_folder=False)
-    if summary["status"] == "done":
-        remove(folder)
     return summary
 
 
 def _try(config: RunConfig, device: str, batch_size: int) -> None:
     """Two training steps and an evaluated batch of a configuration with another batch size."""
     config = replace(config, batch_size=batch_size)
-    benchmark = build_benchmark(config, normalised=not normalises(config.method))
-    info = backbone_info(load_backbone(config))
-    plugins: list[SupervisedPlugin] = [NormaliseOnDevice(info.mean, info.std)]
-    strategy = build_strategy(config, benchmark.num_classes, device, plugins)
-
+    benchmark, normalise = run_images(config)
+    strategy = build_strategy(config, benchmark.num_classes, device, [normalise])
     first, test = (
         next(e for e in stream if len(e.dataset))
         for stream in (benchmark.train_stream, benchmark.test_stream)
@@ -498,12 +485,10 @@ def _run_once(
     """
     info = backbone_info(load_backbone(config))
     _check_unchanged(config, info.sha256)
-    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    benchmark, normalise = run_images(config)
     workers = loader_workers(benchmark)
     recorder, meter, anytime = PredictionRecorder(), Meter(progress), None
-    plugins: list[SupervisedPlugin] = [
-        *(NormaliseOnDevice(info.mean, info.std), recorder, meter, logger, FiniteOutputs()),
-    ]
+    plugins: list[SupervisedPlugin] = [normalise, recorder, meter, logger, FiniteOutputs()]
     if isinstance(progress, Listener):
         plugins.append(Listening(recorder, progress))
     if config.eval_every_samples:
@@ -531,11 +516,10 @@ def _run_once(
         source_sha256=source_sha256(),
         **environment(device),
     )
-    normalisation = Normalisation(info.mean, info.std)
     routing = None
     if routed := bool(routing_state(strategy.model)):
         first = exposed_tests(benchmark, len(benchmark.class_counts))[0]
-        routing = RoutingRecorder(first, normalisation)
+        routing = RoutingRecorder(first, normalise.images)
     checkpoints = Checkpoints(
         folder,
         _identity(config, benchmark, info.sha256, device),
@@ -546,38 +530,28 @@ def _run_once(
     )
     start = time.perf_counter()
     run_strategy(
-        strategy,
-        benchmark,
-        recorder,
-        checkpoints,
-        log,
-        meter,
-        anytime,
-        config.boundary_free,
-        workers,
-        routing,
-        _stream_images(benchmark, normalisation, strategy.device),
+        *(strategy, benchmark, recorder, checkpoints, log, meter, anytime),
+        *(config.boundary_free, workers, routing),
+        _stream_images(benchmark, normalise.images, strategy.device),
     )
     share = checkpoints.seconds / max(time.perf_counter() - start, 1e-9)
     log(f"{checkpoints.written} checkpoints, {100 * share:.2f} % of the time")
-    n = len(benchmark.classes_per_experience)
-    every = config.eval_every_samples or None
-    summary: dict[str, Any] = dict(summarise(recorder.points, n, every))
-    samples = recorder.points[-1].samples_seen
+    n, more = len(benchmark.classes_per_experience), [] if routing is None else routing.rows
+    samples, trained = recorder.points[-1].samples_seen, described.trainable_parameters
     # A model that learns by itself says how many updates it made.
-    steps, trained = describe(strategy).own_updates, described.trainable_parameters
+    steps = describe(strategy).own_updates
     if steps is None:
         steps = int(strategy.clock.train_iterations) * config.gradient_steps if trained else 0
-    summary.update(
-        meter.summary(samples),
-        trainable_parameters=trained,
-        peak_memory_bytes=peak_memory(device),
-        state_bytes=state_bytes(strategy),  # after the peak, which a copy of the state would raise
-        gradient_steps=steps,
-        samples_seen=samples,
-        status="done",
-    )
-    more = [] if routing is None else routing.rows
+    summary: dict[str, Any] = {
+        **summarise(recorder.points, n, config.eval_every_samples or None),
+        **meter.summary(samples),
+        "trainable_parameters": trained,
+        "peak_memory_bytes": peak_memory(device),
+        "state_bytes": state_bytes(strategy),  # after the peak, which a copy of it would raise
+        "gradient_steps": steps,
+        "samples_seen": samples,
+        "status": "done",
+    }
     write_text(folder / "metrics.csv", metrics_csv(recorder.points, summary, n, more), False)
     if routed:
         # For `explain`: what is drawn is what this run has learned.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_rwf.errors import reason
 from avalanche_rwf.evaluation.metrics import accuracy_exposed, accuracy_matrix
 from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import stream_counter
@@ -101,5 +102,5 @@ class RunLogger(SupervisedPlugin):
             yield
         except Exception as error:
             (self._open or {}).pop(name, None)
-            why = " ".join(str(error).split())[:200]
-            self.log(f"--log {name} stopped ({type(error).__name__}: {why}); the run goes on")
+            why = f"{type(error).__name__}: {reason(error)}"
+            self.log(f"--log {name} stopped ({why}); the run goes on")

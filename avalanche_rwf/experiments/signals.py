@@ -61,12 +61,29 @@ def stopped_by() -> int:
 
 
 @contextlib.contextmanager
+def _handled(handler: Any, but: Any) -> Iterator[None]:
+    """Handle these signals so while the block runs, except one whose handler is `but`.
+
+    Outside the main thread, which signals do not reach, nothing is changed.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not but:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextlib.contextmanager
 def listening(say: Callable[[str], None]) -> Iterator[None]:
     """Take signals as requests while the block runs; the second one is a KeyboardInterrupt.
 
     SIGTERM or SIGHUP again within a second is not a second request. A signal that is ignored when
-    the block begins (SIGHUP under nohup) stays so. Outside the main thread, which signals do not
-    reach, nothing is changed.
+    the block begins (SIGHUP under nohup) stays so.
     """
     owner, asked_at = os.getpid(), float("-inf")
 
@@ -90,17 +107,10 @@ def listening(say: Callable[[str], None]) -> Iterator[None]:
     global _SIGNAL
     _ASKED.clear()
     _SIGNAL = signal.SIGINT
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handle)
     try:
-        yield
+        with _handled(handle, but=signal.SIG_IGN):
+            yield
     finally:
-        for number, handler in before.items():
-            # None: a handler that was not set from Python.
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         _ASKED.clear()
 
 
@@ -109,18 +119,11 @@ def ignored() -> Iterator[None]:
     """Let processes that are started in the block ignore these signals, as their children do.
 
     A terminal and most batch systems send them to all processes of a comparison: the one that was
-    started decides what becomes of it. Outside the main thread nothing is changed.
+    started decides what becomes of it.
     """
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            if signal.getsignal(number) is not None:  # else it could not be put back
-                before[number] = signal.signal(number, signal.SIG_IGN)
-    try:
+    # None: a handler that was not set from Python, and that could not be put back.
+    with _handled(signal.SIG_IGN, but=None):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

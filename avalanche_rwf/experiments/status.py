@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avalanche_rwf.experiments.background import repeated
 from avalanche_rwf.experiments.config import RunConfig, run_directory, slug
 from avalanche_rwf.utils.untrusted_io import read_object
 
@@ -52,8 +52,7 @@ class Reporter:
         }
         self.samples = 0
         self.accuracy: float | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="reporter", daemon=True)
+        self._beside = contextlib.ExitStack()
 
     def __call__(self, samples: int) -> None:
         """Count the samples of a step."""
@@ -72,20 +71,15 @@ class Reporter:
             part.write_text(json.dumps(values))
             part.replace(self._path)
 
-    def _beat(self) -> None:
-        while not self._over.wait(_EVERY):
-            self._write()
-
     def __enter__(self) -> Reporter:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
-        self._thread.start()
+        self._beside.enter_context(repeated(self._write, _EVERY, "reporter"))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
+        self._beside.close()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_writable",
     "environment",
+    "finished",
     "locked",
     "plain_json",
     "read_json",
@@ -70,6 +71,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return read_object(path)
     except (OSError, ValueError):
         return None
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary in a run directory, if the run is done."""
+    summary = read_json(folder / "summary.json")
+    return summary if summary is not None and summary.get("status") == "done" else None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:

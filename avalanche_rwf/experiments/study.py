@@ -498,7 +498,9 @@ def plan_studies(
                 f"has {what} of {config.method}."
             )
         choice = found[own[0]]
-        theirs, ours = (_plain(c.to_dict()) for c in (_config(choice), config))
+        theirs, ours = (
+            _plain(c.to_dict()) for c in (RunConfig.from_dict(choice.content["config"]), config)
+        )
         for key, value in given.get(config.method, {}).items():
             if theirs["options"].get(key) != ours["options"][key] or key in choice.content["space"]:
                 raise UsageError(
@@ -520,10 +522,6 @@ def plan_studies(
     named = {name: f"{STUDY}{choice.file.name}" for name, choice in choices.items()}
     configs = tuple(replace(c, budget=named[c.method]) for c in planned.configs)
     return plan_tuned(replace(planned, configs=configs), choices, out), notes
-
-
-def _config(choice: Choice) -> RunConfig:
-    return RunConfig.from_dict(choice.content["config"])
 
 
 def _plain(value: Any) -> Any:

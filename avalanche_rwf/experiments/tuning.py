@@ -35,21 +35,15 @@ from avalanche_rwf.experiments import executors
 from avalanche_rwf.experiments.build import (
     build_benchmark,
     build_strategy,
-    load_backbone,
     with_code,
 )
 from avalanche_rwf.experiments.checkpoint import StopWhenAsked
 from avalanche_rwf.experiments.config import RunConfig, slug
-from avalanche_rwf.experiments.data_loading import (
-    NormaliseOnDevice,
-    loader_workers,
-    normalises,
-)
+from avalanche_rwf.experiments.data_loading import loader_workers, run_images
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.run import exposed_tests, train_experience
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import environment, read_json, write_json
-from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method, resolve_options
 
@@ -202,10 +196,9 @@ def held_out_accuracy(
     :returns: a share, over the classes of these experiences.
     :raises NonFiniteLossError: if training goes to infinity.
     """
-    info = backbone_info(load_backbone(config))
-    benchmark = build_benchmark(config, normalised=not normalises(config.method))
+    benchmark, normalise = run_images(config)
     recorder = PredictionRecorder()
-    plugins = [NormaliseOnDevice(info.mean, info.std), recorder, StopWhenAsked()]
+    plugins = [normalise, recorder, StopWhenAsked()]
     workers = loader_workers(benchmark)
     if listener is not None:
         plugins.append(Listening(recorder, listener))
@@ -297,6 +290,61 @@ class Choice:
         return said + "."
 
 
+class _Record:
+    """The settings of a method that are tried, and ``OUT/tuning/<method>-<hash>.json`` of them.
+
+    What an earlier call has tried is read from the file.
+
+    :param tried: all options of each setting.
+    :param about: what the file says besides.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tried: Sequence[Mapping[str, Any]],
+        out: Path,
+        about: Mapping[str, Any],
+    ) -> None:
+        own = config.options
+        changes = [{k: v for k, v in one.items() if v != own[k]} for one in tried]
+        text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
+        name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
+        self.file, self.tried = out / "tuning" / name, tried
+        before = _tried(self.file, len(changes))
+        self.content = {
+            "method": config.method,
+            "holdout": HOLDOUT,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "settings": [{**old, "options": c} for c, old in zip(changes, before, strict=True)],
+            **about,
+        }
+
+    def left(self) -> list[int]:
+        """The numbers of the settings that have not been tried."""
+        notes = self.content["settings"]
+        return [index for index, note in enumerate(notes) if "seconds" not in note]
+
+    def note(self, index: int, result: dict[str, Any]) -> None:
+        """Note what a setting came to, and write the file."""
+        notes = self.content["settings"]
+        done = result.pop("status") == "done"
+        found = result if done else {"error": result["error"]}
+        notes[index] = {"options": notes[index]["options"], **found}
+        # What another process has tried meanwhile stays in the record.
+        for note, other in zip(notes, _tried(self.file, len(notes)), strict=True):
+            if "seconds" in other and "seconds" not in note:
+                note.update({key: v for key, v in other.items() if key != "options"})
+        choose(self.content)
+        write_json(self.file, self.content)
+
+    def choice(self) -> Choice:
+        """The best of them."""
+        options = self.tried[choose(self.content)]
+        return Choice(self.content["method"], options, self.file, self.content)
+
+
 def tune(
     configs: Sequence[RunConfig],
     fixed: Mapping[str, Collection[str]],
@@ -316,67 +364,37 @@ def tune(
     :returns: method -> choice.
     :raises UsageError: if no images can be held out.
     """
-    own = {c.method: held_out_config(c) for c in configs}
-    tried = {
-        name: [{**c.options, **setting} for setting in grids[name]]
-        if grids is not None
-        else settings(get_method(name), c.options, fixed.get(name, ()))
-        for name, c in own.items()
-    }
-    files: dict[str, Path] = {}
-    contents: dict[str, dict[str, Any]] = {}
-    todo: list[RunConfig] = []
-    place: dict[str, tuple[str, int]] = {}
-    benchmark = build_benchmark(next(iter(own.values())))
+    own = [held_out_config(config) for config in configs]
+    benchmark = build_benchmark(own[0])
     k = first_experiences(benchmark.first_seen)
     samples = sum(sum(counts.values()) for counts in benchmark.class_counts[:k])
-    for name, config in own.items():
-        changes = [
-            {key: v for key, v in one.items() if v != config.options[key]} for one in tried[name]
-        ]
-        files[name] = _file(out, config, changes)
-        before = _tried(files[name], len(changes))
-        contents[name] = {
-            "method": name,
-            "experiences": k,
-            "holdout": HOLDOUT,
-            "seed": config.seed,
-            **({} if grids is None else {"grid": _axes(grids[name])}),
-            "config": config.to_dict(),
-            "settings": [
-                {**old, "options": change} for change, old in zip(changes, before, strict=True)
-            ],
-            **environment(execution.device),
-        }
-        for index, setting in enumerate(tried[name]):
-            if "seconds" not in contents[name]["settings"][index]:
-                todo.append(with_code(replace(config, options=setting)))
-                place[todo[-1].config_hash()] = name, index
+    about = {"experiences": k, **environment(execution.device)}
+    records: dict[str, _Record] = {}
+    place: dict[str, tuple[_Record, int]] = {}
+    todo: list[RunConfig] = []
+    for config in own:
+        name, options = config.method, config.options
+        if grids is None:
+            tried, of_grid = settings(get_method(name), options, fixed.get(name, ())), {}
+        else:
+            tried = [{**options, **setting} for setting in grids[name]]
+            of_grid = {"grid": _axes(grids[name])}
+        record = records[name] = _Record(config, tried, out, {**about, **of_grid})
+        for index in record.left():
+            todo.append(with_code(replace(config, options=tried[index])))
+            place[todo[-1].config_hash()] = record, index
     # Not by the settings that are left: see default_threads.
-    threads = executors.default_threads(execution, sum(map(len, tried.values())))
+    number = sum(len(record.tried) for record in records.values())
+    threads = executors.default_threads(execution, number)
     work = functools.partial(_try, experiences=k)
     for config, result in executors.execute(
         todo, out, execution, samples, threads, work, "settings"
     ):
-        name, index = place[config.config_hash()]
-        tries = contents[name]["settings"]
-        done = result.pop("status") == "done"
-        tries[index] = {
-            "options": tries[index]["options"],
-            **(result if done else {"error": result["error"]}),
-        }
-        # What another process has tried meanwhile stays in the record.
-        for note, other in zip(tries, _tried(files[name], len(tries)), strict=True):
-            if "seconds" in other and "seconds" not in note:
-                note.update({key: v for key, v in other.items() if key != "options"})
-        choose(contents[name])
-        write_json(files[name], contents[name])
+        record, index = place[config.config_hash()]
+        record.note(index, result)
     if stop_requested():  # when nothing was left to stop
         raise RunStopped
-    return {
-        name: Choice(name, tried[name][choose(contents[name])], files[name], contents[name])
-        for name in own
-    }
+    return {name: record.choice() for name, record in records.items()}
 
 
 def grid(method: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -401,12 +419,6 @@ def grid(method: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any
 def _axes(tried: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The values of each option in settings of :func:`grid`."""
     return {key: list(dict.fromkeys(one[key] for one in tried)) for key in tried[0]}
-
-
-def _file(out: Path, config: RunConfig, changes: Sequence[Mapping[str, Any]]) -> Path:
-    text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
-    name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
-    return out / "tuning" / name
 
 
 def _tried(file: Path, number: int) -> list[dict[str, Any]]:

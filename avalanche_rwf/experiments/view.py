@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from avalanche_rwf.experiments.background import repeated
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.status import State
 from avalanche_rwf.utils.untrusted_io import printable
@@ -167,8 +168,7 @@ class View:
         self._screen = Screen(self._file) if self._file.isatty() else None
         self._speed, self._last = Speeds(), ""
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="view", daemon=True)
+        self._beside = contextlib.ExitStack()
 
     def ended(self, config: RunConfig, summary: Mapping[str, Any]) -> None:
         """Count a run that has ended."""
@@ -184,10 +184,8 @@ class View:
             yield
 
     def _refresh(self) -> None:
-        pause = _IN_A_LOG if self._screen is None else _IN_A_TERMINAL
-        while not self._over.wait(pause):
-            with self._lock:
-                self._draw()
+        with self._lock:
+            self._draw()
 
     def _draw(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
@@ -205,13 +203,13 @@ class View:
     def __enter__(self) -> View:
         self._speed.note(self.state)
         if not self._quiet:
-            self._thread.start()
+            pause = _IN_A_LOG if self._screen is None else _IN_A_TERMINAL
+            self._beside.enter_context(repeated(self._refresh, pause, "view"))
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._quiet:
             return
-        self._over.set()
-        self._thread.join()
+        self._beside.close()
         if self.state.count("total"):
             self._draw()

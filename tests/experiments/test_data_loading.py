@@ -10,7 +10,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_rwf.benchmarks import images
 from avalanche_rwf.benchmarks.datasets import folder as folders
 from avalanche_rwf.benchmarks.images import FileImages, Geometry, Normalisation, Pixels
-from avalanche_rwf.experiments import run, tuning
+from avalanche_rwf.experiments import data_loading, run, tuning
 from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.data_loading import (
     NormaliseOnDevice,
@@ -72,7 +72,7 @@ def test_no_number_depends_on_workers_or_where_images_are_normalised(
     config = configure("er", options={"buffer": 4}, eval_every_samples=10, **changes)
     execute_with(monkeypatch, workers=0)
     plain = results(config, tmp_path / "uint8")
-    monkeypatch.setattr(run, "normalises", lambda method: False)
+    monkeypatch.setattr(data_loading, "normalises", lambda method: False)
     assert results(config, tmp_path / "normalised") == plain
     monkeypatch.undo()
     monkeypatch.setattr(images, "CACHE_BYTES", 0)
@@ -83,7 +83,7 @@ def test_no_number_depends_on_workers_or_where_images_are_normalised(
     for workers in (0, 2):
         execute_with(monkeypatch, workers=workers)
         scores.add(tuning.held_out_accuracy(held, experiences=1))
-    monkeypatch.setattr(tuning, "normalises", lambda method: False)
+    monkeypatch.setattr(data_loading, "normalises", lambda method: False)
     assert {tuning.held_out_accuracy(held, experiences=1)} == scores
 
 
@@ -92,7 +92,7 @@ def test_other_loops_get_what_they_take(configure, tmp_path, monkeypatch, from_f
     execute_with(monkeypatch, workers=0)
     config = configure(method, eval_every_samples=0, experiences=2)
     ours = results(config, tmp_path / "ours")
-    monkeypatch.setattr(run, "normalises", lambda method: False)
+    monkeypatch.setattr(data_loading, "normalises", lambda method: False)
     assert results(config, tmp_path / "normalised") == ours
 
 

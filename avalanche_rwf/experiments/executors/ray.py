@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from avalanche_rwf.errors import UsageError
+from avalanche_rwf.errors import UsageError, reason
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.execution import Execution
@@ -172,9 +172,8 @@ def _connect(execution: Execution) -> Any:
             logging_level="ERROR",
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200].rstrip(".")
-        where = address or "local"
-        raise UsageError(f"--ray-address {where}: Ray cannot be used ({why}).") from None
+        where = f"--ray-address {address or 'local'}"
+        raise UsageError(f"{where}: Ray cannot be used ({reason(error)}).") from None
     return ray
 
 

@@ -13,9 +13,7 @@ the job puts itself back into the queue.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -27,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
@@ -43,7 +41,7 @@ from avalanche_rwf.experiments.executors.base import (
     node_folder,
     register_executor,
 )
-from avalanche_rwf.utils.atomic_io import write_whole
+from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.utils.untrusted_io import read_object
 
 __all__ = ["SlurmExecutor"]
@@ -87,8 +85,7 @@ class _Task:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
                 time.sleep(60)  # Slurm ends this process
             sys.exit(128 + signal.SIGTERM)
-        text = json.dumps(summary, default=str).encode()
-        write_whole(self.answer, functools.partial(_put, text))
+        write_json(self.answer, summary, make_folder=False)
 
     def _log(self) -> None:
         """Let what the job prints go to the run directory."""
@@ -146,13 +143,13 @@ class SlurmExecutor(Executor):
         kind = "runs" if self.context.work is None else "work"
         by_name = {_name(kind, config): config for config in configs}
         queued = _queue()
+        # An answer of an earlier command is only good for what it did.
         answers = {
             name: (job, answer)
             for name, job, answer in _batches(self._folder)
-            if name in by_name and (job in queued or answer.exists())
+            if name in by_name
+            and (job in queued or (read_json(answer) or {}).get("status") == "done")
         }
-        # An answer of an earlier command is only good for what it did.
-        answers = {n: (j, a) for n, (j, a) in answers.items() if j in queued or _done(a)}
         missing = [name for name in by_name if name not in answers]
         answers |= self._submit({name: by_name[name] for name in missing})
         if self.context.execution.detach:
@@ -196,8 +193,7 @@ class SlurmExecutor(Executor):
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
             ids = [str(job.job_id) for job in jobs]
-            content = json.dumps({"runs": part, "jobs": ids}).encode()
-            write_whole(batch / "batch.json", functools.partial(_put, content))
+            write_json(batch / "batch.json", {"runs": part, "jobs": ids}, make_folder=False)
             answers |= {n: (i, p) for n, i, p in zip(part, ids, paths, strict=True)}
         return answers
 
@@ -212,7 +208,7 @@ class SlurmExecutor(Executor):
             queued = _queue()
             for name, (job, answer) in list(answers.items()):
                 config = configs[name]
-                summary = _read(answer)
+                summary = read_json(answer)
                 if summary is None and job in queued:
                     gone.pop(name, None)
                     continue
@@ -255,10 +251,6 @@ class SlurmExecutor(Executor):
             _pause(_EVERY)  # a job that has answered takes a moment to leave the queue
 
 
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
 def _name(kind: str, config: RunConfig) -> str:
     return f"{kind} {config.method} {config.config_hash()} seed {config.seed}"
 
@@ -270,17 +262,6 @@ def _batches(folder: Path) -> Iterator[tuple[str, str, Path]]:
             content = read_object(path)
             for index, (name, job) in enumerate(zip(content["runs"], content["jobs"], strict=True)):
                 yield name, job, path.parent / f"{index}.json"
-
-
-def _read(answer: Path) -> dict[str, Any] | None:
-    try:
-        return read_object(answer)
-    except (OSError, ValueError):
-        return None
-
-
-def _done(answer: Path) -> bool:
-    return (_read(answer) or {}).get("status") == "done"
 
 
 def _queue() -> set[str]:
