@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.routing import ROUTING_METRICS
 from avalanche_rwf.experiments import run as module
-from avalanche_rwf.experiments.build import build_strategy
+from avalanche_rwf.experiments.build import build_benchmark, build_strategy
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.load_run import load_routed
 from avalanche_rwf.experiments.run import WEIGHTS, routing_state, run
@@ -57,7 +57,7 @@ def test_drift_begins_where_the_images_classes_have_been_learned(configure, tmp_
     """At seed 3 the first experience has no sample: untrained routes are nothing to drift from."""
     config = configure("rwf", seed=3, experiences=4, stream="si-blurry",
                        stream_options={"disjoint": 50, "blurry": 10})  # fmt: skip
-    assert not module.build_benchmark(config).class_counts[0]
+    assert not build_benchmark(config).class_counts[0]
     assert run(config, tmp_path)["status"] == "done"
     with (run_directory(tmp_path, config) / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
