@@ -35,6 +35,9 @@ __all__ = [
     "register_benchmark",
 ]
 
+_PREPARATION = {"image_size", "mean", "std", "interpolation", "crop_pct"}
+
+
 @dataclass(frozen=True)
 class BenchmarkSpec:
     """A registered image source.
@@ -169,27 +172,12 @@ def create_benchmark(
     :raises UsageError: any of these is out of range, or the images cannot be used; said in one
         sentence.
     """
-    given: dict[str, Any] = {
-        "image_size": image_size,
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop_pct": crop_pct,
-    }
-    # Who says all else has no backbone in mind, and crops nothing.
-    if backbone is None and all(given[key] is not None for key in list(given)[:4]):
-        seen: dict[str, Any] = {"crop_pct": 1.0}
-    else:
-        seen = _wanted_by(backbone)
-    wanted: dict[str, Any] = {**seen, **{k: v for k, v in given.items() if v is not None}}
+    prepared = _prepared(backbone, image_size=image_size, mean=mean, std=std,
+                         interpolation=interpolation, crop_pct=crop_pct)  # fmt: skip
     options = StreamOptions(
+        **prepared,
         seed=seed,
         experiences=experiences,
-        image_size=wanted["image_size"],
-        mean=three_numbers("mean", wanted["mean"]),
-        std=three_numbers("std", wanted["std"]),
-        interpolation=wanted["interpolation"],
-        crop_pct=wanted["crop_pct"],
         test_share=test_share,
         split_seed=split_seed,
         skip_corrupt=skip_corrupt,
@@ -207,15 +195,21 @@ def create_benchmark(
     return benchmark
 
 
-def _wanted_by(backbone: nn.Module | str | None) -> dict[str, Any]:
-    """How a backbone wants its images."""
-    from avalanche_rwf.models.backbone import PACKAGED, backbone_info, image_preparation
+def _prepared(backbone: nn.Module | str | None, **given: Any) -> dict[str, Any]:
+    """How images are prepared: as it is given, else as the backbone wants them."""
+    given = {name: value for name, value in given.items() if value is not None}
+    # Who says all else has no backbone in mind, and crops nothing.
+    wanted: dict[str, Any] = {"crop_pct": 1.0}
+    if backbone is not None or given.keys() | wanted.keys() != _PREPARATION:
+        from avalanche_rwf.models.backbone import PACKAGED, backbone_info, image_preparation
 
-    if backbone is None or isinstance(backbone, str):
-        return image_preparation(PACKAGED if backbone is None else backbone)
-    info = backbone_info(backbone)
-    names = ("image_size", "mean", "std", "interpolation", "crop_pct")
-    return {name: getattr(info, name) for name in names}
+        if backbone is None or isinstance(backbone, str):
+            wanted = image_preparation(PACKAGED if backbone is None else backbone)
+        else:
+            info = backbone_info(backbone)
+            wanted = {name: getattr(info, name) for name in _PREPARATION}
+    wanted |= given
+    return {**wanted, **{name: three_numbers(name, wanted[name]) for name in ("mean", "std")}}
 
 
 def plan_benchmark(
@@ -224,37 +218,32 @@ def plan_benchmark(
     seed: int,
     experiences: int | None = None,
     skip_corrupt: bool = False,
-    holdout: float = 0.0,
-    stream: str = "split",
     stream_options: Mapping[str, Any] | None = None,
-    test_share: float = 0.0,
-    split_seed: int = 0,
+    **options: Any,
 ) -> StreamPlan:
     """Which samples `create_benchmark` would bring when; needs no backbone and no Avalanche.
 
     No image is decoded, so that a broken one is not noticed, unless `skip_corrupt` is to leave such
     images out.
 
+    :param options: `holdout`, `stream`, `test_share` and `split_seed`, as there.
     :raises UsageError: as there.
     """
-    options = StreamOptions(
-        seed=seed,
-        experiences=experiences,
+    known = StreamOptions(
+        **options,
         image_size=8,  # nobody looks at the pixels
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         interpolation="nearest",
-        skip_corrupt=skip_corrupt,
-        holdout=holdout,
-        stream=stream,
+        seed=seed,
+        experiences=experiences,
         stream_options={} if stream_options is None else stream_options,
-        test_share=test_share,
-        split_seed=split_seed,
+        skip_corrupt=skip_corrupt,
         decode=skip_corrupt,
     )
     from avalanche_rwf.benchmarks import splits
 
-    return splits.plan_stream(name, _load(name, options), options)
+    return splits.plan_stream(name, _load(name, known), known)
 
 
 def _load(name: str, options: StreamOptions) -> ImageSource:

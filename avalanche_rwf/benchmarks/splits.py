@@ -151,12 +151,7 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
     arguments = {**chosen}
     if "class_order" in chosen:
         arguments["class_order"] = _class_numbers(chosen["class_order"], source.class_names)
-    sizes = chosen.get("classes_per_experience")
-    experiences = options.experiences
-    if experiences is None and not spec.counts_itself:
-        experiences = source.default_experiences if sizes is None else len(sizes)
-    if spec.new_classes and experiences is not None:
-        _check_experiences(name, experiences, num_classes, source.equal_experiences and not sizes)
+    experiences = _experiences(name, source, options, chosen)
 
     targets = np.asarray(source.train_targets)
     tests, test_targets = np.arange(len(source.test_targets)), np.asarray(source.test_targets)
@@ -199,10 +194,7 @@ def plan_stream(name: str, source: ImageSource, options: StreamOptions) -> Strea
         class_counts=counts,
         first_seen=[sorted(label_of[first == exp].tolist()) for exp in range(len(train))],
         options=chosen,
-        notes=(
-            *source.notes,
-            *_notes(chosen, np.bincount(targets[positions], minlength=num_classes)),
-        ),
+        notes=(*source.notes, *_notes(chosen, targets[positions])),
     )
 
 
@@ -268,17 +260,30 @@ def _checked_deal(
     return parts
 
 
-def _check_experiences(name: str, experiences: int, num_classes: int, equal: bool) -> None:
+def _experiences(
+    name: str, source: ImageSource, options: StreamOptions, chosen: dict[str, Any]
+) -> int | None:
+    """How many experiences there are; None where the stream finds it.
+
+    :raises UsageError: more than classes, or classes that do not divide.
+    """
+    spec, sizes = get_stream(options.stream), chosen.get("classes_per_experience")
+    experiences, num_classes = options.experiences, len(source.class_names)
+    if experiences is None and not spec.counts_itself:
+        experiences = source.default_experiences if sizes is None else len(sizes)
+    if not spec.new_classes or experiences is None:
+        return experiences
     if experiences > num_classes:
         raise UsageError(
             f"experiences is at most the number of classes, {num_classes} in {name!r}, not "
             f"{experiences}."
         )
-    if equal and num_classes % experiences:
+    if source.equal_experiences and not sizes and num_classes % experiences:
         raise UsageError(
             f"experiences must divide the {num_classes} classes of {name!r}, which {experiences} "
             "does not."
         )
+    return experiences
 
 
 def _class_numbers(order: str | list[str], names: list[str]) -> str | list[int]:
@@ -311,9 +316,9 @@ def _labels(order: list[int], num_classes: int) -> np.ndarray:
     return label_of
 
 
-def _notes(options: dict[str, Any], counts: np.ndarray) -> tuple[str, ...]:
+def _notes(options: dict[str, Any], labels: np.ndarray) -> tuple[str, ...]:
     shots = options.get("shots")
-    few = 0 if shots is None else int((counts < shots).sum())
+    few = 0 if shots is None else int((np.bincount(labels) < shots).sum())
     if not few:
         return ()
     return (f"{few} classes have fewer than {shots} training images; the stream has all of them.",)
