@@ -55,11 +55,11 @@ CACHE_BYTES = 2**30
 _KINDS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
 )
-# Pixels of a resized image; of more, only the middle that is kept is made.
+# A resized image of more pixels than this is not made whole, only the middle that is kept.
 _MOST_PIXELS = 2**24
 
 
-# Those without a crop mode behind them: the other modes make no line longer.
+# Names without a crop mode; only with these can the longer side become very long.
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS if "-" not in name}
 
 
@@ -337,7 +337,7 @@ def load_pixels(
             _probe(paths[index])
 
     with _pool() as pool:
-        good = list(pool.map(functools.partial(_works, read), range(len(paths)), chunksize=16))
+        good = list(pool.map(functools.partial(_can_read, read), range(len(paths)), chunksize=16))
     bad = [index for index, ok in enumerate(good) if not ok]
     if bad:
         cache = cache[np.asarray(good[:room], dtype=bool)]
@@ -348,10 +348,10 @@ def load_pixels(
 def are_readable(paths: Sequence[Path]) -> Iterator[bool]:
     """Whether each file can be decoded, one after the other; nothing is kept."""
     with _pool() as pool:
-        yield from pool.map(functools.partial(_works, _probe), paths, chunksize=16)
+        yield from pool.map(functools.partial(_can_read, _probe), paths, chunksize=16)
 
 
-def _works(read: Callable[[Any], object], file: Any) -> bool:
+def _can_read(read: Callable[[Any], object], file: Any) -> bool:
     try:
         read(file)
     except MemoryError:

@@ -198,7 +198,7 @@ def create_benchmark(
 def _prepared(backbone: nn.Module | str | None, **given: Any) -> dict[str, Any]:
     """How images are prepared: as it is given, else as the backbone wants them."""
     given = {name: value for name, value in given.items() if value is not None}
-    # Who says all else has no backbone in mind, and crops nothing.
+    # With everything else given, no backbone is asked, and nothing is cropped.
     wanted: dict[str, Any] = {"crop_pct": 1.0}
     if backbone is not None or given.keys() | wanted.keys() != _PREPARATION:
         from avalanche_rwf.models.backbone import PACKAGED, backbone_info, image_preparation

@@ -29,11 +29,11 @@ __all__ = [
     "StreamSpec",
     "add_option",
     "get_stream",
-    "having",
     "list_streams",
     "one_of",
     "register_stream",
     "resolve_stream_options",
+    "streams_with",
     "whole",
 ]
 
@@ -182,7 +182,7 @@ def get_stream(name: str) -> StreamSpec:
     return STREAMS.lookup(name)
 
 
-def having(option: str) -> list[str]:
+def streams_with(option: str) -> list[str]:
     """The kinds of streams that have an option."""
     return [name for name, spec in STREAMS.items() if option in spec.options]
 
@@ -206,7 +206,7 @@ def resolve_stream_options(
             raise UsageError(f"Stream option {name!r} is unknown; {nearest(name, OPTIONS)}.")
         option = OPTIONS[name]
         if name not in spec.options:
-            owners = having(name)
+            owners = streams_with(name)
             raise UsageError(
                 f"{option.flag} belongs to --stream {' and '.join(owners)}, not to {stream!r}."
             )

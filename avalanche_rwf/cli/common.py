@@ -165,7 +165,7 @@ def add_config(group: argparse._ActionsContainer) -> None:
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
     """The stream: --benchmark, --stream and the options of all kinds, as the registry has them."""
-    from avalanche_rwf.benchmarks.stream_registry import OPTIONS, having, list_streams
+    from avalanche_rwf.benchmarks.stream_registry import OPTIONS, list_streams, streams_with
 
     group = parser.add_argument_group("stream")
     add_settings(group, "benchmark", "experiences", benchmark="split-digits")
@@ -177,7 +177,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
             metavar=option.name.split("_")[-1].upper(),
             # The sentence says the default itself: it may be the data's.
             default=argparse.SUPPRESS,
-            help=f"{', '.join(having(option.name))}: {option.help}".replace("%", "%%"),
+            help=f"{', '.join(streams_with(option.name))}: {option.help}".replace("%", "%%"),
         )
 
 

@@ -53,9 +53,9 @@ __all__ = [
 SETUP = ("head", "mask", "readout", "budget")
 """What tells methods apart besides their names: columns of a table where they differ."""
 
-# Columns of a run's settings, by their names.
+# Settings of a run that have a column of their own, by name.
 _COLUMNS = {n: s for n, s in run_settings().items() if s.column == n}
-# What else is said of a row, behind these columns.
+# Further columns, each behind the setting that it goes with.
 _BEHIND = {
     "backbone": ("backbone_sha256", "backbone_source", "method", "config_hash", *SETUP[:3]),
     "skip_corrupt": ("settings",),
@@ -73,15 +73,15 @@ _IDENTITY = (
     *("version", "source", "submitted"),
 )
 _INTEGERS = tuple(name for name, s in _COLUMNS.items() if s.kind == "whole")
-# Said of a row, separating nothing: all that its runs have, "2.8.0; 2.9.1".
+# What runs of one row may differ in; the row has all values, as in "2.8.0; 2.9.1".
 _NOTED = ("git", "torch", "hardware")
 _RUN = ("folder", "run_dir", "seed", "status", "error", *_NOTED, "images")
 _TAKEN = frozenset((*_IDENTITY, *_RUN))
 # Rows that differ in any of these are in different tables and are never ranked against each other.
 PROTOCOL = tuple(dict.fromkeys(s.column for s in run_settings().values() if s.role == "protocol"))
-# What two runs must share to be seeds of one row. The hash says it all, if it is sound: should two
-# configurations bear one hash, as when a file was changed by hand, their rows are two all the same.
-# The number of experiences is not known of a run that failed early.
+# What two runs must share to be seeds of one row. The hash would do; settings are compared too,
+# because a file that was changed by hand keeps its hash. A run that failed early does not know the
+# number of experiences.
 _CODE_OF = ("version", "source")
 _GROUP = (
     *_CODE_OF,
@@ -90,20 +90,20 @@ _GROUP = (
     *(name for name, s in _COLUMNS.items() if s.role == "method"),
 )
 _CODE = slice(0, len(_CODE_OF))  # of _GROUP
-# What else a configuration holds is a setting that this version does not know.
+# All other fields of a configuration are settings that this version does not know.
 _NOT_SETTINGS = frozenset(
     (*_IDENTITY, *(name for name, s in run_settings().items() if s.column != "settings"))
 )
 _PLACE = "OUT/runs/<benchmark>/<method>/<config-hash>/seed<k>"
 _SEED = re.compile(r"seed(\d+)")
-# Those that are computed from predictions, which get an interval.
+# Metrics that are computed from predictions; they get an interval.
 _SCORES = tuple(name for name, metric in METRICS.items() if metric.kind in ("share", "change"))
 _REFERENCE = ("difference", "difference_ci_low", "difference_ci_high", "p", "n_pairs")
 _FILES = ("config.json", "summary.json", "metrics.csv")
 FORMULA = ("=", "+", "-", "@")
 """A cell of a CSV file that begins with one of these is computed by the program that opens it."""
 MOST_MEASURED = 1e30
-"""What a run may have measured; sums of larger numbers overflow."""
+"""The largest number that a run may have measured; sums of larger ones overflow."""
 
 _RANGES = {"share": (0.0, 1.0, "share of 1"), "change": (-1.0, 1.0, "difference of shares")}
 _AMOUNT = (0.0, MOST_MEASURED, "time, size or count")
@@ -338,7 +338,7 @@ def _read_run(path: Path, out: Path) -> dict[str, Any]:
     return row
 
 
-# What a field of a configuration holds, if anything, and how that is said.
+# The type of a setting's value by the setting's kind, and its name in a message.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "mapping": ((dict,), "an object"),
     "text": ((str,), "a text"),
@@ -348,7 +348,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _check_types(config: dict[str, Any]) -> None:
-    """Check what is counted with, compared or parsed: one odd file must not stop a leaderboard.
+    """Check the types of settings that are used: one odd file must not stop a leaderboard.
 
     :raises _UnusableError: naming the field.
     """
@@ -387,7 +387,7 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
             row[name] = _text(row[name])
         if setting.kind == "flag":
             row[name] = bool(row[name])
-        # Runs of an earlier version have none of these.
+        # Runs of an earlier version do not have these.
         if setting.young and setting.kind == "whole":
             row[name] = row[name] or 0
     git = _text(content.get("git"))
@@ -402,7 +402,7 @@ def configuration_row(content: dict[str, Any]) -> dict[str, Any]:
         budget=config.get("budget") or "default",
         uses_boundaries=bool(content.get("uses_boundaries")),
         version=_text(versions.get("avalanche-rwf")),
-        # A change of a page of the documentation is no change of the code.
+        # The git revision also changes with a page of the documentation.
         source=_text(content.get("source_sha256")) or git,
         submitted=False,
         git=git,
@@ -485,7 +485,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_measured(row: dict[str, Any]) -> None:
-    """Check the numbers of a run that is done: one that cannot be must not be ranked or shown.
+    """Check the numbers of a finished run: impossible ones must not be ranked or shown.
 
     :raises _UnusableError: naming the field.
     """
@@ -526,7 +526,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     differing = _differing(said)
     rows = []
     for indices in _groups(said):
-        row = _said_of_runs([said[i] for i in indices])
+        row = _row_of([said[i] for i in indices])
         done = [i for i in indices if said[i]["status"] == "done"]
         done.sort(key=lambda i: int(said[i]["seed"]))
         others = [str(int(said[i]["seed"])) for i in done if i in differing]
@@ -550,8 +550,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     return board.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
-def _said_of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the runs of one row say, but for their numbers.
+def _row_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the columns of a row that are no statistics.
 
     :raises UsageError: if a seed occurs twice.
     """
@@ -565,7 +565,7 @@ def _said_of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
             f"{', '.join(twice)}."
         )
     row: dict[str, Any] = {name: runs[0][name] for name in _IDENTITY}
-    # A run that failed early does not say.
+    # A run that failed early does not know.
     row["uses_boundaries"] = any(bool(run["uses_boundaries"]) for run in runs)
     row.update(n=len(done), seeds=",".join(map(str, seeds)), failed=len(runs) - len(done))
     for name in _NOTED:
@@ -590,8 +590,8 @@ def _groups(records: list[dict[str, Any]]) -> list[list[int]]:
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(row_key(record), []).append(index)
-    # A run that fails before its backbone or data is there does not say of what code it is: it
-    # counts where its configuration has a row.
+    # A run that failed before its backbone or data was there does not name its code: it counts in
+    # any row of its configuration.
     rows: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for key in groups:
         if key[_CODE] != (None, None):
@@ -621,17 +621,14 @@ def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
     return [group for _, group in frame.groupby(keys, dropna=False, sort=False)]
 
 
-def add_reference(
-    board: pd.DataFrame, runs: pd.DataFrame, reference: str, field: str = "a_last"
-) -> pd.DataFrame:
-    """Add to each row its paired difference to a reference method, over the seeds both have.
+def add_reference(board: pd.DataFrame, runs: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Add to each row its paired difference in A_last to a reference, over the seeds both have.
 
     :param board: the frame of `aggregate`.
     :param runs: the frame that it was made of.
     :param reference: a method, or the beginning of a configuration's hash where a protocol has
         several configurations of the method. In every protocol that has it the rows are compared
         with its row; where it has one row per version of the code, with that of the same code.
-    :param field: the metric, as in `runs`.
     :returns: the board with `reference`, `difference` (row minus reference), `difference_ci_low`
         and `difference_ci_high` (95 %, Student's t), `p` (two-sided paired t-test, not corrected
         for the number of rows) and `n_pairs`; missing in the reference's own row and in protocols
@@ -639,7 +636,7 @@ def add_reference(
     :raises UsageError: if no finished row is of the reference, or several of one protocol are.
     """
     scored = {
-        key: dict(zip(group["seed"], group[field], strict=True))
+        key: dict(zip(group["seed"], group["a_last"], strict=True))
         for key, group in runs_by_row(runs[runs["status"] == "done"]).items()
     }
     board = board.copy()

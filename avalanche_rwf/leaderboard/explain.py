@@ -35,7 +35,7 @@ FORMATS = ("png", "svg")
 _CELL = 1.05  # inches
 _MOST_PROMPTS = 32
 _LIMITS = (2, 4, 8, 16)
-"""Of the scale, in multiples of the uniform share; what is beyond has the colour of the end."""
+"""Ends of the colour scale, in multiples of the uniform share; the least that fits is taken."""
 
 
 def read_pixels(path: Path, info: BackboneInfo) -> np.ndarray:
@@ -228,7 +228,7 @@ def explain(
         # Folders and files have any name.
         title = drawable(f"{path.name}: {config.method} on {benchmark}, seed {config.seed}")
         figure = draw_routes(pixels, routes, model, title)
-        # By its identity the file is known again; no date, so that it is the same again.
+        # `_target` finds the file by its identity; without a date it is the same each time.
         dates: dict[str, None] = {"Date": None} if fmt == "svg" else {}
         figure.savefig(
             target, dpi=110, format=fmt, metadata={"Source": identity.hexdigest(), **dates}

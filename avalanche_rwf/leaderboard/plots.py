@@ -85,17 +85,17 @@ TARGETS = {
     "icml": Target(3.25, 7.5, "STIXGeneral"),  # one of two columns
     "slides": Target(10.0, 14.0, "sans-serif"),
 }
-# Beyond this many methods one frame is a tangle: the best and the reference keep their look.
+# With more methods than this, only the best ones and the reference are drawn in colour.
 _IN_ONE_FRAME = 12
 _HIGHLIGHTED = 6
-# Without their palest end, which can be told from the white of a cell without a value by nobody.
+# Without the palest end, which looks like the white of a cell without a value.
 _BLUES, _ORANGES = (
     LinearSegmentedColormap.from_list(name, colormaps[name](np.linspace(0.07, 1.0, 256)))
     for name in ("Blues", "Oranges")
 )
-# Forgetting of less than this many points is not drawn dark, be it the most there is.
+# The colours of forgetting reach to this many points at least, so that little is never dark.
 _MUCH = 20.0
-# Of a sweep of hundreds of rows a picture shows the best.
+# The most rows in a picture, the best first.
 MOST = 30
 _NAME = 30
 _SPREAD = "± 1 st. dev. over seeds"
@@ -451,13 +451,13 @@ def _log_scale(axis: Axes, values: NDArray[Any], most: int) -> None:
     :param values: what is drawn on it, 0 or more.
     :param most: ticks that there is room for, about.
     """
-    positive = values[values > 1e-30]  # what is smaller can be told from 0 by nobody
+    positive = values[values > 1e-30]  # smaller ones look like 0
     if not len(positive):
         axis.set_xlim(-1, 1)
         axis.set_xticks([0], ["0"])
         return
     low, high = float(positive.min()), float(positive.max())
-    # Half of the narrowest axis that there may be is a factor of 1.6 to each side.
+    # The axis reaches at least a factor of 1.6 to each side of a value.
     low, high = min(low, high / 1.6) / 1.3, max(high, low * 1.6) * 1.5
     zeros = len(values) - len(positive)
     digits, every = _tick_digits(low, high, most)
@@ -465,8 +465,8 @@ def _log_scale(axis: Axes, values: NDArray[Any], most: int) -> None:
     ticks = [d * 10.0**e for e in range(first, last + 1) for d in digits if e % every == 0]
     ticks = [tick for tick in ticks if low <= tick <= high]
     if zeros:
-        # As wide below the smallest value, down to 0, as a decade is above it; and a place for
-        # those that stand side by side at 0.
+        # From 0 to the smallest value it is as wide as a decade; left of 0 is room for points that
+        # stand side by side.
         axis.set_xscale("symlog", linthresh=low, linscale=0.6)
         axis.set_xlim(-low * (0.3 if zeros == 1 else 0.8), high)
         ticks = [0.0, *ticks]
@@ -549,7 +549,7 @@ def _shots(options: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-# What follows from the shots: an evaluation every quarter of a stream that is as long as they say.
+# Settings whose default follows from the shots: a stream is evaluated at every quarter.
 _FOLLOWS = ("eval_every_samples",)
 
 

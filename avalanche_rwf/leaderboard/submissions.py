@@ -117,7 +117,7 @@ def _typed(setting: Setting) -> tuple[Any, Any]:
     return (kind | None if setting.optional else kind), ... if required else setting.default
 
 
-# What an entry keeps to itself: its runs have the seeds, a path stays at home.
+# Not in an entry's config: its runs have the seeds, and a path is of one machine.
 _LEFT_OUT = ("seed", "weights", "tuning")
 _FIELDS: Any = {name: _typed(s) for name, s in run_settings().items() if name not in _LEFT_OUT}
 _Settings: Any = create_model("_Settings", __base__=_Record, **_FIELDS)
@@ -194,7 +194,7 @@ class Seed(_Record):
         size = len(self.accuracy_matrix)
         if any(len(line) != size for line in self.accuracy_matrix):
             raise ValueError(f"accuracy_matrix must be square, got {size} rows of other lengths")
-        # Twice the same: an experience without samples, as Si-Blurry streams have.
+        # An experience without samples, as Si-Blurry streams have, ends where the last one did.
         if len(self.experience_ends) != size or sorted(self.experience_ends) != list(
             self.experience_ends
         ):
@@ -212,7 +212,7 @@ class Seed(_Record):
         rows = [[value for value in line if value is not None] for line in self.accuracy_matrix]
         before = self._before()
         rows = rows[before:]
-        # Classes that no experience at the start brings are not in its columns either.
+        # An experience without samples has no test samples either: its column is empty too.
         early = any(v is not None for line in self.accuracy_matrix for v in line[:before])
         if early or not rows or not all(rows):
             raise ValueError("accuracy_matrix must have a value in every row, got an empty one")
@@ -307,8 +307,8 @@ def schema() -> dict[str, Any]:
 # ---- reading
 
 
+_LONGEST = 60  # characters of a foreign text in a message
 # How pydantic names the branches of a union, which are no fields.
-_LONGEST = 60  # of what others wrote, in a message
 _BRANCH = ("bool", "int", "float", "str", "tuple")
 _BRANCHES = ("constrained", "literal", "function", "list[")
 
@@ -332,7 +332,7 @@ def _sentence(path: str | os.PathLike[str], error: ValidationError) -> str:
     """Say the first thing that is wrong with an entry, and how many more there are."""
     errors = error.errors(include_url=False)
     fields = [_field(one["loc"]) for one in errors]
-    # Of what may be of several types every branch complains: text says what is wrong with it.
+    # Every branch of a union complains; the value_error of a text says what is wrong.
     same = [one for one, field in zip(errors, fields, strict=True) if field == fields[0]]
     first = next((one for one in same if one["type"] == "value_error"), same[0])
     said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

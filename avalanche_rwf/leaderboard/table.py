@@ -189,7 +189,7 @@ def _labels(
     by_method: dict[str, list[dict[str, Any]]] = {}
     for row, mine in zip(rows, all_differences, strict=True):
         by_method.setdefault(str(row["method"]), []).append(mine)
-    # What differs among a method's rows; a value that is the same in all need not be said.
+    # Only what differs among a method's rows is said.
     differing = {
         method: [
             key
@@ -278,7 +278,7 @@ def _tuned(row: Row, label: str) -> str | None:
         return None
     record = json.loads(text)
     chosen = [f"{key}={short(value)}" for key, value in record["chosen"].items()]
-    # What sets a row apart stands in its label already.
+    # The label has what sets the row apart.
     more = [text for text in chosen if text not in label] if chosen else ["unchanged"]
     differs = "; of another " + ", ".join(record["differs"]) if record.get("differs") else ""
     return f"{' '.join([label, *more])} (of {record['settings']}{differs})"
@@ -373,7 +373,7 @@ def _best(column: Column, rows: Rows, cells: list[str], place: int = 1) -> list[
     """
     if column.best is None or len(rows) < 2:
         return [False] * len(rows)
-    # The fastest of several machines is no fastest method.
+    # Speeds of several machines are not compared.
     if column.kind == "rate" and METRICS[column.field].of_machine and len(hardware_of(rows)) > 1:
         return [False] * len(rows)
     shown = [cell.split("±")[0].strip() for cell in cells]
@@ -554,7 +554,7 @@ def _text_table(
     width = max(map(len, lines)) if wide else width
     excess = max(map(len, lines)) - width
     if excess > 0:
-        # Even the name and the score are too wide: the name gives way.
+        # Even the name and the score are too wide: the name is cut.
         name = [column.field for column in columns].index("label")
         limit = max(len(row[name]) for row in table.cells) - excess
         for row in table.cells:
@@ -603,7 +603,7 @@ def _fitting(rows: Rows, width: int) -> list[Column]:
             continue
         more = [c for c in offered if c in chosen or c is column]
         needed = wide(more)
-        # It may even save room: what a column says need not stand behind the method's name.
+        # A column can save room: what it says is then left out of the names.
         if needed <= max(width, used):
             chosen, used = more, needed
     return chosen

@@ -87,7 +87,7 @@ _SUPPORTED = (
     "supported are timm's VisionTransformer, Eva and Beit models with a plain patch embedding and "
     "standard blocks, as `avalanche-rwf list backbones` names them"
 )
-# What create_backbone decides itself; letting them through would change the contract silently.
+# Arguments of timm that create_backbone sets itself.
 _RESERVED = (
     "num_classes",
     "in_chans",
@@ -453,14 +453,14 @@ def _survey() -> dict[str, str | None]:
             try:
                 model = timm.create_model(arch, **_TINY)
             except (TypeError, ValueError, AssertionError, RuntimeError):
-                # Some sizes go together with the number of blocks: whole, but without memory.
+                # Some sizes go with the number of blocks: the whole model, but without memory.
                 with torch.device("meta"):
                     model = timm.create_model(arch, pretrained=False, num_classes=0)
             found[arch] = unsupported_because(model)
     return found
 
 
-# The width is the least that rotary positions can be split into sine and cosine over two axes with.
+# 8 is the least width that rotary positions split into sine and cosine over two axes.
 _TINY: Mapping[str, Any] = {
     "pretrained": False, "num_classes": 0, "depth": 1, "embed_dim": 8, "num_heads": 1,
 }  # fmt: skip

@@ -45,9 +45,9 @@ class Form:
     model: ClassVar[type[nn.Module]] = VisionTransformer
     block: ClassVar[type[nn.Module]] = Block
     attentions: ClassVar[tuple[type[nn.Module], ...]] = (Attention,)
-    # Whether the attention gets the tokens as norm1 leaves them.
+    # Whether norm1 is applied before the attention.
     enter_normed: ClassVar[bool] = True
-    # What the family's published weights pass through.
+    # timm's function that fits published weights to a model.
     convert: ClassVar[Callable[..., Any]] = staticmethod(vision_transformer.checkpoint_filter_fn)
     convert_options: ClassVar[Mapping[str, Any]] = {"adapt_layer_scale": True}
 

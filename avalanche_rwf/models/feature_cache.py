@@ -47,7 +47,7 @@ __all__ = [
     "settings",
 ]
 
-# Whose code the backbones are made of.
+# Packages that the modules of backbones come from.
 _KNOWN = ("torch", "timm", "avalanche_rwf")
 _SETTINGS = frozenset({bool, int, float, str, tuple})
 _CODE = frozenset({FunctionType, MethodType})
@@ -120,7 +120,7 @@ def image_digests(images: Tensor) -> list[bytes]:
     return [hashlib.blake2b(row.data, digest_size=16, key=kind[:64]).digest() for row in rows]
 
 
-# What a broken file of features raises when it is read.
+# Errors of reading a damaged file of features.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError)
 
 

@@ -29,7 +29,8 @@ from avalanche_rwf.models.families import form_of, pooling
 
 __all__ = ["first_line", "load_file", "load_hub", "weights_sha256"]
 
-# Where a file has several models: averaged weights and teachers are what their authors evaluate.
+# Keys of a file with several models, the first that is there is taken: authors evaluate averaged
+# weights and teachers.
 _WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
 # A classifier is no part of a backbone, nor is a pooling layer behind a class token.
 _IGNORED_KEYS = ("head.", "head_dist.", "heads.", "fc.", "classifier.", "pre_logits.", "attn_pool.")
@@ -60,8 +61,7 @@ def load_hub(model: Any, name: str) -> None:
 
     cfg = dict(model.pretrained_cfg)
     try:
-        # num_classes as in the configuration: timm then leaves the classifier alone, which _fit has
-        # dropped.
+        # With the configuration's num_classes timm leaves the classifier alone: _fit drops it.
         with _no_vain_retries():
             timm.models.load_pretrained(
                 model, cfg, num_classes=cfg.get("num_classes", 0), filter_fn=fit, strict=True
@@ -268,8 +268,7 @@ def _fit(
     wanted = model.state_dict()
     problems: list[str] = []
     patches = tensors.get(_ANCHOR)
-    # timm would resample the patches silently; only somebody who asks for another patch size wants
-    # that.
+    # timm would resample the patches silently: only where another patch size is asked for.
     if (
         patches is not None
         and patches.ndim == 4
@@ -321,9 +320,9 @@ def _shapes(key: str, found: Tensor, wanted: Mapping[str, Tensor]) -> str:
     return f"{key!r} is {list(found.shape)}, the model's {list(wanted[key].shape)}"
 
 
-def _some(names: list[str], quote: bool = True, limit: int = 3) -> str:
-    shown = ", ".join(repr(n) if quote else n for n in names[:limit])
-    return shown + (", ..." if len(names) > limit else "")
+def _some(names: list[str], quote: bool = True) -> str:
+    shown = ", ".join(repr(n) if quote else n for n in names[:3])
+    return shown + (", ..." if len(names) > 3 else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -9,9 +9,9 @@ from avalanche_rwf.benchmarks import stream_registry as module
 from avalanche_rwf.benchmarks.stream_registry import (
     OPTIONS,
     get_stream,
-    having,
     list_streams,
     resolve_stream_options,
+    streams_with,
 )
 from avalanche_rwf.errors import UsageError
 
@@ -181,7 +181,7 @@ def test_options_that_are_refused(stream, given, message):
 
 
 def test_every_option_has_an_owner():
-    assert all(having(name) for name in OPTIONS)
+    assert all(streams_with(name) for name in OPTIONS)
 
 
 def test_a_new_kind_is_one_function(monkeypatch):

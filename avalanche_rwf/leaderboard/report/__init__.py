@@ -96,7 +96,7 @@ def write_report(
         )
     given = out is not None
     out = folder / "report" if out is None else out
-    # The folder may be somebody's: its links do not decide what is written over.
+    # The folder may come from anybody: a link in it must not lead the writing elsewhere.
     for part in (*(() if given else (out,)), out / "assets", out / "data"):
         if part.is_symlink():
             raise UsageError(
@@ -126,7 +126,7 @@ def write_report(
 
 
 def _write(path: Path, function: str, *values: str | Mapping[str, Any]) -> None:
-    # Thousands of small files: not one by one to the disk, as a run's own are. A new file each,
-    # whatever stands there: a link would be followed, a pipe waited for.
+    # Not through `write_text`, which waits for the disk: there may be thousands. Removed first,
+    # because a link would be followed and a pipe waited for.
     path.unlink(missing_ok=True)
     path.write_text(script(function, *values), encoding="utf-8")
