@@ -19,7 +19,9 @@ from avalanche_rwf.benchmarks.options import StreamOptions
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS, list_heads
+from avalanche_rwf.routing.layer import RoutingLayer
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
+from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.utils.validation import DECLARED
 
 from .wrong_values import extreme_values, wrong_values
@@ -63,9 +65,27 @@ def test_bounds_and_the_default_are_taken(code, name, constraint):
         constraint.check(name, value)
 
 
-def _numbers_and_flags(code):
+@pytest.mark.parametrize("place", sorted(p for p in PLACES if not p.endswith("__init__")))
+def test_no_number_or_flag_is_forgotten_where_others_are_declared(place):
+    code, constraints = PLACES[place]
     kinds = {"int", "float", "bool", "int | None", "float | None"}
-    return {p.name for p in inspect.signature(code).parameters.values() if p.annotation in kinds}
+    parameters = inspect.signature(code).parameters.values()
+    assert {p.name for p in parameters if p.annotation in kinds} <= constraints.keys()
+
+
+def test_sizes_rates_and_shares_are_never_negative():
+    for place, (_, constraints) in PLACES.items():
+        for name, constraint in constraints.items():
+            lowest = getattr(constraint, "least", 0)
+            lowest = constraint.above if lowest is None else lowest
+            assert name == "eval_every" or (lowest is not None and lowest >= 0), (place, name)
+
+
+CHECKED_WITH_OTHERS = {
+    *("self", "blocks", "general_blocks", "expert_blocks", "routed_blocks", "readout_blocks"),
+    *("head", "readout", "mask", "precision", "model_name", "weights"),
+}
+"""What depends on the backbone, or on another argument."""
 
 
 def _declared(code):
@@ -74,25 +94,20 @@ def _declared(code):
     return DECLARED.get(f"{code.__module__}.{code.__qualname__}", (None, {}))[1].keys()
 
 
-@pytest.mark.parametrize("place", sorted(p for p in PLACES if not p.endswith("__init__")))
-def test_no_number_or_flag_is_forgotten_where_others_are_declared(place):
-    code, _ = PLACES[place]
-    assert _numbers_and_flags(code) <= _declared(code)
-
-
-def test_every_head_model_and_strategy_declares_its_numbers_and_flags():
-    classes = [HEADS[name] for name in list_heads()]
-    for kind in (FrozenViT, FrozenBackboneStrategy):
-        waiting = [kind]
-        while waiting:
-            classes.append(waiting.pop())
-            waiting += classes[-1].__subclasses__()
+def test_every_argument_of_heads_models_and_strategies_is_declared():
+    classes = [RoutingLayer, Replay, *(HEADS[name] for name in list_heads())]
+    waiting = [FrozenViT, FrozenBackboneStrategy]
+    while waiting:
+        classes.append(waiting.pop())
+        waiting += classes[-1].__subclasses__()
     assert len(classes) > 20
     for kind in classes:
         if kind.__module__.startswith("avalanche_rwf.") and "__init__" in vars(kind):
+            parameters = inspect.signature(kind.__init__).parameters.values()
+            names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
             # What it passes on to a base class is declared there.
             declared = set().union(*(_declared(one.__init__) for one in kind.__mro__))
-            assert _numbers_and_flags(kind.__init__) <= declared, kind
+            assert names - CHECKED_WITH_OTHERS <= declared, kind
 
 
 def test_a_declared_function_is_still_itself():
