@@ -107,9 +107,6 @@ def write_report(
     rows = report_rows(aggregate(frame), frame)
     for part in ("assets", "data"):
         (out / part).mkdir(exist_ok=True)
-    page = resources.files(__package__) / "page"
-    for name in ("report.css", "report.js"):
-        write_text(out / "assets" / name, (page / name).read_text(encoding="utf-8"))
     library = out / "assets" / plotly.name
     library.unlink(missing_ok=True)
     shutil.copyfile(plotly, library)
@@ -121,7 +118,10 @@ def write_report(
     for path in (out / "data").iterdir():
         if _ROW_FILE.fullmatch(path.name) and path.name not in written:
             path.unlink()
-    write_text(out / "index.html", (page / "index.html").read_text(encoding="utf-8"))
+    page = resources.files(__package__) / "page"
+    for name in ("assets/report.css", "assets/report.js", "index.html"):
+        content = (page / name.rpartition("/")[2]).read_text(encoding="utf-8")
+        write_text(out / name, content)
     return out / "index.html"
 
 
