@@ -9,6 +9,7 @@ line everywhere (`style`), and values are told by lightness, so all can be read 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -170,20 +171,26 @@ def _methods(runs: pd.DataFrame, most: int = MOST) -> list[_Method]:
     return [_Method(*name, one) for name, one in zip(named, found, strict=False)]
 
 
-def _picture(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+@contextlib.contextmanager
+def _styled(target: str) -> Iterator[Target]:
     """Draw in the style of a target, leaving the user's own style as it is.
 
-    What is drawn is given the methods in the place of their runs, and the target itself.
+    :raises UsageError: if there is no such target.
     """
+    if target not in TARGETS:
+        raise UsageError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
+    with matplotlib.rc_context(_style(TARGETS[target])):
+        yield TARGETS[target]
+
+
+def _picture(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Give what draws the methods in the place of their runs, and the target itself."""
 
     @functools.wraps(draw)
     def drawn(runs: Runs, most: int = MOST, target: str = "screen", **kwargs: Any) -> Figure:
-        if target not in TARGETS:
-            raise UsageError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
-        if isinstance(runs, pd.DataFrame) and draw.__name__ != "few_shot":
-            runs = _methods(runs, most)
-        with matplotlib.rc_context(_style(TARGETS[target])):
-            return draw(runs, most, TARGETS[target], **kwargs)
+        with _styled(target) as chosen:
+            methods = _methods(runs, most) if isinstance(runs, pd.DataFrame) else runs
+            return draw(methods, chosen, **kwargs)
 
     return drawn
 
@@ -215,9 +222,7 @@ def _figure(target: Target, high: float, entries: int) -> Figure:
 
 
 @_picture
-def anytime_accuracy(
-    runs: Sequence[_Method], most: int, target: Target, reference: str = ""
-) -> Figure:
+def anytime_accuracy(runs: Sequence[_Method], target: Target, reference: str = "") -> Figure:
     """Accuracy on the classes so far against samples seen, with bands and experience boundaries.
 
     A line is the mean over seeds, its band one sample standard deviation to each side; dotted lines
@@ -271,7 +276,7 @@ def anytime_accuracy(
 
 
 @_picture
-def accuracy_matrices(runs: Sequence[_Method], most: int, target: Target) -> Figure:
+def accuracy_matrices(runs: Sequence[_Method], target: Target) -> Figure:
     """Accuracy on every experience after every experience, one heat map a method, side by side.
 
     Darker is better; cells are means over seeds in per cent, white where an experience had not been
@@ -336,7 +341,7 @@ def _write_values(
 
 
 @_picture
-def accuracy_against_cost(runs: Sequence[_Method], most: int, target: Target) -> Figure:
+def accuracy_against_cost(runs: Sequence[_Method], target: Target) -> Figure:
     """A_last against training speed and against trainable parameters, the Pareto front marked.
 
     Points are means over seeds, bars one sample standard deviation. A filled point is on the front:
@@ -496,7 +501,7 @@ def _number(row: dict[str, Any], name: str) -> float:
 
 
 @_picture
-def forgetting_by_class(runs: Sequence[_Method], most: int, target: Target) -> Figure:
+def forgetting_by_class(runs: Sequence[_Method], target: Target) -> Figure:
     """What each method lost of each class since its best moment, methods down and classes across.
 
     Classes are numbered in the order in which the stream brings them, so the oldest are on the
@@ -576,8 +581,7 @@ def few_shot_series(runs: pd.DataFrame) -> list[pd.DataFrame]:
     return [group for group in groups if group["stream_options"].map(_shots).nunique() > 1]
 
 
-@_picture
-def few_shot(runs: pd.DataFrame, most: int, target: Target) -> Figure:
+def few_shot(runs: pd.DataFrame, most: int = MOST, target: str = "screen") -> Figure:
     """A_last against the number of training images per class, from runs at several of them.
 
     Points are means over seeds, bars the 95 % interval (Student's t), cut at 0 and 100 %.
@@ -593,7 +597,11 @@ def few_shot(runs: pd.DataFrame, most: int, target: Target) -> Figure:
             else f"runs must differ in their shots only to be drawn together, got {len(series)} "
             "series of other streams, backbones or batches."
         )
-    (done,) = series
+    with _styled(target) as chosen:
+        return _draw_few_shot(series[0], most, chosen)
+
+
+def _draw_few_shot(done: pd.DataFrame, most: int, target: Target) -> Figure:
     lines: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     grouped = runs_by_row(done)
     for table in protocols(aggregate(done)):
@@ -685,7 +693,7 @@ def write_plots(
             figure.set_layout_engine("none")
             for kind in _FORMATS:
                 paths.append(place.with_name(f"{place.name}.{kind}"))
-                with matplotlib.rc_context(_style(TARGETS[target])):
+                with _styled(target):
                     figure.savefig(paths[-1], format=kind, metadata=_metadata(kind, title))
     except OSError as error:
         raise UsageError(
