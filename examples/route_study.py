@@ -170,6 +170,7 @@ def contrast(images: Images, at: Tensor, width: float) -> Tensor:
     parts = []
     for b in [*images.blocks, -1]:
         patches = images.tokens[at, b][:, images.prefix :].float()
+        patches = F.layer_norm(patches, patches.shape[-1:])
         query = prior.softmax(0) @ patches - patches.mean(1)
         beta = CONTRAST / patches.shape[-1]
         found = retrieve(query[:, None], patches, patches, beta, log_prior=prior)
@@ -186,6 +187,10 @@ def families(images: Images, split: Split, smoke: bool) -> Iterator[tuple[str, f
         both = images.pooled(at, prior).unflatten(1, (-1, 2 * dim))
         return both[:, :, :dim].flatten(1), both[:, :, dim:].flatten(1)
 
+    def normed(pooled: Tensor) -> Tensor:  # as retrieved patterns are
+        dim = images.tokens.shape[-1]
+        return F.layer_norm(pooled.unflatten(1, (-1, dim)), (dim,)).flatten(1)
+
     def parts(at: Tensor, width: float | None) -> dict[str, list[Tensor]]:
         prior = None if width is None else images.centre(width)
         routed = routes(images, at, principal(images, split, 4, prior))
@@ -194,7 +199,7 @@ def families(images: Images, split: Split, smoke: bool) -> Iterator[tuple[str, f
         mean = pool(at, width)[1]
         return {
             "pool": [mean], "pool, routes": [pool(at, None)[1], routed],
-            "own query": [own], "pool, own query": [mean, own],
+            "normed pool": [normed(mean)], "own query": [own], "pool, own query": [mean, own],
         }  # fmt: skip
 
     for width in WIDTHS[: 2 if smoke else 3]:
