@@ -360,6 +360,14 @@ def test_bad_arguments_are_refused(board):
         render_text(pd.DataFrame({"method": ["a"]}), 80)
 
 
+@pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "csv"])
+def test_an_argument_is_used_or_refused_but_never_passed_over(board, fmt):
+    if fmt == "text":
+        assert render(board, fmt, width=60) == render_text(board, 60) != render_text(board, 200)
+    with pytest.raises(TypeError, match="colour"):
+        render(board, fmt, colour="red")
+
+
 def test_a_board_of_another_program_has_arguments_that_are_no_json_and_no_accuracy(board):
     board = board.drop(columns=[c for c in board if c.startswith("a_last")])
     board["backbone_args"] = "depth: 9"
