@@ -14,7 +14,6 @@ import fnmatch
 import functools
 import importlib.resources
 import inspect
-import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -51,11 +50,9 @@ from avalanche_rwf.utils.validation import (
     LARGEST_IMAGE,
     By,
     Flag,
+    Number,
     Text,
     Whole,
-    is_finite,
-    is_number,
-    is_whole,
     takes,
 )
 
@@ -488,6 +485,16 @@ def unsupported_backbones(pattern: str) -> dict[str, str]:
 
 # -----------------------------------------------------------------------------------------------
 # building
+_TIMM_TAKES: Mapping[str, Flag | Number | Whole] = {
+    "init_values": Number(),
+    "depth": Whole(),
+    "num_heads": Whole(),
+    "embed_dim": Whole(),
+    "reg_tokens": Whole(least=0),
+    "mlp_ratio": Number(above=0),
+}
+
+
 def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
     """Check what timm itself takes as it comes: `qkv_bias="flase"` would be true, and -1 heads
     divide any width.
@@ -504,26 +511,18 @@ def _check_arguments(timm_kwargs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(VisionTransformer).parameters
     for key, value in timm_kwargs.items():
         default = parameters[key].default if key in parameters else None
-        number = is_number(value)
-        takes, fits = "", True
-        if key == "init_values":
-            takes, fits = "a finite number", is_finite(value)
-        elif isinstance(default, bool):
-            takes, fits = "True or False", isinstance(value, bool)
-        elif key in ("depth", "num_heads", "embed_dim"):
-            takes = "a whole number of at least 1"
-            fits = is_whole(value) and value >= 1
-        elif key == "reg_tokens":
-            takes = "a whole number of at least 0"
-            fits = is_whole(value) and value >= 0
+        constraint = _TIMM_TAKES.get(key)
+        if isinstance(default, bool):
+            constraint = Flag()
         elif key.endswith("_rate") and isinstance(default, float):
-            takes, fits = "a share from 0 to below 1", number and 0 <= value < 1
-        elif key == "mlp_ratio":
-            takes, fits = "a number above 0", number and 0 < value < math.inf
+            constraint = Number(least=0, below=1)
+        wanted = ""
+        if constraint is not None:
+            wanted = "" if constraint.fits(value) else constraint.said()
         elif isinstance(value, bool) and default is not None:  # to Python it is 1 or 0
-            takes, fits = "no truth value", False
-        if value is not None and not fits:
-            raise UsageError(f"backbone argument {key}={value!r} is wrong: it takes {takes}.")
+            wanted = "no truth value"
+        if value is not None and wanted:
+            raise UsageError(f"backbone argument {key}={value!r} is wrong: it takes {wanted}.")
 
 
 def _build(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:

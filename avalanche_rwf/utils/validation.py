@@ -178,22 +178,22 @@ class _Kind(Constraint):
     optional: bool = field(default=False, kw_only=True)
 
     @abstractmethod
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         """Whether a value is taken."""
 
     @abstractmethod
-    def _said(self) -> str:
+    def said(self) -> str:
         """What is taken, such as "a whole number of at least 1"."""
 
-    def _got(self, value: Any) -> str:
+    def got(self, value: Any) -> str:
         """How the sentence shows a value that is not taken."""
         return shown(value)
 
     def check(self, name: str, value: Any) -> None:
         """Refuse what does not fit."""
-        if not (self.optional and value is None) and not self._fits(value):
+        if not (self.optional and value is None) and not self.fits(value):
             none = " or None" * self.optional
-            raise UsageError(f"{name} must be {self._said()}{none}, not {self._got(value)}.")
+            raise UsageError(f"{name} must be {self.said()}{none}, not {self.got(value)}.")
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,12 @@ class Whole(_Kind):
     least: int = 1
     most: int | None = None
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return (
             is_whole(value) and value >= self.least and (self.most is None or value <= self.most)
         )
 
-    def _said(self) -> str:
+    def said(self) -> str:
         if self.most is None:
             return f"a whole number of at least {self.least}"
         return f"a whole number from {self.least} to {self.most}"
@@ -234,7 +234,7 @@ class Number(_Kind):
     most: float | None = None
     below: float | None = None
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return (
             is_finite(value)
             and (self.least is None or value >= self.least)
@@ -243,7 +243,7 @@ class Number(_Kind):
             and (self.below is None or value < self.below)
         )
 
-    def _said(self) -> str:
+    def said(self) -> str:
         bounds = {
             "of at least": self.least, "above": self.above, "at most": self.most,
             "below": self.below,
@@ -265,10 +265,10 @@ class Choice(_Kind):
         """The names."""
         return self.names() if callable(self.names) else self.names
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, str) and value in self.known()
 
-    def _said(self) -> str:
+    def said(self) -> str:
         names = self.known()
         return " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(names)}"
 
@@ -283,11 +283,11 @@ class Either(_Kind):
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "optional", optional)
 
-    def _fits(self, value: Any) -> bool:
-        return any(kind._fits(value) for kind in self.kinds)
+    def fits(self, value: Any) -> bool:
+        return any(kind.fits(value) for kind in self.kinds)
 
-    def _said(self) -> str:
-        return " or ".join(kind._said() for kind in self.kinds)
+    def said(self) -> str:
+        return " or ".join(kind.said() for kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Subset(_Kind):
     names: Collection[str]
     empty: bool = True
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         # A text or a tensor is a collection too, and neither is meant here.
         return (
             isinstance(value, Collection)
@@ -309,7 +309,7 @@ class Subset(_Kind):
             and (self.empty or len(value) > 0)
         )
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return f"a {'' if self.empty else 'non-empty '}subset of {', '.join(self.names)}"
 
 
@@ -317,10 +317,10 @@ class Subset(_Kind):
 class Flag(_Kind):
     """True or False."""
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, bool)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return "True or False"
 
 
@@ -328,10 +328,10 @@ class Flag(_Kind):
 class Text(_Kind):
     """A text."""
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, str)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return "a text"
 
 
@@ -339,10 +339,10 @@ class Text(_Kind):
 class AnyPath(_Kind):
     """A path, a text or of pathlib's kind."""
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, (str, os.PathLike))
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return "a path"
 
 
@@ -350,10 +350,10 @@ class AnyPath(_Kind):
 class Options(_Kind):
     """A mapping of names to values."""
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return "a dictionary of options"
 
 
@@ -368,13 +368,13 @@ class Instance(_Kind):
     kind: Any
     what: str = ""
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
         return isinstance(value, self.kind)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return self.what or f"a {self.kind.__name__}"
 
-    def _got(self, value: Any) -> str:
+    def got(self, value: Any) -> str:
         plain = value is None or isinstance(value, (str, numbers.Number))
         return shown(value) if plain else f"a {type(value).__name__}"
 
