@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Messages:
-    """stderr, whose reader may be gone at any time: what is said then is lost, the work is not."""
+    """stderr without errors: where nobody reads it any more, the work goes on."""
 
     def __init__(self, file: Any) -> None:
         # It is None where the process was started without (2>&-).

@@ -8,7 +8,7 @@ subsets and concatenations to a stored sample. Those of the experience's data se
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = ["Drawn", "stored"]
+__all__ = ["Drawn", "on_each_loader", "stored"]
 
 IntArray = NDArray[np.int64]
 
@@ -152,20 +152,7 @@ class Drawn:
                 f"replayed ones, not a {type(loader).__name__}."
             )
         for one in found:
-            if isinstance(one, DataLoader):
-                self._watch_one(one)
-            else:
-                self._watch_several(one)
-
-    def _watch_several(self, loader: MultiDatasetDataLoader) -> None:
-        make = loader._get_loader
-
-        def make_watched() -> Any:
-            inner = make()
-            self._watch(inner)
-            return inner
-
-        loader._get_loader = make_watched
+            on_each_loader(one, self._watch_one)
 
     def _watch_one(self, loader: DataLoader[Any]) -> None:
         places = self._places(loader.dataset)
@@ -173,12 +160,27 @@ class Drawn:
         make = loader._get_iterator
         name = "sampler" if loader.batch_sampler is None else "batch_sampler"
         # The loader refuses to be given another sampler after it was made.
-        vars(loader)[name] = _Tapped(getattr(loader, name), drawn)
+        vars(loader)[name] = _NotingSampler(getattr(loader, name), drawn)
 
         def given() -> None:
             self._given.append(places[np.atleast_1d(drawn.popleft())])
 
-        vars(loader)["_get_iterator"] = lambda: _Delivered(make(), given)
+        vars(loader)["_get_iterator"] = lambda: _NotingIterator(make(), given)
+
+
+def on_each_loader(loader: Any, act: Callable[[Any], None]) -> None:
+    """Do something with a loader of torch's, or with each that one of Avalanche's makes."""
+    if not isinstance(loader, MultiDatasetDataLoader):
+        act(loader)
+        return
+    make = loader._get_loader
+
+    def make_and_act() -> Any:
+        inner = make()
+        on_each_loader(inner, act)
+        return inner
+
+    loader._get_loader = make_and_act
 
 
 def _loaders(value: Any, depth: int = 2) -> Iterator[Any]:
@@ -197,7 +199,7 @@ def _loaders(value: Any, depth: int = 2) -> Iterator[Any]:
             yield from _loaders(one, depth - 1)
 
 
-class _Tapped:
+class _NotingSampler:
     """A sampler that notes what it draws; workers are given batches ahead of time, in order."""
 
     def __init__(self, sampler: Any, drawn: deque[Any]) -> None:
@@ -216,13 +218,13 @@ class _Tapped:
         return getattr(vars(self)["_sampler"], name)
 
 
-class _Delivered:
+class _NotingIterator:
     """A loader's iterator that says when it has given a batch."""
 
     def __init__(self, iterator: Any, given: Any) -> None:
         self._iterator, self._given = iterator, given
 
-    def __iter__(self) -> _Delivered:
+    def __iter__(self) -> _NotingIterator:
         return self
 
     def __next__(self) -> Any:

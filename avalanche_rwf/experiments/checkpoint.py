@@ -35,6 +35,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
 from avalanche_rwf.errors import UsageError
+from avalanche_rwf.evaluation.loader_order import on_each_loader
 from avalanche_rwf.evaluation.stream_position import StreamCounter, stream_counter
 from avalanche_rwf.experiments.plugin_state import TEMPLATE, Attributes
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
@@ -49,11 +50,11 @@ __all__ = [
     "PREVIOUS",
     "CheckpointPlugin",
     "Checkpoints",
-    "Keeps",
     "Position",
     "RunState",
     "Schedule",
     "StaleCheckpointError",
+    "Stateful",
     "StopWhenAsked",
     "clear_leftovers",
     "difference",
@@ -73,7 +74,7 @@ class StaleCheckpointError(Exception):
     """A checkpoint that can be read but cannot be put into this strategy."""
 
 
-class Keeps(Protocol):
+class Stateful(Protocol):
     """Something with a state of tensors and plain values."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class RunState:
     def __init__(
         self,
         strategy: Any,
-        parts: Mapping[str, Keeps],
+        parts: Mapping[str, Stateful],
         images: Callable[[Sequence[int]], Tensor] | None = None,
     ) -> None:
         self.strategy, self.parts, self.images = strategy, dict(parts), images
@@ -251,15 +252,15 @@ def difference(saved: Mapping[str, Any], here: Mapping[str, Any], within: str = 
         a, b = saved.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += difference(a, b, f"{within}{key}.")
-        elif _plain(a) != _plain(b):
+        elif _lists(a) != _lists(b):
             short = [text if len(text) <= 40 else f"{text[:37]}..." for text in (str(a), str(b))]
             found.append(f"{within}{key} ({short[0]}, here {short[1]})")
     return found
 
 
-def _plain(value: Any) -> Any:
+def _lists(value: Any) -> Any:
     """Tuples are lists in a file."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def remove(folder: Path) -> None:
@@ -293,8 +294,8 @@ class _PutBack(SupervisedPlugin):
         self._batches, self._restore = batches, restore
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Let the loader begin later."""
-        _begin_later(strategy.dataloader, self._batches)
+        """Let the loader begin with the rest."""
+        _skip_batches(strategy.dataloader, self._batches)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Put back, once."""
@@ -302,7 +303,7 @@ class _PutBack(SupervisedPlugin):
         self._restore()
 
 
-class _Later:
+class _SkippingSampler:
     """A batch sampler without its first batches, which are not loaded either."""
 
     def __init__(self, sampler: Any, batches: int) -> None:
@@ -315,20 +316,16 @@ class _Later:
         return max(len(self._sampler) - self._batches, 0)
 
 
-def _begin_later(loader: Any, batches: int) -> None:
+def _skip_batches(loader: Any, batches: int) -> None:
+    """Let a loader begin after so many batches."""
+
+    def skip(one: Any) -> None:
+        # The loader refuses to be given another sampler after it was made.
+        vars(one)["batch_sampler"] = _SkippingSampler(one.batch_sampler, batches)
+
+    on_each_loader(loader, skip)
     if isinstance(loader, MultiDatasetDataLoader):
-        make = loader._get_loader
-
-        def make_later() -> Any:
-            inner = make()
-            _begin_later(inner, batches)
-            return inner
-
-        loader._get_loader = make_later
         loader.n_iterations -= batches
-        return
-    # The loader refuses to be given another sampler after it was made.
-    vars(loader)["batch_sampler"] = _Later(loader.batch_sampler, batches)
 
 
 class Checkpoints(SupervisedPlugin):
@@ -676,9 +673,9 @@ def _identity(strategy: Any, stream: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _parts(strategy: Any, stream: Sequence[Any]) -> dict[str, Keeps]:
+def _parts(strategy: Any, stream: Sequence[Any]) -> dict[str, Stateful]:
     """What a strategy's plugins, loggers and metrics keep, by name."""
-    parts: dict[str, Keeps] = {}
+    parts: dict[str, Stateful] = {}
     loggers = list(strategy.evaluator.loggers)
     for place, one in enumerate([*strategy.plugins, *loggers]):
         name = f"{place} {type(one).__name__}"

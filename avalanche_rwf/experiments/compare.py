@@ -23,7 +23,7 @@ from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.selection import select_names
 from avalanche_rwf.experiments.store import finished, read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice, grid
-from avalanche_rwf.models.backbone import backbone_info, preparation_note
+from avalanche_rwf.models.backbone import BackboneInfo, backbone_info, preparation_note
 from avalanche_rwf.models.blocks import DefaultBlocks, FitWarning
 from avalanche_rwf.models.classifier import READOUTS
 from avalanche_rwf.models.heads import list_heads
@@ -212,6 +212,17 @@ def _check_subset(config: RunConfig, num_classes: int) -> None:
         )
 
 
+def _load_backbone(config: RunConfig) -> tuple[BackboneInfo, list[str]]:
+    """The backbone's facts, and what is to be said of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        info = backbone_info(load_backbone(config))
+    # Such as a bare name, which stands for other weights in another timm.
+    said = [f"{w.message}." for w in caught if issubclass(w.category, UserWarning)]
+    note = preparation_note(config.backbone, config.data_config) if config.weights else None
+    return info, [*said, *([note] if note else [])]
+
+
 def plan(
     base: RunConfig,
     methods: Sequence[str],
@@ -235,15 +246,8 @@ def plan(
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
-    said = list(notes)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        info = backbone_info(load_backbone(base))
-    # Such as a bare name, which stands for other weights in another timm.
-    said += [f"{w.message}." for w in caught if issubclass(w.category, UserWarning)]
-    note = preparation_note(base.backbone, base.data_config) if base.weights else None
-    if note and note not in said:
-        said.append(note)
+    info, of_backbone = _load_backbone(base)
+    said = [*notes, *of_backbone]
     base = replace(base, weights_sha256=info.sha256)
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:

@@ -50,18 +50,18 @@ def locked(folder: Path) -> Iterator[bool]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
-    known = True  # that nobody else of this machine has it
+    only_here = True  # no other process of this machine has it
     try:
         lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
     except NotImplementedError:
-        known = False
+        only_here = False
     try:
         lease = folder.parent / f".{folder.name}.lease"
         mine = f"{_machine()}\n{uuid.uuid4().hex}\n".encode()
-        if not _take(lease, mine, known):
+        if not _take(lease, mine, only_here):
             yield False
             return
         with _beating(lease, mine):
@@ -87,7 +87,7 @@ def _read(lease: Path) -> bytes:
         return b""
 
 
-def _take(lease: Path, mine: bytes, known: bool) -> bool:
+def _take(lease: Path, mine: bytes, only_here: bool) -> bool:
     """Make the lease; one whose holder is dead is removed first."""
     while True:
         with contextlib.suppress(FileExistsError):
@@ -98,7 +98,7 @@ def _take(lease: Path, mine: bytes, known: bool) -> bool:
             return True
         theirs = _read(lease)
         here = theirs.partition(b"\n")[0] == _machine().encode()
-        if not (here and known) and not _expired(lease, theirs):
+        if not (here and only_here) and not _expired(lease, theirs):
             return False
         # Only one of several that found it dead can rename it.
         dead = lease.with_name(f"{lease.name}.{uuid.uuid4().hex}")

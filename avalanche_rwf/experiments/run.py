@@ -45,10 +45,10 @@ from avalanche_rwf.experiments.build import (
 )
 from avalanche_rwf.experiments.checkpoint import (
     Checkpoints,
-    Keeps,
     Position,
     RunState,
     StaleCheckpointError,
+    Stateful,
     clear_leftovers,
     part_of,
     remove,
@@ -212,7 +212,7 @@ def run_strategy(
     """
     meter, described = meter or Meter(None), describe(strategy)
     checkpoints.keeps = checkpoints.keeps and described.resumable
-    found: dict[str, Keeps | None] = {
+    found: dict[str, Stateful | None] = {
         "recorder": recorder, "meter": meter, "anytime": anytime, "routing": routing,
     }  # fmt: skip
     parts = {name: part for name, part in found.items() if part is not None}

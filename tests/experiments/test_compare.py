@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_an_error_only_if_it_was_named(named, configure, tm
     options = method_options(methods, {}, [("rwf", "routed_blocks", "first 99")])[0]
     with pytest.raises(UsageError, match=r"^rwf: .*the backbone has \d+ blocks"):
         plan(base, methods, [0], options, tmp_path, named=set())
-    with pytest.raises(UsageError, match=r"^No method .* fits\. avalanche-l2p: The backbone"):
+    with pytest.raises(UsageError, match=r"^No method .* fits\. avalanche-l2p: backbone has"):
         plan(base, ["avalanche-l2p"], [0], method_options(["avalanche-l2p"], {}, [])[0], tmp_path,
              named=set())  # fmt: skip
 
