@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
+import sys
 import warnings
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import TensorDataset
+
+import avalanche_rwf  # noqa: F401  Avalanche imported before it takes seconds more
 
 from .families import FAMILIES
 
@@ -107,6 +110,33 @@ def silent():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return EvaluationPlugin(collect_all=False)
+
+
+@pytest.fixture
+def outside(monkeypatch, tmp_path):
+    """A folder to stand in; nothing that code from outside registers or imports there stays."""
+    from avalanche_rwf.benchmarks import registry, stream_registry
+    from avalanche_rwf.models import heads
+    from avalanche_rwf.strategies import registry as methods
+    from avalanche_rwf.utils import user_code
+
+    methods.list_methods(), registry.list_benchmarks(), stream_registry.list_streams()
+    tables: list[dict] = [
+        *(methods.METHODS.entries, registry.BENCHMARKS.entries, stream_registry.STREAMS.entries),
+        *(stream_registry.OPTIONS, heads.HEADS.entries),
+    ]
+    copies = [dict(table) for table in tables]
+    monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    monkeypatch.setenv(user_code.VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    for table, copy in zip(tables, copies, strict=True):
+        table.clear(), table.update(copy)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 from pathlib import Path
 
 import avalanche.training.supervised as supervised
@@ -22,7 +21,6 @@ from avalanche_rwf.experiments.checkpoint import Checkpoints
 from avalanche_rwf.experiments.compare import method_options, select_methods
 from avalanche_rwf.experiments.config import run_directory, slug
 from avalanche_rwf.experiments.run import run, run_strategy
-from avalanche_rwf.strategies import registry
 from avalanche_rwf.strategies.adapter import REFUSED, RUNNING, AdaptedViT
 from avalanche_rwf.strategies.registry import (
     create_strategy,
@@ -95,21 +93,6 @@ def mine_registered(*, backbone, num_classes, loop, lr=1e-3, size=1, name=None):
         model=FrozenViT(backbone, num_classes), learning_rates={"head": lr}, **loop
     )
 '''
-
-
-@pytest.fixture
-def outside(monkeypatch, tmp_path):
-    """A folder of its own to stand in; nothing that is registered or imported there stays."""
-    monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
-    monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
-    monkeypatch.setenv(user_code.VARIABLE, "")
-    monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -8,16 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from avalanche_rwf import cli
-from avalanche_rwf.benchmarks import registry, stream_registry
 from avalanche_rwf.experiments.build import origins_of, with_code
 from avalanche_rwf.experiments.config import RunConfig
-from avalanche_rwf.models import heads
-from avalanche_rwf.strategies import registry as methods
 from avalanche_rwf.utils import user_code
 from avalanche_rwf.utils.user_code import VARIABLE, add_imports, may_import
 
@@ -80,28 +76,6 @@ TINY = ["--backbone", "vit_tiny_patch16_224", "--image-size", "16", "--batch-siz
 for pair in ("depth=2", "embed_dim=16", "num_heads=2", "patch_size=8", "pretrained=False"):
     TINY += ["--backbone-arg", pair]
 ALL = ["--benchmark", "mine", "--stream", "mine", "--rounds", "3", "--head", "mine"]
-
-
-@pytest.fixture
-def outside(monkeypatch, tmp_path):
-    """A folder to stand in; nothing that is registered or imported there stays."""
-    methods.list_methods(), registry.list_benchmarks(), stream_registry.list_streams()
-    tables: list[dict[str, Any]] = [
-        *(methods.METHODS.entries, registry.BENCHMARKS.entries, stream_registry.STREAMS.entries),
-        *(stream_registry.OPTIONS, heads.HEADS.entries),
-    ]
-    copies = [dict(table) for table in tables]
-    monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv(VARIABLE, "")
-    monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-    for table, copy in zip(tables, copies, strict=True):
-        table.clear(), table.update(copy)
 
 
 @pytest.fixture
