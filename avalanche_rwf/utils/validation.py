@@ -23,7 +23,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from avalanche_rwf.errors import UsageError
 
@@ -313,37 +313,33 @@ class Subset(_Kind):
         return f"a {'' if self.empty else 'non-empty '}subset of {', '.join(self.names)}"
 
 
-@dataclass(frozen=True)
-class Flag(_Kind):
+class _Typed(_Kind):
+    kind: ClassVar[Any]
+    what: ClassVar[str]
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def said(self) -> str:
+        return self.what
+
+
+class Flag(_Typed):
     """True or False."""
 
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, bool)
-
-    def said(self) -> str:
-        return "True or False"
+    kind, what = bool, "True or False"
 
 
-@dataclass(frozen=True)
-class Text(_Kind):
+class Text(_Typed):
     """A text."""
 
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, str)
-
-    def said(self) -> str:
-        return "a text"
+    kind, what = str, "a text"
 
 
-@dataclass(frozen=True)
-class AnyPath(_Kind):
+class AnyPath(_Typed):
     """A path, a text or of pathlib's kind."""
 
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, (str, os.PathLike))
-
-    def said(self) -> str:
-        return "a path"
+    kind, what = (str, os.PathLike), "a path"
 
 
 @dataclass(frozen=True)
