@@ -60,7 +60,10 @@ def parse_metrics(content: bytes, seed: int) -> Metrics:
     :raises ValueError: if it is not what a run writes.
     """
     text = content.decode()
-    frame = pd.read_csv(io.StringIO(text), float_precision="round_trip")
+    # Values as texts: what pandas makes of them may differ from Python's in the last bit.
+    frame = pd.read_csv(io.StringIO(text), dtype={"value": str})
+    if "value" in frame:
+        frame["value"] = frame["value"].astype("float64")
     if not text.endswith("\n") or not _sound(frame):
         raise ValueError("it is cut or is not what a run writes")
     exposed: dict[int, float] = {}
