@@ -28,8 +28,12 @@ class SerialExecutor(Executor):
 
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`."""
+        import torch
+
+        # Not `enter`: this process has its variables already.
         before = current_execution()
-        self.context.enter()
+        use_execution(self.context.execution)
+        torch.set_num_threads(self.context.threads)
         try:
             yield from self._done(configs)
         finally:
