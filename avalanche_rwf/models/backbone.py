@@ -46,6 +46,7 @@ from avalanche_rwf.models.weights import (
     load_hub,
     weights_sha256,
 )
+from avalanche_rwf.utils.known import known
 from avalanche_rwf.utils.validation import (
     LARGEST_IMAGE,
     By,
@@ -362,13 +363,16 @@ def _check_name(name: str) -> str:
     if arch == PACKAGED:
         return arch
     if not timm.is_model(arch):
-        known = list(dict.fromkeys([PACKAGED, *map(_arch, _supported_names())]))
-        raise UsageError(f"unknown backbone {name!r}; {nearest(arch, known)}.")
+        # From the index where it can tell: building every model takes seconds.
+        indexed = (known("backbones") or {}).get("supported")
+        names = indexed or [PACKAGED, *_supported_names()]
+        near = nearest(arch, list(dict.fromkeys(map(_arch, names))))
+        raise UsageError(f"unknown backbone {name!r}; {near}.")
     if name != arch and name not in _tags(arch):
-        known = [tag for tag in _tags(arch) or [arch] if tag in _supported_names()]
-        if not known:
+        tags = [tag for tag in _tags(arch) or [arch] if tag in _supported_names()]
+        if not tags:
             raise UsageError(f"backbone {arch!r} is not supported; {_SUPPORTED}.")
-        raise UsageError(f"backbone {arch!r} has no tag {name!r}; {nearest(name, known)}.")
+        raise UsageError(f"backbone {arch!r} has no tag {name!r}; {nearest(name, tags)}.")
     # Deprecated names are shims of another module; they are resolved and checked after building.
     if arch in timm.list_models(arch) and not _makes_vits(arch):
         raise UsageError(f"backbone {name!r} {_of_another_module(arch)}; {_SUPPORTED}.")
