@@ -34,7 +34,7 @@ WAITS = {
     "layup": (1, 5),  # that, eigenvalues and the penalty
     # The classes seen, whether they vary, a Cholesky factor.
     **dict.fromkeys(("slda", "layers-lda", "rwf-lda", "rwf-lda-held", "klda", "randumb"), (1, 4)),
-    "contrast-lda": (1, 4),
+    "pool-lda": (1, 4),
     "fecam": (1, 10),  # the counts, and for each class whether it varies and its pseudo-inverse
     # In Avalanche's own code.
     "avalanche-l2p": (3, 3),

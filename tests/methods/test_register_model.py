@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.strategies.registry import METHODS, create_strategy, get_method
+from avalanche_rwf.strategies.registry import create_strategy, get_method
 from avalanche_rwf.utils.user_code import import_code
 
 CODE = '''
@@ -50,11 +50,9 @@ class NearestViT(FrozenViT):
 
 
 @pytest.fixture
-def nearest(monkeypatch, tmp_path):
-    get_method("rwf")  # the package's own names are there
-    monkeypatch.setattr(METHODS, "entries", dict(METHODS.entries))
-    (tmp_path / "mine.py").write_text(CODE)
-    import_code(str(tmp_path / "mine.py"), "a test")
+def nearest(outside):
+    (outside / "mine.py").write_text(CODE)
+    import_code(str(outside / "mine.py"), "a test")
     return get_method("nearest")
 
 

@@ -1,18 +1,21 @@
-r"""contrast-lda: each image asks its own patches; an exact streaming LDA reads the answers.
+r"""pool-lda: the patches of several blocks, pooled around the centre, and an exact streaming LDA.
 
-Beyond the paper. With X the layer-normed patches [N, D] of a block and p0 the prior around the
-image's centre (:mod:`avalanche_rwf.routing.priors`), the query is what the centre has and the whole
-has not,
+Beyond the paper: what a read-out has without routes, given the care that ``rwf-lda`` was given.
+With X the layer-normed patches [N, D] of a block and p0 the prior around the image's centre
+(:mod:`avalanche_rwf.routing.priors`), the features of a block are X^T p0, layer-normed; those of
+several blocks and of the end stand side by side, without class tokens. Nothing is trained and
+nothing is set from data, so the head's statistics are exact and do not depend on the order of the
+stream.
+
+``query="contrast"`` puts a retrieval in the pool's place, by a query of the image's own: what its
+centre has and its whole has not,
 
 .. math:: q = X^T p_0 - \tfrac{1}{N} X^T 1, \qquad
           r = X^T \operatorname{softmax}\big(\tfrac{b}{D} X q + \log p_0\big) ,
 
-the minimiser of the free energy at beta = b / D (:mod:`avalanche_rwf.routing.functional`). r of
-several blocks and of the end, each layer-normed, are the features. Nothing is trained and no query
-is set from data, so the head's statistics are exact and do not depend on the order of the stream.
-
-``query="none"`` is the control: q = 0, the patches under the prior alone. What each is worth on
-held-out training images: ``examples/route_study.py --part pools``; on test images: docs/results.md.
+the minimiser of the free energy at beta = b / D (:mod:`avalanche_rwf.routing.functional`). With
+``query="none"``, the default, q = 0. What each is worth on held-out training images:
+``examples/route_study.py --part pools``; on test images: docs/results.md.
 """
 
 from __future__ import annotations
@@ -34,16 +37,16 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.utils.validation import Choice, Flag, Number, takes
 
-__all__ = ["ContrastViT"]
+__all__ = ["PooledViT"]
 
 
-class ContrastViT(FrozenViT):
-    """A frozen ViT whose patches are pooled by a query of the image's own.
+class PooledViT(FrozenViT):
+    """A frozen ViT whose patches are pooled around the centre, in several blocks.
 
     :param backbone: a timm transformer of one of the :mod:`.families`.
     :param num_classes: C.
     :param blocks: whose entering patches are read, besides the final ones.
-    :param query: "contrast", or "none" for the prior alone.
+    :param query: "none", or "contrast" for a query of the image's own.
     :param beta: b of the module's text; the inverse temperature is b / D.
     :param centre: width of the prior in halves of a side.
     :param class_token: whether the class tokens are features too.
@@ -51,11 +54,11 @@ class ContrastViT(FrozenViT):
     :raises UsageError: naming the argument that is out of range.
     """
 
-    readouts = ("contrast",)
+    readouts = ("pool",)
     log_prior: Tensor
 
     @takes(
-        query=Choice(("contrast", "none")),
+        query=Choice(("none", "contrast")),
         beta=Number(above=0),
         centre=Number(above=0),
         class_token=Flag(),
@@ -66,14 +69,14 @@ class ContrastViT(FrozenViT):
         num_classes: int,
         *,
         blocks: str | Collection[int] = DefaultBlocks("last 5"),
-        query: str = "contrast",
+        query: str = "none",
         beta: float = 20.0,
-        centre: float = 0.5,
+        centre: float = 0.35,
         class_token: bool = False,
         **options: Any,
     ) -> None:
         self.asks, self.beta, self.class_token = query == "contrast", beta, class_token
-        options = {"readout": "contrast", "readout_blocks": blocks, **options}
+        options = {"readout": "pool", "readout_blocks": blocks, **options}
         super().__init__(backbone, num_classes, **options)
         # Given by an option and the images' size, so it is not part of the state.
         prior = centre_prior(backbone.patch_embed.grid_size, centre, 0).log_softmax(0)
@@ -88,49 +91,49 @@ class ContrastViT(FrozenViT):
         return self.readout_blocks
 
     def read(self, forwarded: Forwarded) -> Tensor:
-        """What the blocks' patches and the final ones answer: [B, F]."""
+        """The pools of the blocks' patches and of the final ones: [B, F]."""
         entering = [forwarded.collected[index] for index in self.readout_blocks]
-        parts = [self.answer(tokens) for tokens in (*entering, forwarded.tokens)]
+        parts = [self.pool(tokens) for tokens in (*entering, forwarded.tokens)]
         if self.class_token:
             inner = (summary(self.backbone, tokens, inner=True) for tokens in entering)
             parts += [F.layer_norm(token, (self.dim,)) for token in inner]
             parts.append(summary(self.backbone, forwarded.tokens))
         return torch.cat(parts, 1)
 
-    def answer(self, tokens: Tensor) -> Tensor:
-        """The pattern [B, D] that an image's own query retrieves from its tokens [B, N, D]."""
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N, D] -> [B, D]: the pool of the patches, or what the query retrieves."""
         patches = full_precision(tokens[:, self.num_prefix_tokens :])
         patches = F.layer_norm(patches, (self.dim,))
-        mean = self.log_prior.exp().to(patches) @ patches
-        query = mean - patches.mean(1) if self.asks else torch.zeros_like(mean)
-        found = retrieve(
-            query[:, None], patches, patches, self.beta / self.dim, log_prior=self.log_prior
-        )
-        return F.layer_norm(found[:, 0], (self.dim,))
+        pooled = self.log_prior.exp().to(patches) @ patches
+        if self.asks:
+            query, beta = pooled - patches.mean(1), self.beta / self.dim
+            found = retrieve(query[:, None], patches, patches, beta, log_prior=self.log_prior)
+            pooled = found[:, 0]
+        return F.layer_norm(pooled, (self.dim,))
 
 
 @register_method(
-    "contrast-lda",
-    summary="patches that are like the centre and unlike the whole, exact streaming LDA; nothing "
-    "trained (beyond the paper)",
+    "pool-lda",
+    summary="patches of several blocks pooled around the centre, exact streaming LDA, closed form",
 )
-def contrast_lda(
+def pool_lda(
     *,
     backbone: nn.Module,
     num_classes: int,
     loop: dict[str, Any],
     blocks: str = "last 5",
-    query: str = "contrast",
+    query: str = "none",
     beta: float = 20.0,
-    centre: float = 0.5,
+    centre: float = 0.35,
     class_token: bool = False,
-    shrinkage: float | str = 0.2,
+    shrinkage: float | str = 0.6,
 ) -> FrozenBackboneStrategy:
     """One pass, no boundaries, no buffer; state as ``slda`` with F = 6 D.
 
-    ``query=none`` is the control: the same prior, head and features without retrieval.
+    ``query=contrast`` retrieves by a query of the image's own; with it ``centre=0.5
+    shrinkage=0.2`` were the best on held-out images.
     """
-    model = ContrastViT(
+    model = PooledViT(
         backbone,
         num_classes,
         blocks=blocks,
