@@ -113,8 +113,9 @@ def silent():
 
 
 @pytest.fixture
-def outside(monkeypatch, tmp_path):
-    """A folder to stand in; nothing that code from outside registers or imports there stays."""
+def outside(monkeypatch, tmp_path, tmp_path_factory):
+    """A folder to stand in; nothing that code from outside registers or imports there stays, and no
+    module of another test's folder is found."""
     from avalanche_rwf.benchmarks import registry, stream_registry
     from avalanche_rwf.models import heads
     from avalanche_rwf.strategies import registry as methods
@@ -127,14 +128,19 @@ def outside(monkeypatch, tmp_path):
     ]
     copies = [dict(table) for table in tables]
     monkeypatch.setattr(user_code, "_LOADED", set(user_code._LOADED))
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    folders = str(tmp_path_factory.getbasetemp())
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.startswith(folders)])
     monkeypatch.setenv(user_code.VARIABLE, "")
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
+
+    def forget() -> None:
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(folders):
+                del sys.modules[name]
+
+    forget()
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    forget()
     for table, copy in zip(tables, copies, strict=True):
         table.clear(), table.update(copy)
 

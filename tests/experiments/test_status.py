@@ -145,8 +145,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra():
         needs("no_such_package", "--executor ray", "ray")
 
 
-def test_an_executor_of_ones_own_joins_by_import(tmp_path, monkeypatch):
-    path = tmp_path / "mine.py"
+def test_an_executor_of_ones_own_joins_by_import(outside, monkeypatch):
+    path = outside / "mine.py"
     path.write_text(
         "from avalanche_rwf.experiments.executors import Executor, register_executor\n"
         "@register_executor('mine')\n"
