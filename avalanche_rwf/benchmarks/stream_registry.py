@@ -12,15 +12,16 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.utils.registry import Registry
 from avalanche_rwf.utils.untrusted_io import MOST
 from avalanche_rwf.utils.user_code import origin_of
 from avalanche_rwf.utils.validation import is_whole
+
+if TYPE_CHECKING:
+    import numpy as np  # `--help` needs this module, and not that one
 
 __all__ = [
     "OPTIONS",
