@@ -50,7 +50,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointPlugin",
     "Checkpoints",
-    "Position",
+    "ResumePoint",
     "RunState",
     "Schedule",
     "StaleCheckpointError",
@@ -85,10 +85,13 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where in the stream a run is.
+class ResumePoint:
+    """Where a run goes on from its checkpoint: what its loop does next.
 
-    :param experience: index of the training experience at hand.
+    How much was trained on is counted by :class:`.StreamPosition`; that an experience's evaluation
+    comes next, or that it is done, only the loop knows.
+
+    :param experience: index of the experience to train on or to evaluate next.
     :param samples: of it that have been trained on.
     :param trained: all of it has been, and its evaluation comes next.
     """
@@ -366,7 +369,7 @@ class Checkpoints(SupervisedPlugin):
         self._resume = resume
         self._schedule = Schedule(every)
         self._run: RunState | None = None
-        self._position = Position()
+        self._next = ResumePoint()
         self._size = 0
         self._shuffles = False
         self._in_order = False
@@ -405,7 +408,7 @@ class Checkpoints(SupervisedPlugin):
 
     def attach(
         self, run: RunState, state: dict[str, Any] | None, at_once: bool = False
-    ) -> Position:
+    ) -> ResumePoint:
         """Begin to watch a run, from a checkpoint if there is one; where it is to go on.
 
         Within an experience the state is put back in its first step.
@@ -418,9 +421,9 @@ class Checkpoints(SupervisedPlugin):
         self._schedule = Schedule(self._every, run.size() if self.keeps else 0)
         run.strategy.plugins.append(self)
         if state is None:
-            return Position()
+            return ResumePoint()
         try:
-            position = Position(**state["position"])
+            position = ResumePoint(**state["position"])
             batches = int(state["clock"]["train_exp_iterations"])
         except (KeyError, TypeError) as error:
             self._refuse(StaleCheckpointError(f"{type(error).__name__}: {error}"))
@@ -454,16 +457,16 @@ class Checkpoints(SupervisedPlugin):
 
     # -- what the run calls ---------------------------------------------------------------------
 
-    def begin(self, position: Position, size: int) -> None:
+    def begin(self, position: ResumePoint, size: int) -> None:
         """Training on an experience begins.
 
         :param size: samples of the whole experience.
         """
-        self._position, self._size = position, size
+        self._next, self._size = position, size
 
     def trained(self) -> None:
         """The experience has been trained on."""
-        self._position = Position(self._position.experience, self._size, trained=True)
+        self._next = ResumePoint(self._next.experience, self._size, trained=True)
         # Where steps are counted, one checkpoint after the evaluation is enough.
         self._after(self._every is None and self._schedule.end())
         # Evaluation draws, and changes nothing else: until its end this is what to go on from.
@@ -472,7 +475,7 @@ class Checkpoints(SupervisedPlugin):
     def evaluated(self) -> None:
         """The experience has been evaluated."""
         self._evaluating = None
-        self._position = Position(self._position.experience + 1)
+        self._next = ResumePoint(self._next.experience + 1)
         self._after(self._schedule.end())
 
     # -- what Avalanche calls -------------------------------------------------------------------
@@ -486,7 +489,7 @@ class Checkpoints(SupervisedPlugin):
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Count the step; write if it is due."""
         counted = stream_counter(strategy).position
-        self._position = Position(self._position.experience, counted.experience_seen)
+        self._next = ResumePoint(self._next.experience, counted.experience_seen)
         # A loader can begin later only where it goes through the samples in order, and no others.
         self._in_order = counted.in_order and not self._shuffles
         if not self.by_part:
@@ -508,7 +511,7 @@ class Checkpoints(SupervisedPlugin):
     def _after_step(self) -> None:
         due = self._schedule.step()
         # At the last step the experience's end comes next.
-        if self.within and self._in_order and self._position.samples < self._size:
+        if self.within and self._in_order and self._next.samples < self._size:
             self._after(due)
 
     def _after(self, due: bool) -> None:
@@ -531,7 +534,7 @@ class Checkpoints(SupervisedPlugin):
                 "format": _FORMAT,
                 "identity": self.identity,
                 "threads": torch.get_num_threads(),
-                "position": asdict(self._position),
+                "position": asdict(self._next),
                 **self._run.collect(rng),
             },
             previous=self.folder / PREVIOUS,
@@ -607,7 +610,7 @@ class CheckpointPlugin:
         """The experiences that are left to train on; `train` passes over the samples of the first
         that were trained on.
 
-            :param stream: the training experiences, in the order of every other start.
+        :param stream: the training experiences, in the order of every other start.
         :raises UsageError: if the checkpoint is of another stream or strategy, naming what differs;
             if a plugin, metric or strategy has a state that cannot be saved, naming it.
         """
@@ -651,7 +654,7 @@ class CheckpointPlugin:
             for index, experience in enumerate(stream):
                 if index < first.experience:
                     continue
-                here = first if index == first.experience else Position(index)
+                here = first if index == first.experience else ResumePoint(index)
                 checkpoints.begin(here, len(experience.dataset))
                 yield experience
                 _check_late(strategy, [*plugins, checkpoints])

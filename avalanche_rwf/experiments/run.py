@@ -45,7 +45,7 @@ from avalanche_rwf.experiments.build import (
 )
 from avalanche_rwf.experiments.checkpoint import (
     Checkpoints,
-    Position,
+    ResumePoint,
     RunState,
     StaleCheckpointError,
     Stateful,
@@ -219,13 +219,13 @@ def run_strategy(
     first = _resume(checkpoints, RunState(strategy, parts, images), log)
     # The scenario has experiences without samples too, so that numbers are those of the stream.
     stream = list(benchmark.scenario.train_stream)
-    if meter.progress is not None and first != Position():
+    if meter.progress is not None and first != ResumePoint():
         done = sum(len(experience.dataset) for experience in stream[: first.experience])
         here = len(stream[first.experience].dataset) if first.trained else first.samples
         meter.progress(done + here)
 
     for index, experience in enumerate(stream[first.experience :], first.experience):
-        at = first if index == first.experience else Position(index)
+        at = first if index == first.experience else ResumePoint(index)
         checkpoints.begin(at, len(experience.dataset))
         if not at.trained:
             with (
@@ -245,7 +245,7 @@ def run_strategy(
         checkpoints.evaluated()
 
 
-def _resume(checkpoints: Checkpoints, state: RunState, log: Log) -> Position:
+def _resume(checkpoints: Checkpoints, state: RunState, log: Log) -> ResumePoint:
     """Watch the run, from its checkpoint if there is one; where it goes on."""
     found = checkpoints.find()
     position = checkpoints.attach(state, found)
