@@ -55,15 +55,12 @@ def markdown(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings in Markdown, each read in the style that it is written in."""
+    """Docstrings in Markdown; their fields are ``:param name:``, ``:returns:``, ``:raises X:``."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite one object's docstring."""
         if obj.docstring and not obj.is_alias:
-            text = markdown(obj.docstring.value)
-            obj.docstring.value = text
-            fields = re.search(r"^\s*:(param|returns|raises)", text, re.M)
-            obj.docstring.parser = griffe.Parser.sphinx if fields else griffe.Parser.google
+            obj.docstring.value = markdown(obj.docstring.value)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

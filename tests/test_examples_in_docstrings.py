@@ -1,16 +1,23 @@
-"""The examples in docstrings run, and every public function and class of the core has one."""
+"""The examples in docstrings run, and everything public in the core has one, with its arguments."""
 
 import doctest
 import importlib
 import inspect
+import pkgutil
 
 import pytest
 import torch
 
+import avalanche_rwf.models.heads
+import avalanche_rwf.routing
+
 CORE = [
-    *(f"avalanche_rwf.routing.{name}" for name in ("functional", "layer", "priors", "queries")),
+    *(
+        f"{package.__name__}.{module.name}"
+        for package in (avalanche_rwf.routing, avalanche_rwf.models.heads)
+        for module in pkgutil.iter_modules(package.__path__)
+    ),
     "avalanche_rwf.models.masks",
-    *(f"avalanche_rwf.models.heads.{name}" for name in ("base", "closed_form", "trained")),
     *(f"avalanche_rwf.evaluation.{name}" for name in ("metrics", "subset")),
 ]
 # Records, which others' examples make; what would declare a metric, or needs a stream.
@@ -22,6 +29,12 @@ class _Finder(doctest.DocTestFinder):
         return super()._from_module(module, inspect.unwrap(object))
 
 
+def _public(name):
+    module = importlib.import_module(name)
+    things = {public: getattr(module, public) for public in module.__all__}
+    return {k: v for k, v in things.items() if callable(v) and v.__module__ == name}
+
+
 @pytest.mark.parametrize("name", CORE)
 def test_examples_run_and_none_is_missing(name):
     module = importlib.import_module(name)
@@ -31,7 +44,21 @@ def test_examples_run_and_none_is_missing(name):
         runner.run(test)
     found = runner.summarize(verbose=False)
     assert found.attempted and not found.failed
-    for public in module.__all__:
-        thing = getattr(module, public)
-        if callable(thing) and thing.__module__ == name and public not in WITHOUT:
-            assert ">>> " in (thing.__doc__ or ""), f"{public} has no example"
+    for public, thing in _public(name).items():
+        assert public in WITHOUT or ">>> " in (thing.__doc__ or ""), f"{public} has no example"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_no_argument_or_result_is_left_unexplained(name):
+    for public, thing in _public(name).items():
+        # A subclass may leave its base's arguments to the base.
+        told = "".join(c.__doc__ or "" for c in getattr(thing, "__mro__", [thing]))
+        signature = inspect.signature(thing)
+        fields = [
+            f":param {p.name}:"
+            for p in signature.parameters.values()
+            if p.name != "self" and p.kind is not p.VAR_POSITIONAL
+        ]
+        if not inspect.isclass(thing) and signature.return_annotation != "None":
+            fields.append(":returns:")
+        assert not [field for field in fields if field not in told], public

@@ -59,17 +59,16 @@ FloatArray = NDArray[np.float64]
 class Metric:
     """A number of a run's `summary.json`, declared once for summary, CSV, leaderboard and entries.
 
-    Attributes:
-        name: its key.
-        title: its heading in tables.
-        kind: "share" (0 to 1), "change" (of a share, -1 to 1), "seconds", "rate", "count" or
-            "bytes".
-        help: one line about it.
-        best: "max" or "min", whichever is better; None is a fact and no score.
-        keep: importance of its column where the width is short, 100 for one that is always there;
-            None shows it in wide tables only.
-        of_machine: whether the machine decides it as much as the method.
-        function: of the evaluations; None is measured while the run goes on.
+    :param name: its key.
+    :param title: its heading in tables.
+    :param kind: "share" (0 to 1), "change" (of a share, -1 to 1), "seconds", "rate", "count" or
+        "bytes".
+    :param help: one line about it.
+    :param best: "max" or "min", whichever is better; None is a fact and no score.
+    :param keep: importance of its column where the width is short, 100 for one that is always
+        there; None shows it in wide tables only.
+    :param of_machine: whether the machine decides it as much as the method.
+    :param function: of the evaluations; None is measured while the run goes on.
     """
 
     name: str
@@ -101,11 +100,11 @@ def metric(
     Its arguments are taken by name from what `summarise` has: `points`, `n_experiences`, `every`,
     `matrix` (`accuracy_matrix`) and `class_matrix` (`class_accuracy_matrix`).
 
-    Args:
-        title: its heading in tables.
-        kind: as `Metric` has it.
-        help: one line about it.
-        how: `best`, `keep`, as `Metric` has them.
+    :param title: its heading in tables.
+    :param kind: as `Metric` has it.
+    :param help: one line about it.
+    :param how: `best`, `keep`, as `Metric` has them.
+    :returns: the decorator.
     """
 
     def declare(function: Callable[..., float]) -> Callable[..., float]:
@@ -120,9 +119,8 @@ def metric(
 class TestStream:
     """What a whole test stream holds.
 
-    Attributes:
-        experiences: how many test experiences it has.
-        samples: how many samples it has of each class, by class.
+    :param experiences: how many test experiences it has.
+    :param samples: how many samples it has of each class, by class.
     """
 
     __test__ = False  # it is no test of pytest's
@@ -136,19 +134,17 @@ class TestStream:
 class EvaluationPoint:
     """All predictions of one evaluation.
 
-    Attributes:
-        samples_seen: stream samples trained on before this evaluation (replayed ones not counted).
-        experience: index of the training experience that had just ended; None in mid-stream.
-        targets: true classes, [n].
-        predictions: predicted classes, [n].
-        exposed: ids of the classes met in training so far, in ascending order.
-        test_experience: the test experience that each sample belongs to, [n].
-        stream: the whole test stream that the evaluated samples are of; None if it is not known.
-        ended: training experiences that had ended by then; None if it is not known.
-
-    Raises:
-        ValueError: if the arrays are not one-dimensional integers of one common, positive length,
-            or if a count or an index is negative.
+    :param samples_seen: stream samples trained on before this evaluation (replayed ones not
+        counted).
+    :param experience: index of the training experience that had just ended; None in mid-stream.
+    :param targets: true classes, [n].
+    :param predictions: predicted classes, [n].
+    :param exposed: ids of the classes met in training so far, in ascending order.
+    :param test_experience: the test experience that each sample belongs to, [n].
+    :param stream: the whole test stream that the evaluated samples are of; None if it is not known.
+    :param ended: training experiences that had ended by then; None if it is not known.
+    :raises ValueError: if the arrays are not one-dimensional integers of one common, positive
+        length, or if a count or an index is negative.
 
     >>> point = EvaluationPoint(10, 0, np.array([0, 1]), np.array([0, 0]), (0,), np.array([0, 1]))
     >>> point.correct.tolist(), point.counts.tolist()
@@ -207,9 +203,8 @@ class EvaluationPoint:
     def missing(self, samples: Mapping[int, int] | None = None) -> list[int]:
         """Classes met in training that were not tested, of those that could be.
 
-        Args:
-            samples: tested samples of each class that it takes to be complete. By default one of
-                each class that the test stream has.
+        :param samples: tested samples of each class that it takes to be complete. By default one of
+            each class that the test stream has.
         """
         tested = self.tested
         if samples is None:
@@ -222,6 +217,8 @@ def example_points() -> list[EvaluationPoint]:
     """Return the run of this module's examples, as a recorder would.
 
     Two experiences with a class each, evaluated at their ends and once in between on four images.
+
+    :returns: three points.
 
     >>> [(point.samples_seen, point.experience, point.exposed) for point in example_points()]
     [(10, 0, (0,)), (15, None, (0, 1)), (20, 1, (0, 1))]
@@ -310,11 +307,9 @@ def _places(points: Sequence[EvaluationPoint]) -> list[tuple[EvaluationPoint, bo
 def experience_ends(points: Sequence[EvaluationPoint]) -> dict[int, EvaluationPoint]:
     """The last complete point of every experience that has one, by experience.
 
-    Args:
-        points: evaluations of one run.
-
-    Returns:
-        the points; one that covers a part of the test samples of the classes met is none of them.
+    :param points: evaluations of one run.
+    :returns: the points; one that covers a part of the test samples of the classes met is none of
+        them.
 
     >>> run = example_points()
     >>> {e: point.samples_seen for e, point in experience_ends(run).items()}
@@ -348,9 +343,9 @@ def accuracy_exposed(point: EvaluationPoint) -> float:
     outside E counts as wrong. This is the accuracy under A_last, A_avg and A_auc in Si-Blurry
     (Moon et al., ICCV 2023, arXiv 2308.09303).
 
-    Returns:
-        a value in [0, 1], or NaN if no tested sample is of an exposed class, or if the evaluation
-        left out an exposed class that the test stream has.
+    :param point: one evaluation.
+    :returns: a value in [0, 1], or NaN if no tested sample is of an exposed class, or if the
+        evaluation left out an exposed class that the test stream has.
 
     >>> run = example_points()
     >>> [accuracy_exposed(point) for point in run]  # class 1 is not met at the first
@@ -365,11 +360,11 @@ def a_last(points: Sequence[EvaluationPoint]) -> float:
     """Accuracy over all exposed classes after the stream: `accuracy_exposed` of the last point.
 
     The last point is the one with the most samples seen; an experience end wins over a mid-stream
-    evaluation at the same place. NaN if that place has no complete evaluation. Source: as
-    `accuracy_exposed`.
+    evaluation at the same place. Source: as `accuracy_exposed`.
 
-    Raises:
-        ValueError: if there are no points.
+    :param points: evaluations of one run.
+    :returns: a value in [0, 1]; NaN if that place has no complete evaluation.
+    :raises ValueError: if there are no points.
 
     >>> run = example_points()
     >>> a_last(run)
@@ -389,11 +384,12 @@ def a_avg(points: Sequence[EvaluationPoint]) -> float:
     """Mean of `accuracy_exposed` over experience ends.
 
     ``(1/T) sum_t A_t``, the average incremental accuracy (Rebuffi et al., iCaRL, CVPR 2017). An
-    experience that was evaluated twice at its end counts once, with its later evaluation. NaN if no
-    point is at an experience end, or if an experience is known to have ended without one.
+    experience that was evaluated twice at its end counts once, with its later evaluation.
 
-    Raises:
-        ValueError: if there are no points.
+    :param points: evaluations of one run.
+    :returns: a value in [0, 1]; NaN if no point is at an experience end, or if an experience is
+        known to have ended without one.
+    :raises ValueError: if there are no points.
 
     >>> run = example_points()
     >>> a_avg(run)  # of 1.0 and 0.75
@@ -430,14 +426,12 @@ def a_auc(points: Sequence[EvaluationPoint], every: int | None = None) -> float:
     that leave out an exposed class, and incomplete ones at an experience's end, are none of the
     stream: NaN if the last place has no other.
 
-    Args:
-        points: evaluations of one run.
-        every: None averages over all distinct places, experience ends included. A number k keeps an
-            even grid: the first place at or after every multiple of k, and the end; experience ends
-            between them are then left out, as in the published protocol.
-
-    Raises:
-        ValueError: if there are no points or `every` is not positive.
+    :param points: evaluations of one run.
+    :param every: None averages over all distinct places, experience ends included. A number k keeps
+        an even grid: the first place at or after every multiple of k, and the end; experience ends
+        between them are then left out, as in the published protocol.
+    :returns: a value in [0, 1], or NaN.
+    :raises ValueError: if there are no points or `every` is not positive.
 
     >>> run = example_points()
     >>> round(a_auc(run), 4), a_auc(run, every=10)  # the grid leaves 15 out
@@ -466,8 +460,11 @@ def accuracy_matrix(points: Sequence[EvaluationPoint], n_experiences: int) -> Fl
     (Lopez-Paz and Ranzato, GEM, NeurIPS 2017, equation of R). Only samples of classes met by then
     count, so on streams whose classes are split the part above the diagonal is NaN, not zero.
 
-    Raises:
-        ValueError: if there are no points, or if a point is of an experience >= `n_experiences`.
+    :param points: evaluations of one run.
+    :param n_experiences: T.
+    :returns: shares of 1.
+    :raises ValueError: if there are no points, or if a point is of an experience >=
+        `n_experiences`.
 
     >>> run = example_points()
     >>> accuracy_matrix(run, 2)
@@ -497,14 +494,12 @@ def class_accuracy_matrix(
     Entry (t, c) is the accuracy on the test samples of class c after training experience t; NaN
     where the class had not been met by then or was not tested.
 
-    Args:
-        points: evaluations of one run.
-        n_experiences: T.
-        n_classes: C; by default one more than the largest target.
-
-    Raises:
-        ValueError: if there are no points, if a point is of an experience >= `n_experiences`, or if
-            a target is not below `n_classes`.
+    :param points: evaluations of one run.
+    :param n_experiences: T.
+    :param n_classes: C; by default one more than the largest target.
+    :returns: shares of 1.
+    :raises ValueError: if there are no points, if a point is of an experience >= `n_experiences`,
+        or if a target is not below `n_classes`.
 
     >>> run = example_points()
     >>> class_accuracy_matrix(run, 2, n_classes=3)
@@ -542,12 +537,10 @@ def forgetting_experience(matrix: FloatArray) -> float:
     negative, where later experiences helped. This is the number of offline papers and *not* the
     class-level F_last of the online prompt papers: see `forgetting_class`.
 
-    Returns:
-        the mean over the experiences whose terms exist; NaN with a single experience, and where a
-        row lacks all values behind one that has some.
-
-    Raises:
-        ValueError: if the matrix is not square.
+    :param matrix: shares of 1, of `accuracy_matrix`.
+    :returns: the mean over the experiences whose terms exist; NaN with a single experience, and
+        where a row lacks all values behind one that has some.
+    :raises ValueError: if the matrix is not square.
 
     >>> run = example_points()
     >>> forgetting_experience(accuracy_matrix(run, 2))
@@ -579,12 +572,11 @@ def forgetting_class(class_matrix: FloatArray, only_learned: bool = False) -> fl
     that never learned a class would be charged more than one that did and kept a little of it.
     `only_learned=True` gives their number.
 
-    Returns:
-        the mean over those classes; NaN if there are none, as with a single experience, and where a
-        row lacks all values behind one that has some.
-
-    Raises:
-        ValueError: if the matrix does not have two dimensions and at least one row.
+    :param class_matrix: shares of 1, of `class_accuracy_matrix`.
+    :param only_learned: whether classes whose best accuracy is 0 are left out.
+    :returns: the mean over those classes; NaN if there are none, as with a single experience, and
+        where a row lacks all values behind one that has some.
+    :raises ValueError: if the matrix does not have two dimensions and at least one row.
 
     >>> run = example_points()
     >>> forgetting_class(class_accuracy_matrix(run, 2))
@@ -624,18 +616,13 @@ def summarise(
 ) -> dict[str, float | None]:
     """Return the numbers of a run that are computed from its evaluations, for `summary.json`.
 
-    Args:
-        points: evaluations of one run.
-        n_experiences: number of training experiences.
-        every: the grid of `a_auc`.
-
-    Returns:
-        `a_last`, `a_avg`, `a_auc`, `forgetting_experience`, `forgetting_class` as shares of 1; None
-        for a number that does not exist (forgetting with one experience), as JSON has no NaN. Where
-        the evaluations made do not give it, a warning says why.
-
-    Raises:
-        ValueError: as the single functions do.
+    :param points: evaluations of one run.
+    :param n_experiences: number of training experiences.
+    :param every: the grid of `a_auc`.
+    :returns: `a_last`, `a_avg`, `a_auc`, `forgetting_experience`, `forgetting_class` as shares of
+        1; None for a number that does not exist (forgetting with one experience), as JSON has no
+        NaN. Where the evaluations made do not give it, a warning says why.
+    :raises ValueError: as the single functions do.
 
     >>> run = example_points()
     >>> {name: round(value, 4) for name, value in summarise(run, 2).items()}  # doctest: +ELLIPSIS
@@ -709,11 +696,11 @@ def metrics_csv(
     ``experience`` is a test experience. A value of the whole stream leaves it empty; so does that
     of a class, whose number is in the metric's name: ``accuracy_class_<c>``.
 
-    Args:
-        points: evaluations of one run.
-        summary: of `summarise`.
-        n_experiences: number of training experiences.
-        more: rows of other metrics: samples seen, test experience, name, value.
+    :param points: evaluations of one run.
+    :param summary: of `summarise`.
+    :param n_experiences: number of training experiences.
+    :param more: rows of other metrics: samples seen, test experience, name, value.
+    :returns: the text of the file, with its header.
 
     >>> run = example_points()
     >>> print(metrics_csv(run[:1], dict.fromkeys(METRICS), 2).strip())

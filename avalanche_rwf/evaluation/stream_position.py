@@ -52,13 +52,10 @@ def attribute(experience: Any, name: str) -> Any:
 def experience_index(experience: Any) -> int | None:
     """Return the index of the training experience, of the one it was cut from if it was cut.
 
-    Args:
-        experience: an Avalanche experience or a sub-experience of `split_online_stream`, in any
-            mode.
-
-    Returns:
-        the index; a sub-experience whose origin is unknown gives its own number; None if it has
-        none either.
+    :param experience: an Avalanche experience or a sub-experience of `split_online_stream`, in any
+        mode.
+    :returns: the index; a sub-experience whose origin is unknown gives its own number; None if it
+        has none either.
     """
     origin = attribute(experience, "origin_experience")
     index = attribute(experience if origin is None else origin, "current_experience")
@@ -94,18 +91,17 @@ def _samples(experiences: Sequence[Any]) -> int | None:
 class StreamPosition:
     """How much of the stream has been trained on, and whether an experience has been seen whole.
 
-    Attributes:
-        samples_seen: samples of the stream trained on so far, repeated epochs included.
-        experience: index of the training experience they reached; None before training.
-        experience_seen: samples of that experience trained on so far, over all its parts.
-        experience_size: how many there will be, over all its parts and epochs; None if unknown.
-        part_seen: samples of the current part (an experience, or a sub-experience) trained on.
-        part_size: how many there will be; None if unknown.
-        batches_left: mini-batches of the current part still to come; None if unknown.
-        is_last_part: no part of the experience follows, as far as the stream tells.
-        in_order: the samples of the current part came once, in the order of its data set, and no
-            others.
-        finished: the end was announced by `finish_part`.
+    :param samples_seen: samples of the stream trained on so far, repeated epochs included.
+    :param experience: index of the training experience they reached; None before training.
+    :param experience_seen: samples of that experience trained on so far, over all its parts.
+    :param experience_size: how many there will be, over all its parts and epochs; None if unknown.
+    :param part_seen: samples of the current part (an experience, or a sub-experience) trained on.
+    :param part_size: how many there will be; None if unknown.
+    :param batches_left: mini-batches of the current part still to come; None if unknown.
+    :param is_last_part: no part of the experience follows, as far as the stream tells.
+    :param in_order: the samples of the current part came once, in the order of its data set, and no
+        others.
+    :param finished: the end was announced by `finish_part`.
     """
 
     samples_seen: int = 0
@@ -175,8 +171,7 @@ class StreamPosition:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the counters from `state_dict()`.
 
-        Raises:
-            ValueError: if a counter is missing, unknown or no number.
+        :raises ValueError: if a counter is missing, unknown or no number.
         """
         if set(state) != set(self.state_dict()):
             raise ValueError(

@@ -56,6 +56,8 @@ def subset_experiences(test_stream: Iterable[Any], size: int) -> list[Any]:
 
     :param test_stream: Avalanche experiences whose datasets have `targets`; they are left as they
         are.
+    :param size: test samples of all copies together.
+    :returns: the copies, in the same order; one can be empty.
     :raises ValueError: as :func:`stratified_subset`.
     """
     experiences = list(test_stream)

@@ -51,7 +51,11 @@ def lda_loss(
     :param test: features [m, F].
     :param targets: [m], values 0 to C - 1.
     :param shrinkage: as in :class:`SLDAHead`.
-    :returns: a scalar with gradients to `train` and `test`.
+    :returns: a scalar with gradients to `train` and `test`, in nats.
+
+    >>> x, y = torch.tensor([[1.0, 0], [2, 0], [1, 9], [2, 9]]), torch.tensor([0, 0, 1, 1])
+    >>> bool(lda_loss(x, y, x, y, 0.1) < lda_loss(x, y, x, 1 - y, 0.1))
+    True
     """
     one_hot = F.one_hot(labels).to(train.dtype)
     means = (one_hot / one_hot.sum(0)).T @ train
@@ -85,6 +89,13 @@ class HeldRoutedViT(RoutedViT):
     :param options: of :class:`RoutedViT`, with ``insert_prompts=False``, ``readout="routes"`` and
         ``head="slda"``.
     :raises UsageError: if ``hold_after`` or ``steps`` is below 1, or ``lr`` is not positive.
+
+    >>> from avalanche_rwf import PACKAGED, create_backbone
+    >>> model = HeldRoutedViT(create_backbone(PACKAGED), 10, routed_blocks="0", hold_after=4)
+    >>> features, selection = model.train().encode(torch.rand(4, 3, 32, 32))
+    >>> model.observe(features, torch.tensor([0, 0, 1, 1]), selection)
+    >>> model.own_gradient_steps()
+    40
     """
 
     held: Tensor

@@ -59,6 +59,14 @@ class RoutedViT(FrozenViT):
         side (:func:`centre_prior`), with which every layer retrieves; None is uniform over all
         tokens.
     :param routing: further options of :class:`RoutingLayer`.
+    :raises UsageError: if a setting is not one of those it takes.
+    :raises ValueError: if ``readout="routes"`` does not read all routed blocks, or if there are
+        more principal queries than 2 D.
+
+    >>> from avalanche_rwf import PACKAGED, create_backbone
+    >>> model = RoutedViT(create_backbone(PACKAGED), 10, routed_blocks="0,2", num_prompts=4)
+    >>> model(torch.rand(2, 3, 32, 32)).shape, model.routed_blocks()
+    (torch.Size([2, 10]), (0, 2))
     """
 
     waits: Tensor

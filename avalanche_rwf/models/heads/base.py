@@ -31,6 +31,9 @@ __all__ = [
 def held(module: nn.Module) -> Iterator[None]:
     """Within it, what is computed with a module's parameters gives them no gradient.
 
+    :param module: whose parameters are held; those that were trained are so again afterwards.
+    :returns: a context manager.
+
     >>> layer, x = nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
     >>> with held(layer):
     ...     layer(x).sum().backward()
@@ -50,6 +53,10 @@ def held(module: nn.Module) -> Iterator[None]:
 def with_rows(old: Tensor, fresh: Tensor) -> Tensor:
     """The rows of `old`, and behind them those of `fresh` that `old` does not have.
 
+    :param old: [n, ...].
+    :param fresh: [m, ...], m >= n.
+    :returns: [m, ...], of the type and device of `old`.
+
     >>> with_rows(torch.ones(1), torch.zeros(3))
     tensor([1., 0., 0.])
     """
@@ -58,6 +65,11 @@ def with_rows(old: Tensor, fresh: Tensor) -> Tensor:
 
 def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *names: str) -> None:
     """Before loading, give the buffers whose length depends on the stream that of a state.
+
+    :param module: whose buffers they are.
+    :param state: tensors by name, as ``load_state_dict`` takes them.
+    :param prefix: of the module's names in the state.
+    :param names: of the buffers; one that the state does not have stays as it is.
 
     >>> layer = nn.Module()
     >>> layer.register_buffer("rows", torch.zeros(0, 2))
@@ -157,6 +169,8 @@ def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
     It is made as ``kind(in_features, num_classes)``: further arguments are options, each with a
     default. Its docstring's first line is in the listing.
 
+    :param name: for ``--head`` and :func:`create_head`.
+    :returns: the decorator.
     :raises ValueError: if the name is taken, it is no such class, or an option has no default.
 
     >>> @register_head("halved")
@@ -179,7 +193,9 @@ def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
 
 
 def list_heads() -> list[str]:
-    """Names of the heads, those trained by gradient first.
+    """Names of the heads.
+
+    :returns: those trained by gradient first.
 
     >>> "white" in list_heads()
     True
@@ -188,11 +204,13 @@ def list_heads() -> list[str]:
 
 
 def create_head(name: str, in_features: int, num_classes: int, **options: Any) -> Head:
-    """A head by name, one of :func:`list_heads`.
+    """A head by name.
 
+    :param name: one of :func:`list_heads`.
     :param in_features: width F of the features.
     :param num_classes: C.
     :param options: of the head, such as ``tau`` or ``shrinkage``.
+    :returns: the head, before any sample.
     :raises UsageError: for an unknown name or an option out of range.
 
     >>> create_head("cosine", 8, 3, tau=0.05)(torch.randn(2, 8)).shape

@@ -375,6 +375,7 @@ class ClosedFormHead(Head):
 
     :param in_features: width F of what the moments are of.
     :param num_classes: C.
+    :param second: whether the solution needs second moments.
 
     >>> issubclass(SLDAHead, ClosedFormHead) and SLDAHead.closed_form
     True
