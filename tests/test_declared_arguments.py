@@ -22,7 +22,7 @@ from avalanche_rwf.models.heads import HEADS, list_heads
 from avalanche_rwf.routing.layer import RoutingLayer
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.replay import Replay
-from avalanche_rwf.utils.validation import DECLARED
+from avalanche_rwf.utils.validation import DECLARED, Either, Number, Whole
 
 from .wrong_values import extreme_values, wrong_values
 
@@ -73,12 +73,63 @@ def test_no_number_or_flag_is_forgotten_where_others_are_declared(place):
     assert {p.name for p in parameters if p.annotation in kinds} <= constraints.keys()
 
 
-def test_sizes_rates_and_shares_are_never_negative():
-    for place, (_, constraints) in PLACES.items():
-        for name, constraint in constraints.items():
-            lowest = getattr(constraint, "least", 0)
-            lowest = constraint.above if lowest is None else lowest
-            assert name == "eval_every" or (lowest is not None and lowest >= 0), (place, name)
+BOUNDS = {
+    "whole, from 1": "buffer components dim eval_mb_size every experiences expert_length "
+    "general_length gradient_steps heads hold_after in_features n_classes n_experiences "
+    "num_classes num_queries pool_size projections prompt_length replay_batch size steps subset "
+    "tasks top_k train_epochs train_mb_size",
+    "whole, from 0": "experience num_prefix_tokens num_prompts samples_seen",
+    "whole, from 0 to 4294967295": "seed split_seed",
+    "whole, from 1 to 16384": "image_size",
+    "whole, from -1": "eval_every",  # Avalanche's: never
+    "from 0": "alpha diagonal lr_maps lr_queries ortho power pull query_std rest sim_coefficient",
+    "above 0": "beta centre gamma lr lr_head margin mean_centre penalty tau width",
+    "from 1": "refresh",
+    "from 0 to 1": "share",
+    "above 0 to 1": "shrinkage",
+    "from 0 to below 1": "holdout",
+    "from 0.05 to 1": "crop_pct",
+}
+OTHER_BOUNDS = {
+    "RwFStrategy buffer": "whole, from 0",  # none
+    "prompted_vit pool_size": "whole, from 0",  # by its prompts
+    "RidgeHead projections": "whole, from 0",  # none
+    "CheckpointPlugin every": "whole, from 0",  # at experience ends alone
+    "create_strategy num_classes": "whole, from 1 to 4611686018427387904",
+    "Replay beta": "from 0",  # the weight of a loss
+    "RwFStrategy lr": "from 0", "prompt_rates lr": "from 0", "prompt_rates lr_head": "from 0",
+}  # fmt: skip
+"""What numbers are meant to take, by name, and where one of that name takes something else.
+
+It is written a second time, so that a slip in a declaration is not its own measure."""
+
+
+def _written(constraint):
+    """Bounds as in `BOUNDS`; of what takes a name as well, those of its numbers."""
+    if isinstance(constraint, Either):
+        return next(filter(None, map(_written, constraint.kinds)), "")
+    if isinstance(constraint, Whole):
+        top = "" if constraint.most is None else f" to {constraint.most}"
+        return f"whole, from {constraint.least}{top}"
+    if not isinstance(constraint, Number):
+        return ""
+    parts = {"from": constraint.least, "above": constraint.above, "to": constraint.most,
+             "to below": constraint.below}  # fmt: skip
+    return " ".join(f"{word} {end}" for word, end in parts.items() if end is not None)
+
+
+def test_the_bounds_of_numbers_are_those_that_are_meant():
+    meant = {name: text for text, names in BOUNDS.items() for name in names.split()}
+    found = {
+        (place.removesuffix(".__init__").rpartition(".")[2], name): _written(constraint)
+        for place, (_, constraints) in PLACES.items()
+        for name, constraint in constraints.items()
+    }
+    found = {key: text for key, text in found.items() if text}
+    assert len(found) > 100
+    for (code, name), text in found.items():
+        assert text == OTHER_BOUNDS.get(f"{code} {name}", meant.get(name)), (code, name)
+    assert {name for _, name in found} >= meant.keys()
 
 
 CHECKED_WITH_OTHERS = {

@@ -21,7 +21,14 @@ from typing import Any
 
 from avalanche_rwf.benchmarks.stream_registry import resolve_stream_options
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.utils.validation import checked_preparation, is_number, is_whole
+from avalanche_rwf.utils.validation import (
+    Choice,
+    Flag,
+    Kind,
+    Number,
+    Whole,
+    checked_preparation,
+)
 from avalanche_rwf.version import __version__
 
 __all__ = [
@@ -54,19 +61,13 @@ Values = Mapping[str, Any]
 class Setting:
     """One setting of a run: how it is given, checked, counted and shown.
 
-    :param kind: "whole", "number", "flag" (true or false), "text", "hash", "mapping" or "list"
-        (of a flag that may be repeated).
+    :param takes: what it takes; or, of what is checked elsewhere, its kind alone: "text", "hash",
+        "mapping" or "list" (of a flag that may be repeated).
     :param role: "protocol": runs that differ in it are in different tables. "method": it tells the
         rows of one table apart. "run": it is no part of the configuration's hash.
     :param help: for the command line.
     :param flag: on the command line; "" where it has none of its own.
     :param metavar: of the flag's value in the help.
-    :param optional: whether None is a value too.
-    :param least: the smallest value that is taken.
-    :param most: the largest value that is taken.
-    :param below: the smallest value that is too large.
-    :param choices: the values that are taken.
-    :param prefix: of names that are taken too.
     :param computed: whether the command line computes it where the flag is not given, so that the
         command of a row always says it.
     :param young: whether it is younger than the first runs: it is in the hash only where it is not
@@ -79,17 +80,11 @@ class Setting:
     :param default: of the field; filled in.
     """
 
-    kind: str
+    takes: Kind | str
     role: str = "protocol"
     help: str = ""
     flag: str = ""
     metavar: str | None = None
-    optional: bool = False
-    least: float | None = None
-    most: float = LARGEST
-    below: float | None = None
-    choices: tuple[str, ...] = ()
-    prefix: str = ""
     computed: bool = False
     young: bool = False
     column: str = ""
@@ -98,37 +93,21 @@ class Setting:
     name: str = ""
     default: Any = None
 
+    @property
+    def kind(self) -> str:
+        """ "whole", "number", "flag" (true or false), "text", "hash", "mapping" or "list"."""
+        if isinstance(self.takes, str):
+            return self.takes
+        return "text" if isinstance(self.takes, Choice) else type(self.takes).__name__.lower()
+
     def check(self, value: Any) -> None:
         """Refuse a value of another type or out of bounds.
 
         :raises UsageError: naming the flag, what it got and what it takes.
         """
-        if value is None and self.optional:
-            return
-        takes = ""
-        if self.kind == "whole":
-            if not is_whole(value) or not self._within(value):
-                takes = f"a whole number from {self.least} to {self.most}"
-        elif self.kind == "number":
-            if not is_number(value) or not self._within(value):
-                takes = f"a number from {self.least:g} to below {self.below:g}"
-        elif self.kind == "flag":
-            takes = "" if isinstance(value, bool) else "True or False"
-        elif self.choices and value not in self.choices and not self._named(value):
-            takes = " or ".join((*self.choices, *([f"{self.prefix}NAME"] if self.prefix else ())))
-        if takes:
+        if isinstance(self.takes, Kind) and not self.takes.accepts(value):
             name = self.flag or self.name
-            shown = repr(value) if isinstance(value, str) else value
-            raise UsageError(f"{name} takes {takes}, not {shown}.")
-
-    def _named(self, value: Any) -> bool:
-        """Whether a text is the prefix and a name."""
-        return bool(self.prefix and re.fullmatch(f"{self.prefix}.+", str(value)))
-
-    def _within(self, value: Any) -> bool:
-        if self.least is not None and value < self.least:
-            return False
-        return value < self.below if self.below is not None else value <= self.most
+            raise UsageError(f"{name} takes {self.takes.said()}, not {self.takes.got(value)}.")
 
     def shown(self, values: Values) -> str:
         """What the header of a table says of it.
@@ -143,13 +122,14 @@ class Setting:
         return f"{self.name}={short(value)}" if value != self.default else ""
 
 
-def declare(default: Any, kind: str, **how: Any) -> Any:
+def declare(default: Any, takes: Kind | str, **how: Any) -> Any:
     """A field of `RunConfig` with its `Setting`.
 
     :param default: an empty mapping is one of its own for each object; ``...`` is none.
+    :param takes: as :class:`Setting` has it.
     :param how: as :class:`Setting` takes it.
     """
-    metadata = {"setting": Setting(kind, **how)}
+    metadata = {"setting": Setting(takes, **how)}
     if default is ...:
         return field(metadata=metadata)
     if isinstance(default, dict):
@@ -249,12 +229,12 @@ class RunConfig:
     )  # fmt: skip
     method: str = declare(..., "text", role="method", column="method")
     options: Mapping[str, Any] = declare({}, "mapping", role="method", column="options")
-    seed: int = declare(0, "whole", role="run", flag="--seeds", least=0, most=2**32 - 1)
+    seed: int = declare(0, Whole(0, 2**32 - 1), role="run", flag="--seeds")
     stream: str = declare(
         "split", "text", flag="--stream", column="stream", place=1, header=_stream
     )
     experiences: int | None = declare(
-        None, "whole", flag="--experiences", metavar="N", optional=True, least=1,
+        None, Whole(1, LARGEST, optional=True), flag="--experiences", metavar="N",
         column="experiences", place=4,
         header=lambda row: _plural(row["experiences"], "experience"),
         help="number of experiences (default: its own)",
@@ -264,21 +244,21 @@ class RunConfig:
         header=_backbone, help="timm ViT by exact tag (default: the packaged one)",
     )  # fmt: skip
     batch_size: int = declare(
-        16, "whole", flag="--batch-size", metavar="N", least=1, column="batch_size", place=7,
+        16, Whole(1, LARGEST), flag="--batch-size", metavar="N", column="batch_size", place=7,
         header=lambda row: f"batch {int(row['batch_size'])}", help="images per training step",
     )  # fmt: skip
     gradient_steps: int = declare(
-        1, "whole", flag="--gradient-steps", metavar="N", least=1, column="gradient_steps", place=8,
-        header=lambda row: _plural(row["gradient_steps"], "gradient step"),
+        1, Whole(1, LARGEST), flag="--gradient-steps", metavar="N", column="gradient_steps",
+        place=8, header=lambda row: _plural(row["gradient_steps"], "gradient step"),
         help="updates per mini-batch",
     )  # fmt: skip
     precision: str = declare(
-        "fp32", "text", flag="--precision", choices=("fp32", "bf16", "fp16"), computed=True,
+        "fp32", Choice(("fp32", "bf16", "fp16")), flag="--precision", computed=True,
         column="precision", place=9, header=lambda row: str(row["precision"]),
         help="fp32, bf16, fp16 or auto (on a GPU what it is fast in)",
     )  # fmt: skip
     image_size: int | None = declare(
-        None, "whole", flag="--image-size", metavar="N", optional=True, least=1,
+        None, Whole(1, LARGEST, optional=True), flag="--image-size", metavar="N",
         column="image_size", place=6, header=lambda row: f"{int(row['image_size'])} px",
         help="side in pixels (default: the backbone's)",
     )  # fmt: skip
@@ -288,12 +268,12 @@ class RunConfig:
         help="training augmentation: none, flip, flip-crop or autoaug",
     )  # fmt: skip
     eval_every_samples: int = declare(
-        0, "whole", flag="--eval-every-samples", metavar="N", least=0, computed=True,
+        0, Whole(0, LARGEST), flag="--eval-every-samples", metavar="N", computed=True,
         column="eval_every_samples", place=11, header=_evaluations,
         help="also evaluate after each N training samples, for a_auc (default: 4 times a stream)",
     )  # fmt: skip
     holdout: float = declare(
-        0.0, "number", flag="--holdout", metavar="SHARE", least=0, below=1, column="holdout",
+        0.0, Number(least=0, below=1), flag="--holdout", metavar="SHARE", column="holdout",
         place=13,
         header=lambda row: f"tested on {100 * row['holdout']:g} % held out of the training images"
         if row["holdout"] else "",
@@ -303,18 +283,18 @@ class RunConfig:
         {}, "mapping", column="backbone_args", header=_nothing
     )
     skip_corrupt: bool = declare(
-        False, "flag", flag="--skip-corrupt", column="skip_corrupt", place=12,
+        False, Flag(), flag="--skip-corrupt", column="skip_corrupt", place=12,
         header=lambda row: "corrupt images left out" if row["skip_corrupt"] else "",
         help="leave out images that cannot be read",
     )  # fmt: skip
     weights: str | None = declare(
-        None, "text", role="run", flag="--weights", metavar="FILE", optional=True,
-        column="weights", help="local .safetensors, .pth or .npz",
+        None, "text", role="run", flag="--weights", metavar="FILE", column="weights",
+        help="local .safetensors, .pth or .npz",
     )  # fmt: skip
     weights_sha256: str = declare("", "hash", column="backbone_sha256", header=_nothing)
     budget: str = declare(
-        "default", "text", role="method", flag="--budget", choices=("default", "tuned", "grid"),
-        prefix=STUDY, column="budget", metavar="default|tuned|study:FOLDER",
+        "default", Choice(("default", "tuned", "grid"), STUDY), role="method", flag="--budget",
+        column="budget", metavar="default|tuned|study:FOLDER",
         help="each method's own options; the best of up to 10 settings on held-out training images "
         "of the first experiences; or what `tune` found, by its folder",
     )  # fmt: skip
@@ -323,24 +303,24 @@ class RunConfig:
         {}, "mapping", young=True, column="stream_options", header=_nothing
     )
     boundary_free: bool = declare(
-        False, "flag", flag="--boundary-free", young=True, column="boundary_free", place=2,
+        False, Flag(), flag="--boundary-free", young=True, column="boundary_free", place=2,
         header=lambda row: "no boundaries" if row["boundary_free"] else "",
         help="give strategies mini-batches as sub-experiences that tell no boundaries",
     )  # fmt: skip
     eval_subset: int = declare(
-        0, "whole", flag="--eval-subset", metavar="N", least=0, young=True, column="eval_subset",
+        0, Whole(0, LARGEST), flag="--eval-subset", metavar="N", young=True, column="eval_subset",
         header=_nothing,
         help="of these evaluations, on N test images only, a fixed part with all classes; "
         "experience ends always take all (default: all)",
     )  # fmt: skip
     data_config: Mapping[str, Any] = declare({}, "mapping", young=True, column="settings", place=3)
     test_share: float = declare(
-        0.0, "number", flag="--test-share", metavar="SHARE", least=0, below=1, young=True,
+        0.0, Number(least=0, below=1), flag="--test-share", metavar="SHARE", young=True,
         column="settings", place=3,
         help="of a folder without test images: take this share of each class as the test set",
     )  # fmt: skip
     split_seed: int = declare(
-        0, "whole", flag="--split-seed", metavar="N", least=0, most=2**32 - 1, young=True,
+        0, Whole(0, 2**32 - 1), flag="--split-seed", metavar="N", young=True,
         column="settings", place=3, help="of --test-share's choice",
     )  # fmt: skip
     data_code: Mapping[str, str] = declare({}, "mapping", young=True, column="settings", place=3)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from avalanche_rwf.experiments.config import declare, run_settings
+from avalanche_rwf.experiments.config import LARGEST, declare, run_settings
+from avalanche_rwf.utils.validation import Flag, Whole
 
 __all__ = ["Execution", "current_execution", "use_execution"]
 
@@ -45,48 +46,48 @@ class Execution:
 
     device: str = declare("cpu", "text", flag="--device", metavar="NAME",
         help="auto, cpu, cuda or cuda:N")  # fmt: skip
-    jobs: int | None = declare(None, "whole", flag="--jobs", metavar="N", optional=True, least=1,
-        most=_MOST, help="runs at a time (default: one per core on the CPU)")  # fmt: skip
+    jobs: int | None = declare(None, Whole(1, _MOST, optional=True), flag="--jobs", metavar="N",
+        help="runs at a time (default: one per core on the CPU)")  # fmt: skip
     executor: str = declare("process", "text", flag="--executor", metavar="NAME",
         help="process (this machine), ray, slurm or one that --import names")  # fmt: skip
-    runs_per_device: int = declare(1, "whole", flag="--runs-per-device", metavar="N", least=1,
-        most=_MOST, help="small runs at a time on each GPU")  # fmt: skip
+    runs_per_device: int = declare(1, Whole(1, _MOST), flag="--runs-per-device", metavar="N",
+        help="small runs at a time on each GPU")  # fmt: skip
     ray_address: str | None = declare(None, "text", flag="--ray-address", metavar="ADDRESS",
         help="of a Ray that is there: auto or HOST:PORT (default: one that ends with the command)",
     )  # fmt: skip
     slurm: Mapping[str, str] = declare({}, "list", flag="--slurm", metavar="KEY=VALUE,...",
         help="options of sbatch, such as partition=gpu,gres=gpu:1,time=04:00:00; "
         "array_parallelism=N jobs at a time")  # fmt: skip
-    detach: bool = declare(False, "flag", flag="--detach",
+    detach: bool = declare(False, Flag(), flag="--detach",
         help="with --executor slurm: submit and leave; `status DIR` shows how far it is",
     )  # fmt: skip
-    workers: int | None = declare(None, "whole", flag="--workers", metavar="N", optional=True,
-        least=0, most=_MOST,
+    workers: int | None = declare(None, Whole(0, _MOST, optional=True),
+        flag="--workers", metavar="N",
         help="processes that load images, per run (default: none for images in memory, else as "
         "many as a run has threads)")  # fmt: skip
-    eval_batch_size: int | None = declare(None, "whole", flag="--eval-batch-size", metavar="N",
-        optional=True, least=1,
+    eval_batch_size: int | None = declare(None, Whole(1, LARGEST, optional=True),
+        flag="--eval-batch-size", metavar="N",
         help="test images per step; no result depends on it (default: 64, at least --batch-size; "
         "halved where a GPU's memory is short)")  # fmt: skip
-    no_cache: bool = declare(False, "flag", flag="--no-cache",
+    no_cache: bool = declare(False, Flag(), flag="--no-cache",
         help="compute every feature; by default those of a frozen backbone are looked up across "
         "methods and seeds, to the same bits, and their time is charged")  # fmt: skip
-    no_checks: bool = declare(False, "flag", flag="--no-checks",
+    no_checks: bool = declare(False, Flag(), flag="--no-checks",
         help="do not look whether loss and gradients are finite: steps never wait for the GPU",
     )  # fmt: skip
-    deterministic: bool = declare(False, "flag", flag="--deterministic",
+    deterministic: bool = declare(False, Flag(), flag="--deterministic",
         help="deterministic kernels on a GPU: slower, and a run again has the same numbers",
     )  # fmt: skip
     checkpoint_every: int | None = declare(None, "text", flag="--checkpoint-every", metavar="N",
         help="training steps between checkpoints, besides those at experience ends; 0: at "
         "these alone (default: auto, so that writing costs at most 3 per cent of the time)",
     )  # fmt: skip
-    fresh: bool = declare(False, "flag", flag="--fresh",
+    fresh: bool = declare(False, Flag(), flag="--fresh",
         help="begin runs that were cut from their start instead of their last checkpoint",
     )  # fmt: skip
     log: tuple[str, ...] = declare((), "list", flag="--log", metavar="NAME[,..]",
         help="each run also logs to csv, tensorboard or wandb; changes no number")  # fmt: skip
-    quiet: bool = declare(False, "flag", flag="--quiet", help="show no progress")
+    quiet: bool = declare(False, Flag(), flag="--quiet", help="show no progress")
     url: str = declare("", "text")
 
     def validate(self) -> Execution:

@@ -41,6 +41,7 @@ from avalanche_rwf.leaderboard.aggregate import (
     to_frame,
 )
 from avalanche_rwf.leaderboard.metrics_file import Metrics, parse_metrics
+from avalanche_rwf.utils import validation
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
 
@@ -99,22 +100,29 @@ class _Record(BaseModel):
 
 def _typed(setting: Setting) -> tuple[Any, Any]:
     """Return type and default of a setting, for pydantic."""
-    bounds: dict[str, Any] = {"ge": setting.least, "lt": setting.below}
-    if setting.below is None:
-        bounds["le"] = setting.most
-    names = "|".join((*setting.choices, f"{setting.prefix}.{{1,200}}"))
-    choice: Any = Literal[setting.choices] if setting.choices else Name
-    types: dict[str, Any] = {
-        "whole": Annotated[int, Field(**bounds)],
-        "number": Annotated[float, Field(allow_inf_nan=False, **bounds)],
-        "flag": bool,
-        "text": Annotated[str, Field(pattern=f"^({names})$")] if setting.prefix else choice,
-        "hash": Hash | Literal[""],
-        "mapping": StreamValues if setting.name == "stream_options" else Values,
-    }
-    kind = types[setting.kind]
+    found: Any
+    match setting.takes:
+        case validation.Whole(least, most):
+            found = Annotated[int, Field(ge=least, le=most)]
+        case validation.Number(least=least, below=below):
+            found = Annotated[float, Field(allow_inf_nan=False, ge=least, lt=below)]
+        case validation.Choice(prefix="") as choice:
+            found = Literal[tuple(choice.known())]
+        case validation.Choice(prefix=prefix) as choice:
+            names = "|".join((*choice.known(), f"{prefix}.{{1,200}}"))
+            found = Annotated[str, Field(pattern=f"^({names})$")]
+        case validation.Flag():
+            found = bool
+        case "hash":
+            found = Hash | Literal[""]
+        case "mapping":
+            found = StreamValues if setting.name == "stream_options" else Values
+        case _:
+            found = Name
+    if getattr(setting.takes, "optional", False):
+        found |= None
     required = setting.name in ("benchmark", "method", "backbone")
-    return (kind | None if setting.optional else kind), ... if required else setting.default
+    return found, ... if required else setting.default
 
 
 # Not in an entry's config: its runs have the seeds, and a path is of one machine.

@@ -20,6 +20,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ __all__ = [
     "Either",
     "Flag",
     "Instance",
+    "Kind",
     "Number",
     "Options",
     "Subset",
@@ -169,7 +171,7 @@ class By(Constraint):
 
 
 @dataclass(frozen=True)
-class _Kind(Constraint):
+class Kind(Constraint):
     """A kind of values that a sentence can say.
 
     :param optional: whether None is taken too.
@@ -179,7 +181,7 @@ class _Kind(Constraint):
 
     @abstractmethod
     def fits(self, value: Any) -> bool:
-        """Whether a value is taken."""
+        """Whether a value that is not None is taken."""
 
     @abstractmethod
     def said(self) -> str:
@@ -189,15 +191,19 @@ class _Kind(Constraint):
         """How the sentence shows a value that is not taken."""
         return shown(value)
 
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is taken, None included."""
+        return (self.optional and value is None) or self.fits(value)
+
     def check(self, name: str, value: Any) -> None:
         """Refuse what does not fit."""
-        if not (self.optional and value is None) and not self.fits(value):
+        if not self.accepts(value):
             none = " or None" * self.optional
             raise UsageError(f"{name} must be {self.said()}{none}, not {self.got(value)}.")
 
 
 @dataclass(frozen=True)
-class Whole(_Kind):
+class Whole(Kind):
     """A whole number from `least` to `most`.
 
     >>> Whole(1, 8).check("size", 2.5)
@@ -220,7 +226,7 @@ class Whole(_Kind):
 
 
 @dataclass(frozen=True)
-class Number(_Kind):
+class Number(Kind):
     """A finite number.
 
     :param least: the smallest that is taken.
@@ -253,33 +259,38 @@ class Number(_Kind):
 
 
 @dataclass(frozen=True)
-class Choice(_Kind):
+class Choice(Kind):
     """One of some names.
 
     :param names: the names, or a function that gives them when they are needed.
+    :param prefix: begins further names that are taken, as "folder:" does.
     """
 
     names: Collection[str] | Callable[[], Collection[str]]
+    prefix: str = ""
 
     def known(self) -> Collection[str]:
         """The names."""
         return self.names() if callable(self.names) else self.names
 
     def fits(self, value: Any) -> bool:
-        return isinstance(value, str) and value in self.known()
+        return isinstance(value, str) and (
+            value in self.known()
+            or bool(self.prefix and re.fullmatch(f"{re.escape(self.prefix)}.+", value))
+        )
 
     def said(self) -> str:
-        names = self.known()
+        names = [*self.known(), *([f"{self.prefix}NAME"] if self.prefix else [])]
         return " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(names)}"
 
 
 @dataclass(frozen=True, init=False)
-class Either(_Kind):
+class Either(Kind):
     """What one of several constraints takes."""
 
-    kinds: tuple[_Kind, ...]
+    kinds: tuple[Kind, ...]
 
-    def __init__(self, *kinds: _Kind, optional: bool = False) -> None:
+    def __init__(self, *kinds: Kind, optional: bool = False) -> None:
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "optional", optional)
 
@@ -291,7 +302,7 @@ class Either(_Kind):
 
 
 @dataclass(frozen=True)
-class Subset(_Kind):
+class Subset(Kind):
     """A collection of some of `names`.
 
     :param empty: whether it may have none of them.
@@ -313,7 +324,7 @@ class Subset(_Kind):
         return f"a {'' if self.empty else 'non-empty '}subset of {', '.join(self.names)}"
 
 
-class _Typed(_Kind):
+class _Typed(Kind):
     kind: ClassVar[Any]
     what: ClassVar[str]
 
@@ -343,7 +354,7 @@ class AnyPath(_Typed):
 
 
 @dataclass(frozen=True)
-class Options(_Kind):
+class Options(Kind):
     """A mapping of names to values."""
 
     def fits(self, value: Any) -> bool:
@@ -354,7 +365,7 @@ class Options(_Kind):
 
 
 @dataclass(frozen=True)
-class Instance(_Kind):
+class Instance(Kind):
     """An object of a class.
 
     :param kind: the class, or what else ``isinstance`` takes.

@@ -10,13 +10,14 @@ SCRIPT = '''
 import dataclasses, sys
 from avalanche_rwf.evaluation import metrics
 from avalanche_rwf.experiments import config
+from avalanche_rwf.utils.validation import Whole
 
 before = config.RunConfig("split-digits", "ncm")
 
 @dataclasses.dataclass(frozen=True)
 class More(config.RunConfig):
     warm_up: int = config.declare(
-        0, "whole", flag="--warm-up", metavar="N", least=0, young=True, column="warm_up",
+        0, Whole(0, 10**9), flag="--warm-up", metavar="N", young=True, column="warm_up",
         help="steps of a rising learning rate",
     )
 

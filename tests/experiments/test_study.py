@@ -324,6 +324,6 @@ def test_what_is_no_study_is_said(content, tmp_path):
 
 def test_a_budget_of_no_study_is_refused(configure):
     for budget in ("study:", "stady:x"):
-        with pytest.raises(UsageError, match="takes default or tuned or grid or study:NAME, not"):
+        with pytest.raises(UsageError, match="takes one of default, tuned, grid, study:NAME, not"):
             configure(budget=budget).validate()
     configure(budget="study:x").validate()
