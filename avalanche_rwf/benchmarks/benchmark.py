@@ -16,9 +16,9 @@ class Benchmark(CLScenario[Any]):
     benchmarks, such as `benchmark_with_validation_stream`.
 
     Labels count classes in the order in which the stream brings them: those of the first k classes
-    are 0 to k - 1. What is not here is that of `scenario`, such as `classes_in_experience` and
-    `classes_order_original_ids`: it counts experiences without samples too, and knows of each class
-    the experience that brings it first.
+    are 0 to k - 1. Other attributes, such as `classes_in_experience` and
+    `classes_order_original_ids`, are looked up in `scenario`. They count experiences without
+    samples too, and have each class in the experience that brings it first.
 
     :param name: as given to `create_benchmark`.
     :param scenario: what Avalanche's `nc_benchmark` returns: class lists, items (x, y, task label
@@ -57,7 +57,7 @@ class Benchmark(CLScenario[Any]):
     in_memory: bool = True
 
     def __getattr__(self, name: str) -> Any:
-        # A copy has no scenario yet when it is asked for its methods.
+        # copy.copy asks for methods before the copy has a scenario.
         if name.startswith("_") or name == "scenario":
             raise AttributeError(name)
         return getattr(self.scenario, name)

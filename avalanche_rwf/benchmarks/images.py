@@ -50,8 +50,8 @@ __all__ = [
 
 CACHE_BYTES = 2**30
 """Decoded pixels that are held in memory, of one folder or data set at a time."""
-# What an image is whatever its name says. PIL knows more kinds, and for some, such as PostScript,
-# it starts another program.
+# The kinds of images that are read, by content and not by name. PIL reads more, but starts another
+# program for some, such as PostScript.
 _KINDS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
 )
@@ -114,8 +114,10 @@ class Geometry:
         return np.asarray(_transform(self)(image))
 
     def _middle(self, image: Image.Image, short: int, long: int) -> np.ndarray:
-        """What timm's transform gives, to a grey level (by "nearest", at a tie the next pixel),
-        without the line of pixels that it cuts: 1 by 60,000 would be enlarged to gigabytes."""
+        """The result of timm's transform to within a grey level ("nearest": or the next pixel).
+
+        Only what is kept is enlarged: timm would make gigabytes of an image of 1 by 60,000 pixels.
+        """
         wide = image.width > image.height
         kept, crop = [], []
         for given, length in zip(image.size, (long, short) if wide else (short, long), strict=True):
@@ -184,7 +186,7 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:
-    """Any kind of pixels as 8 bits of RGB; what black and white are, the type says, not the values.
+    """Pixels of any type as RGB of 8 bits; the type decides what is black and what is white.
 
     16 bits (or 12, by the file) are divided by their range; floats are from 0 to 1. Transparency is
     dropped, as torchvision and timm do it.
@@ -206,7 +208,7 @@ def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:
         return _grey(np.asarray(image) / ((2.0**bits - 1) / 255), tags)
     if image.mode == "F":
         values = np.asarray(image)
-        if not (np.min(values) >= 0 and np.max(values) <= 1):  # NaN is neither
+        if not (np.min(values) >= 0 and np.max(values) <= 1):  # NaN fails both
             raise ValueError(
                 "its floating-point numbers are not from 0 (black) to 1 (white): scale them, or "
                 "save it with 8 or 16 bits"
@@ -223,8 +225,7 @@ def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:
 
 
 def _grey(values: np.ndarray, tags: Mapping[int, Any]) -> Image.Image:
-    """Values from 0 to 255, rounded; where a TIFF says that 0 is white, PIL heeds it at 8 bits
-    only."""
+    """Values rounded to 0 to 255, inverted where a TIFF says that 0 is white (PIL: 8 bits only)."""
     levels = 255 - values if tags.get(262) == 0 else values
     return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
 
@@ -362,7 +363,7 @@ def _can_read(read: Callable[[Any], object], file: Any) -> bool:
 
 
 def _probe(path: Path) -> None:
-    """Decode a file as cheaply as finds every damage: JPEG at an eighth of its size."""
+    """Decode a file in the cheapest way that finds all damage: JPEG at an eighth of its size."""
     with open_image(path) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()

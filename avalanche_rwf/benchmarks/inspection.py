@@ -1,4 +1,4 @@
-"""What a stream brings when: as a table, as JSON and as a picture, before any training."""
+"""What each experience of a stream brings: a table, JSON and a picture, before any training."""
 
 from __future__ import annotations
 

@@ -448,7 +448,7 @@ def _arrays(kind: type[ArrayDataset], root: Path, geometry: Geometry, resize: bo
         _memory.clear()
         budget = CACHE_BYTES if resize else 0
         found: _Arrays = {}, {}, []
-        for name in ("test", "train"):  # test images are asked for again and again: they come first
+        for name in ("test", "train"):  # test images are read most often: they come first
             part = kind(root, train=name == "train")
             found[0][name] = ArrayPixels(part.data, geometry, budget)
             found[1][name] = part.targets

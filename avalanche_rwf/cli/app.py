@@ -38,24 +38,24 @@ _FIRST_STEPS = """examples:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error is what Ctrl-C became in an import of compiled code."""
+    """Whether an error comes from Ctrl-C: imports of compiled code make an ImportError of it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse what argparse lets through and no flag of any verb takes.
+    """Refuse empty words, '--' as a value and NUL, which argparse lets through.
 
-    An empty word is most often a variable of the shell that was not set: as a folder it would be
-    the one that one stands in.
+    An empty word is most often a shell variable that was not set; as a folder it would mean the
+    current one.
     """
     for before, word in zip(["", *words], words, strict=False):
         flag, equals, value = word.partition("=")
         if not flag.startswith("-"):
             flag, equals, value = before, "", word
         named = flag if flag.startswith("-") else "avalanche-rwf"
-        # argparse takes it for the end of the options and gives the flag an empty list.
+        # argparse takes -- for the end of the options and gives the flag an empty list.
         if word != flag and equals and value == "--":
             raise UsageError(f"{named} takes a value, not '--'.")
         if word == "" or (equals and value == ""):
@@ -151,7 +151,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # A full disk or a folder that is gone, where no run is to blame.
         where = f" {str(error.filename)!r}" if error.filename else ""
         say(f"avalanche-rwf: {error.strerror or error}{where}.")
-        # No name of a file that the system takes can have been meant by that.
+        # These two errors are a wrong name on the command line, so bad usage.
         return 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
     except ImportError as error:
         if _interrupted(error):

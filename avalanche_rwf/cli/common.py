@@ -96,20 +96,20 @@ class Parser(argparse.ArgumentParser):
 
 
 class Messages:
-    """stderr without errors: where nobody reads it any more, the work goes on."""
+    """stderr whose errors are ignored: the work goes on when its reader is gone."""
 
     def __init__(self, file: Any) -> None:
-        # It is None where the process was started without (2>&-).
+        # sys.stderr is None in a process that was started without it (2>&-).
         self._file = Path(os.devnull).open("w") if file is None else file  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write; an error is ignored."""
         with contextlib.suppress(OSError, ValueError):
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
+        """Flush; an error is ignored."""
         with contextlib.suppress(OSError, ValueError):
             self._file.flush()
 
@@ -118,8 +118,8 @@ class Messages:
 
 
 def say(text: str) -> None:
-    """Print a line for a person, without what a terminal would obey: names may be anybody's."""
-    lead = "\n" * text.startswith("\n")  # away from what is on the line, such as ^C
+    """Print a message on stderr with control characters escaped: names can come from anybody."""
+    lead = "\n" * text.startswith("\n")  # a new line, as ^C may be on this one
     said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[len(lead) :])
     print(lead + said, file=sys.stderr, flush=True)
 
@@ -175,7 +175,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
             option.flag,
             dest=f"stream_{option.name}",
             metavar=option.name.split("_")[-1].upper(),
-            # The sentence says the default itself: it may be the data's.
+            # The help says the default itself, because it can depend on the data.
             default=argparse.SUPPRESS,
             help=f"{', '.join(streams_with(option.name))}: {option.help}".replace("%", "%%"),
         )

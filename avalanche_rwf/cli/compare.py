@@ -61,7 +61,7 @@ avalanche-rwf compare --config exp.yaml --seeds 0-4
 avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
     --backbone vit_base_patch16_224.augreg_in21k --out results/si-blurry
 """
-# Settings of a run whose flags' values are not those of the run as they are.
+# Settings that are computed from their flags, not copied from them.
 _COMPUTED = ("seed", "backbone", "precision", "eval_every_samples")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -283,7 +283,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     from avalanche_rwf.experiments.device import auto_precision
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
-    if args.data_config is not None:  # as values: a tag's may be others in another timm
+    if args.data_config is not None:  # values, because those of a tag change with timm's version
         base = replace(base, data_config={**tag_config(args.data_config), **base.data_config})
     execution = replace(execution, device=resolve_device(args.device))
     chosen = select_methods(args.methods)

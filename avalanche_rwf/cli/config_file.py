@@ -41,7 +41,7 @@ class ConfigFile:
         return cls(names[-1]) if names else None
 
     def imports(self) -> list[str]:
-        """What it wants to be imported before the flags are known."""
+        """Its values of --import, which are needed before the flags are known."""
         named = self._content.get("import") or []
         return [str(name) for name in (named if isinstance(named, list) else [named])]
 
@@ -171,7 +171,7 @@ def _of_run(values: Mapping[str, Any], name: str) -> list[str]:
 
 
 def config_text(parser: Parser, args: argparse.Namespace) -> str:
-    """What a command line comes to, as a file of ``--config``."""
+    """A parsed command line as the text of a file for ``--config``."""
     import yaml
 
     values = {}

@@ -43,7 +43,7 @@ def _backbones() -> dict[str, Any]:
     return {"supported": list_backbones(), "unsupported": reasons}
 
 
-# What means the same in every method that has it.
+# Options that mean the same in every method.
 _USUAL = {
     "lr": "learning rate",
     "lr_head": "learning rate of the head",
@@ -77,7 +77,7 @@ def describe_options(name: str) -> dict[str, list[Any]]:
     documented: list[Any] = [spec.build]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Avalanche's, that nothing will be logged
+            warnings.simplefilter("ignore")  # Avalanche warns that nothing will be logged
             strategy = create_strategy(
                 name, backbone=create_backbone(PACKAGED), num_classes=2, loop={"evaluator": None}
             )

@@ -170,7 +170,7 @@ class DataFrameLogger(BaseLogger, SupervisedPlugin):
         self._in_part = False
 
     def after_eval(self, strategy: Any, metric_values: Any = None, **kwargs: Any) -> None:
-        """Note that it ended; after training it makes no difference, within it does."""
+        """Note that the evaluation ended, which matters where training goes on."""
         self._phase = "train"
 
     def state_dict(self) -> dict[str, Any]:

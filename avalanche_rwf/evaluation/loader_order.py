@@ -104,7 +104,7 @@ class Drawn:
             self.watched = loader
 
     def take(self) -> tuple[IntArray, bool] | None:
-        """Places of the samples that were given since asked last and count.
+        """Places of the own samples that were given since the last call.
 
         :returns: the places in the order given, and whether there were none but these; None if no
             batch was given.
@@ -131,8 +131,8 @@ class Drawn:
     def _places(self, data: Any) -> IntArray:
         """The places of a data set's samples, [n]; -1 for those that are not own.
 
-        A sample that is there once more than among the own is replayed: a buffer's data set comes
-        behind the experience's.
+        A sample that comes more often than it is among the own is replayed: a buffer's data set
+        stands behind the experience's.
         """
         keys = self._keys(data)
         at = np.searchsorted(self._sorted, keys) + _ranks(keys)
@@ -169,7 +169,7 @@ class Drawn:
 
 
 def on_each_loader(loader: Any, act: Callable[[Any], None]) -> None:
-    """Do something with a loader of torch's, or with each that one of Avalanche's makes."""
+    """Call a function with a loader of PyTorch's, or with each one in a loader of Avalanche's."""
     if not isinstance(loader, MultiDatasetDataLoader):
         act(loader)
         return

@@ -1,4 +1,4 @@
-"""Plugins that a run is watched with: time, progress, what is not finite, accuracies told."""
+"""Plugins that watch a run: time, progress, values that are not finite, accuracies."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class Meter(SupervisedPlugin):
 
     @contextlib.contextmanager
     def training(self, writing: Callable[[], float] = float) -> Iterator[None]:
-        """Count the time in here as training, but for what evaluations and `writing` take.
+        """Count the time inside as training, without evaluations and checkpoints.
 
-        :param writing: gives the seconds that were spent so far on something else (checkpoints).
+        :param writing: gives the seconds spent so far on writing checkpoints.
         """
 
         def other() -> float:
@@ -173,7 +173,7 @@ class Meter(SupervisedPlugin):
 
 
 class Listening(SupervisedPlugin):
-    """Tells the accuracy of each evaluation.
+    """Reports the accuracy of each evaluation.
 
     :param recorder: which records it; it comes before this plugin.
     """
@@ -183,13 +183,13 @@ class Listening(SupervisedPlugin):
         self.recorder, self.listener = recorder, listener
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Tell it."""
+        """Report it."""
         if self.recorder.points:
             self.listener.evaluated(accuracy_exposed(self.recorder.points[-1]))
 
 
 class FiniteLoss(SupervisedPlugin):
-    """Ends a run whose loss is not finite; strategies of this package see to that themselves."""
+    """Stops a run whose loss is not finite; this package's own strategies check that themselves."""
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Look at the step's loss.
@@ -205,9 +205,9 @@ class FiniteLoss(SupervisedPlugin):
 
 
 class FiniteOutputs(SupervisedPlugin):
-    """Ends a run that predicts by NaN: the last step may break the weights, and no loss tells.
+    """Stops a run that predicts NaN: no later loss shows that the last step broke the weights.
 
-    An output of -inf is that of a class that has not been seen.
+    An output of -inf is allowed: it is that of a class not seen yet.
     """
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class FiniteOutputs(SupervisedPlugin):
         self._found: torch.Tensor | None = None
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Begin."""
+        """Forget the last evaluation's."""
         self._found = None
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -225,7 +225,7 @@ class FiniteOutputs(SupervisedPlugin):
             self._found = found if self._found is None else self._found | found
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Say what was found.
+        """Raise if an output was NaN.
 
         :raises NonFiniteLossError: naming the step.
         """

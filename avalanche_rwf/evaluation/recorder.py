@@ -259,7 +259,7 @@ class PredictionRecorder(_Reader):
             return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_whole": None}  # no data sets with a pickled recorder
+        return {**vars(self), "_whole": None}  # a pickled recorder holds no data sets
 
     def _clear(self) -> None:
         self._targets, self._predictions, self._experiences = [], [], []
@@ -319,7 +319,7 @@ class AnytimeEvaluation(_Reader):
         self._tests = [(test, _classes(test)) for test in tests]
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Join the strategy's counter; what it has counted by then is no reason to evaluate.
+        """Join the strategy's counter; multiples of `every` before that are not evaluated.
 
         :raises UsageError: if this is no plugin of the strategy.
         """

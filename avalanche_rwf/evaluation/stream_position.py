@@ -286,8 +286,8 @@ class StreamCounter(SupervisedPlugin):
 def stream_counter(strategy: Any, own: StreamCounter | None = None) -> StreamCounter:
     """Return the counter of a strategy, which gets one if it has none.
 
-    :param own: of somebody who joins: it is taken where there is none, and what it has counted is
-        where it has counted more (a state was loaded into it).
+    :param own: the caller's counter. A strategy without one gets it; one that has counted less (a
+        state was loaded into `own`) gets its counts.
     """
     for plugin in strategy.plugins:
         if isinstance(plugin, StreamCounter):
@@ -295,8 +295,8 @@ def stream_counter(strategy: Any, own: StreamCounter | None = None) -> StreamCou
                 plugin.load_state_dict(own.state_dict())
             return plugin
     counter = StreamCounter() if own is None else own
-    # Before the evaluator, whose metrics and loggers are told of a step after it was counted. A
-    # new list: the old one is being gone through.
+    # Before the evaluator, so that metrics and loggers see a step after it was counted. A new list,
+    # because Avalanche is iterating over the old one.
     plugins = list(strategy.plugins)
     evaluator = getattr(strategy, "evaluator", None)
     place = next((i for i, plugin in enumerate(plugins) if plugin is evaluator), len(plugins))

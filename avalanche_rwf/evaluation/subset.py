@@ -13,7 +13,7 @@ from avalanche_rwf.utils.validation import Whole, takes
 
 __all__ = ["stratified_subset", "subset_experiences"]
 
-_SEED = 1993  # of the choice; not that of the stream, and none of the process's generators
+_SEED = 1993  # the choice depends on no other seed and no global generator
 
 
 @takes(size=Whole())

@@ -1,4 +1,4 @@
-"""What is done every few seconds beside a run: signs of life, copies, a table in a terminal."""
+"""A thread that calls a function every few seconds beside a run: heartbeats, copies, a display."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def repeated(action: Callable[[], object], seconds: float, name: str) -> Iterato
         yield
     finally:
         over.set()
-        if os.getpid() == owner:  # and not a copy that loads images, which has no such thread
+        if os.getpid() == owner:  # not a forked worker that loads images: it has no such thread
             thread.join()

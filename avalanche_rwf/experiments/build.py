@@ -56,7 +56,7 @@ def _backbone(
 
 
 def load_backbone(config: RunConfig) -> nn.Module:
-    """The configuration's backbone; loaded once per process, copied by who trains it."""
+    """The configuration's backbone; loaded once per process, so whoever trains it takes a copy."""
     # What was a tuple is a list in JSON.
     args, prepared = (
         tuple(

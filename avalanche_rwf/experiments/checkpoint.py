@@ -7,9 +7,9 @@ statistics, seen classes and replay buffer (which images, not the images), the r
 all random generators, and how many samples of which experience have been trained on. The order of
 the samples is the benchmark's, a function of the seed.
 
-Within an experience a resumed run passes over what it has trained on, and the state is put back in
-the first step: what Avalanche does at the beginning of an experience (drawing a seed for the
-loader, making an optimizer anew) has then been done once too often and is undone.
+Within an experience a resumed run skips what it has trained on and restores the state in the first
+step. By then Avalanche has begun the experience a second time (drawn a seed for the loader, made an
+optimizer anew); restoring undoes that.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ __all__ = [
 ]
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-"""The newest generation in a run directory and the one before."""
+"""The newest checkpoint of a run directory, and the one before it."""
 
 _FORMAT = 4
-# Of the time, for writing: below the 3 % that are promised, as a state may grow until the next one.
+# Share of the time for writing. 3 % are promised, but a state may grow until the next one.
 _SHARE = 0.025
 
 
@@ -283,10 +283,9 @@ def part_of(experience: Any, start: int, stop: int | None = None) -> Any:
 
 
 class _PutBack(SupervisedPlugin):
-    """In a resumed experience, passes over the batches that were trained on, and puts the state
-    back in the first step.
+    """Skips the trained batches of a resumed experience; restores the state in the first step.
 
-    The experience stays whole, for what goes through its samples at its end.
+    The experience keeps all samples, because plugins may read them at its end.
 
     :param batches: that were trained on.
     :param restore: puts the state back.
@@ -297,11 +296,11 @@ class _PutBack(SupervisedPlugin):
         self._batches, self._restore = batches, restore
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Let the loader begin with the rest."""
+        """Let the loader skip the batches."""
         _skip_batches(strategy.dataloader, self._batches)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Put back, once."""
+        """Restore the state, once."""
         strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not self]
         self._restore()
 
@@ -469,7 +468,7 @@ class Checkpoints(SupervisedPlugin):
         self._next = ResumePoint(self._next.experience, self._size, trained=True)
         # Where steps are counted, one checkpoint after the evaluation is enough.
         self._after(self._every is None and self._schedule.end())
-        # Evaluation draws, and changes nothing else: until its end this is what to go on from.
+        # Evaluation changes the random generators alone. A run that is stopped in it repeats it.
         self._evaluating = random_state()
 
     def evaluated(self) -> None:
@@ -501,7 +500,7 @@ class Checkpoints(SupervisedPlugin):
             self._after_step()
 
     def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Stop an evaluation at an experience's end, which will be done again."""
+        """If asked to, stop in an evaluation at an experience's end; resuming repeats it."""
         if self._evaluating is not None and self.stop():
             self._write(self._evaluating)
             raise RunStopped

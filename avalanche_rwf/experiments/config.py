@@ -172,7 +172,7 @@ def _evaluations(row: Values) -> str:
 
 
 def _nothing(row: Values) -> str:
-    """For what another setting's text says."""
+    """Nothing: the text of another setting says it."""
     return ""
 
 
@@ -435,7 +435,7 @@ def slug(name: str) -> str:
     Two names may give one folder; what is in it is told apart by the configuration's hash.
     """
     kind, _, path = name.rpartition(":") if ".py:" in name else name.partition(":")
-    kind = Path(kind).name  # of a file; no benchmark's kind has a slash
+    kind = Path(kind).name  # without a file's folder; no benchmark's kind has a slash
     tail = Path(path).resolve().name if path else ""
     text = f"{kind}-{tail}" if tail else kind
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "benchmark"

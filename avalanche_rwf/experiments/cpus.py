@@ -53,7 +53,7 @@ def _quotas(root: Path) -> Iterator[float]:
         controllers = names.split(",")
         if names and "cpu" not in controllers:
             continue
-        # In a container the path may be the host's, and what is seen at the top is its own.
+        # In a container the path may be the host's; the container's own group is then at the root.
         mount = fs / "cpu" if names and not (fs / names).is_dir() else fs / names
         group = mount / path.lstrip("/")
         for folder in dict.fromkeys([group, *group.parents, mount]):

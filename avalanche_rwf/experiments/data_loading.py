@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 class NormaliseOnDevice(SupervisedPlugin):
-    """Turns a mini-batch of uint8 images into normalised ones, where it was moved to.
+    """Normalises a mini-batch of uint8 images on the device that it was moved to.
 
     It does so before any other plugin, the forward or a replay buffer sees the mini-batch, in
     training and in evaluation; images that are normalised already stay as they are.

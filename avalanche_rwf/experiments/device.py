@@ -42,12 +42,12 @@ def set_arithmetic() -> None:
     if current_execution().deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        # What has no deterministic kernel is warned of, and so in the log.
+        # An operation without a deterministic kernel gives a warning, which goes to log.txt.
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def arithmetic() -> dict[str, Any]:
-    """What was set, for a run's record."""
+    """The present settings, for a run's record."""
     return {
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,

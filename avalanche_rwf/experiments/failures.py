@@ -78,7 +78,7 @@ def held_by_others(device: str) -> float:
 
 
 def device_lost(summary: Mapping[str, Any]) -> bool:
-    """Whether a run ended by an error after which its process has no use of the GPU any more."""
+    """Whether a run ended with an error after which its process cannot use the GPU any more."""
     memory = summary.get("error_type") == "OutOfMemoryError"
     text = f"{summary.get('error_type')} {summary.get('error')}"
     return not memory and ("AcceleratorError" in text or "CUDA error" in text)
@@ -107,5 +107,5 @@ def free_memory() -> None:
     """Give back what nothing refers to any more, of the GPU too."""
     gc.collect()
     if torch.cuda.is_initialized():
-        with contextlib.suppress(RuntimeError):  # after a failed assertion it can do nothing
+        with contextlib.suppress(RuntimeError):  # a failed assertion ends all use of the GPU
             torch.cuda.empty_cache()

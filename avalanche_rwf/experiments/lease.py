@@ -138,7 +138,7 @@ def _beating(lease: Path, mine: bytes) -> Iterator[None]:
         with repeated(beat, BEAT, "lease"):
             yield
     finally:
-        if os.getpid() == owner:  # and not a copy that loads images
+        if os.getpid() == owner:  # not in a forked worker that loads images
             with contextlib.suppress(OSError):
                 if _read(lease) == content:
                     lease.unlink()

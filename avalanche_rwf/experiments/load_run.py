@@ -66,7 +66,7 @@ def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
         model = build_strategy(config, num_classes).model
         expected = routing_state(model)
         sha256 = content["backbone"]["sha256"]
-    except Exception as error:  # whatever a changed file makes of what builds a model
+    except Exception as error:  # a changed file can lead to any error of what builds a model
         raise UsageError(
             f"--run takes a run that can be built again, and config.json in {str(folder)!r} does "
             f"not say how ({reason(error)})."

@@ -66,7 +66,7 @@ def _wandb(folder: Path, config: RunConfig, fresh: bool) -> Opened:
     from avalanche_rwf.evaluation.wandb_logger import WandBLogger
     from avalanche_rwf.experiments.store import write_text
 
-    note = folder / "wandb_id.txt"  # a run that goes on is the same run there
+    note = folder / "wandb_id.txt"  # a resumed run goes on as the same run there
     if fresh or not note.exists():
         write_text(note, secrets.token_hex(4) + "\n", make_folder=False)
     logger = WandBLogger(

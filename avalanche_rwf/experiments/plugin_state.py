@@ -138,7 +138,7 @@ class Attributes:
             return ["left"]
         if type(value) is not type(self.strategy.model):
             raise _CannotSaveError(f"{where} is a network of its own, a {type(value).__name__}")
-        # A copy of the model as it was: what has not been trained since is not kept twice.
+        # An earlier copy of the model: tensors that have not changed since are not saved twice.
         now = dict(self.strategy.model.named_parameters())
         kept = {
             name: tensor

@@ -6,7 +6,7 @@ import gc
 import avalanche_rwf.experiments.run
 import avalanche_rwf.strategies.registry
 
-# What --import names may fail; the command says so itself, and this process must live on.
+# An import may fail: the command reports it, and the fork server must go on.
 with contextlib.suppress(Exception):
     avalanche_rwf.strategies.registry.list_methods()
 

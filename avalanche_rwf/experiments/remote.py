@@ -165,7 +165,7 @@ class Remote:
         def copy() -> None:
             for name in (*_CHECKPOINTS, "log.txt"):
                 file = self.local / path / name
-                # It may be renamed at any moment; the place may be away for a while.
+                # The file may be renamed at any moment, and the place be out of reach for a while.
                 with contextlib.suppress(Exception):
                     stamp = file.stat().st_mtime_ns
                     if copied.get(file) != stamp:
@@ -176,7 +176,7 @@ class Remote:
             with repeated(copy, _EVERY, "mirror"):
                 yield
         except BaseException:
-            with contextlib.suppress(Exception):  # what ended the run is said, not this
+            with contextlib.suppress(Exception):  # the run's own error is reported, not this one
                 self.push(path)
             raise
         self.push(path)

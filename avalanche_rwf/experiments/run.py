@@ -320,9 +320,9 @@ def _run_alone(
 
     log(f"{config.method} on {config.benchmark}, seed {config.seed}, device {device}")
     threads = torch.get_num_threads()
-    free_memory()  # a strategy of an earlier run is in cycles of Avalanche's
+    free_memory()  # reference cycles of Avalanche's keep an earlier run's strategy
     set_arithmetic()
-    # Augmented images come once.
+    # Augmented images do not repeat, so their features are not kept.
     looking = MEMORY.looking(current_execution().no_cache, config.augment == "none")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -339,7 +339,7 @@ def _run_alone(
         raise
     except (Exception, SystemExit) as error:  # a user's method may call sys.exit
         if stop_requested():
-            # A signal to all processes has ended those that load images, most often.
+            # Most often a signal to all processes has ended the workers that load images.
             with contextlib.suppress(OSError):
                 log(f"stopped ({type(error).__name__}); the same command goes on from here")
             raise RunStopped from None
@@ -355,9 +355,9 @@ def _run_alone(
         return summary
     finally:
         torch.set_num_threads(threads)
-    # Here nothing holds the error any more, and with it the tensors of the functions it came from.
-    # Where the results cannot be written, neither can this: the summary is returned. It is
-    # written before the GPU is asked again, which may end the process.
+    # The error is released by now, and with it the tensors of the functions it came from. On a full
+    # disk the summary cannot be written either: it is returned all the same. It is written before
+    # the GPU is used again, which may end the process.
     with contextlib.suppress(OSError):
         log(trace)
         write_json(folder / "summary.json", summary, make_folder=False)

@@ -62,7 +62,7 @@ def stopped_by() -> int:
 
 @contextlib.contextmanager
 def _handled(handler: Any, but: Any) -> Iterator[None]:
-    """Handle these signals so while the block runs, except one whose handler is `but`.
+    """Handle SIGNALS by `handler` while the block runs, except one whose handler is `but`.
 
     Outside the main thread, which signals do not reach, nothing is changed.
     """
@@ -128,7 +128,7 @@ def ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """What a worker process does in here it may bring to its end when the parent is gone."""
+    """In a worker process: the block runs to its end even if the parent is gone."""
     with _WORKING:
         if stop_requested():
             raise RunStopped
@@ -165,7 +165,7 @@ def follow(orders: Connection) -> None:
         _ASKED.set()
         if parent is not None:
             wait([parent.sentinel])
-            # Nobody is left to tell a pool's worker that it is not needed.
+            # Without its parent nobody would ever end this worker.
             with _WORKING:
                 os._exit(1)
 

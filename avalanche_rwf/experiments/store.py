@@ -86,7 +86,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     """
     import safetensors.torch
 
-    # The format takes no views and nothing of another device.
+    # safetensors takes no views and no tensors of a GPU.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = safetensors.torch.save(plain, metadata=dict(about))
     write_whole(path, lambda file: file.write(content), make_folder=False)

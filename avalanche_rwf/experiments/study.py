@@ -265,7 +265,7 @@ def _tell(study: Any, notes: Mapping[int, Mapping[str, Any]]) -> None:
         open_trial = optuna.trial.Trial(study, trial._trial_id)
         for step, accuracy in enumerate(note["accuracies"], 1):
             open_trial.report(accuracy, step)
-        # One that went wrong is as one that was pruned: Optuna does not learn from failed ones.
+        # A trial that went wrong is told as pruned: Optuna learns nothing from failed ones.
         state = states.PRUNED if note["score"] is None else states.COMPLETE
         study.tell(open_trial, note["score"], state, skip_if_finished=True)
 

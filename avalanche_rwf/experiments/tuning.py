@@ -67,13 +67,13 @@ MOST_SETTINGS = 200
 """Of a grid that a user gives, for each method."""
 _MASKS = ("batch", "decoupled")
 _PROMPT_RATES = (1e-3, 2e-4, 5e-3)
-# Which of the three prompt rates goes with the head's rate times what; None: all by that factor.
+# (Index of a prompt rate, factor of the head's rate); None: the factor is for all rates.
 _PAIRS: tuple[tuple[int | None, float], ...] = (
     (0, 1), (1, 1), (2, 1), (None, 1 / 5), (None, 5), (0, 1 / 5), (0, 5), (1, 5), (2, 1 / 5),
     (2, 5), (1, 1 / 5), (None, 1 / 25)
 )  # fmt: skip
 _RATES = (1, 1 / 5, 5, 1 / 25, 1 / 2, 2, 25, 1 / 10, 10, 1 / 125)
-# More than ten, because a shrinkage near 1 cannot grow by all of them.
+# More than ten, because a shrinkage near 1 cannot be multiplied by the larger ones.
 _REGULARISERS = (1, 1 / 5, 5, 1 / 25, 2, 25, 1 / 2, 1 / 125, 1 / 10, 10, 1 / 50, 1 / 250, 1 / 625)
 
 
@@ -383,7 +383,7 @@ def tune(
         for index in record.left():
             todo.append(with_code(replace(config, options=tried[index])))
             place[todo[-1].config_hash()] = record, index
-    # Not by the settings that are left: see default_threads.
+    # Of all settings, not of those left to do: see default_threads.
     number = sum(len(record.tried) for record in records.values())
     threads = executors.default_threads(execution, number)
     work = functools.partial(_try, experiences=k)

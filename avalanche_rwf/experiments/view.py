@@ -134,7 +134,7 @@ class Screen:
         self._drawn = len(lines)
 
     def clear(self) -> None:
-        """Leave no trace."""
+        """Remove what was drawn."""
         self._file.write(self._up())
         self._file.flush()
         self._drawn = 0

@@ -719,16 +719,16 @@ def csv_text(board: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value of a CSV file so that it is a text if it is one."""
+    """Return a value for a CSV file, where a text must not be read as a formula."""
     if not isinstance(value, str):
         return value
-    if not value.isprintable():  # spaces of other scripts are none of these
+    if not value.isprintable():  # not printable, but spaces of other scripts are kept
         value = "".join(ascii(sign)[1:-1] if _commands(sign) else sign for sign in value)
     return f"'{value}" if value.startswith(FORMULA) else value
 
 
 def _commands(sign: str) -> bool:
-    """Return whether a character is a control, a format, half of a pair or a line's end."""
+    """Return whether a character is a control or format character, a surrogate or a line break."""
     return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 

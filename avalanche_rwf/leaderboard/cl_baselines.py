@@ -100,7 +100,7 @@ def _identifier(text: str) -> str:
 
 
 def _defaults(config: dict[str, Any], sha256: str) -> dict[str, Any]:
-    """Return the fields of a run as a script's defaults; a path to weights is nobody else's."""
+    """Return the fields of a run as a script's defaults, without this machine's path to weights."""
     kept = {k: v for k, v in config.items() if k not in ("tuning", *_CODE, "weights")}
     return {**kept, "weights": None, "weights_sha256": sha256, "cuda": 0}
 

@@ -223,9 +223,9 @@ def explain(
         target = _target(out, stem, fmt, identity.hexdigest())
         routes = read_routes(model, _normalised(pixels, info))
         benchmark = config.benchmark
-        if benchmark.startswith("folder:"):  # a picture need not say where on a disk
+        if benchmark.startswith("folder:"):  # the picture shows no path of this machine
             benchmark = f"the images of {Path(benchmark).name}"
-        # Folders and files have any name.
+        # A folder's or file's name may hold anything.
         title = drawable(f"{path.name}: {config.method} on {benchmark}, seed {config.seed}")
         figure = draw_routes(pixels, routes, model, title)
         # `_target` finds the file by its identity; without a date it is the same each time.

@@ -92,9 +92,10 @@ def parse_metrics(content: bytes, seed: int) -> Metrics:
 
 
 def _sound(frame: pd.DataFrame) -> bool:
-    """Return whether a frame holds what a run writes; of a damaged file nothing is drawn.
+    """Return whether a frame holds what a run writes; a damaged file is not drawn.
 
-    It may be anybody's: matrices are as large as the largest experience says, which has a row.
+    The file may come from anybody. Matrices are as large as its largest experience number says, so
+    that must be below the number of rows.
     """
     if list(frame.columns) != _COLUMNS:
         return False

@@ -94,7 +94,7 @@ _BLUES, _ORANGES = (
     LinearSegmentedColormap.from_list(name, colormaps[name](np.linspace(0.07, 1.0, 256)))
     for name in ("Blues", "Oranges")
 )
-# The colours of forgetting reach to this many points at least, so that little is never dark.
+# The colour scale of forgetting reaches at least so many points: a small loss is never dark.
 _MUCH = 20.0
 # The most rows in a picture, the best first.
 MOST = 30
@@ -336,7 +336,7 @@ def _write_values(
             written = axis.text(
                 j, i, text, ha="center", va="center", fontsize=size, color=colour
             )
-            if value < 0:  # a number on hatching is read on a spot of white
+            if value < 0:  # a white spot keeps a number on hatching readable
                 written.set_bbox({"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none"})
 
 

@@ -149,7 +149,7 @@ class L2PViT(FrozenViT):
 
     @torch.no_grad()
     def observe(self, features: Tensor, targets: Tensor, selection: Any = None) -> None:
-        """Count the choices, after they were made: an image's choice does not depend on mates."""
+        """Count the choices afterwards: an image's choice does not depend on its batch."""
         super().observe(features, targets)
         chosen = selection.indices.flatten()  # a bincount would wait for the device
         self.counts.index_add_(0, chosen, torch.ones_like(chosen))

@@ -94,9 +94,10 @@ class TaskViT(FrozenViT, ABC):
         """How many experiences there is room for."""
 
     def optimizer_resets(self) -> list[nn.Parameter]:
-        """Parameters whose optimizer state an experience's beginning ends; none here.
+        """Parameters whose optimizer state is reset where an experience begins; none here.
 
-        Where parts of a tensor are held, the momentum of earlier steps would go on moving them.
+        Without that, the momentum of earlier steps would go on moving parts of a tensor that are
+        held.
         """
         return []
 

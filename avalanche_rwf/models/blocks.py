@@ -15,16 +15,16 @@ __all__ = ["DefaultBlocks", "FitWarning", "as_default", "parse_blocks"]
 
 
 class FitWarning(UserWarning):
-    """Says what of a method's defaults is otherwise because of the backbone it is on."""
+    """Says that a default of a method was changed to fit the backbone."""
 
 
 class DefaultBlocks(str):
-    """Blocks that nobody typed: a smaller backbone gives those of them that it has.
+    """A method's default blocks, as a text.
 
-    To all else it is the text. A text that a user gives, be it the same one, is none of these, and
-    one that does not fit is refused.
+    A backbone with fewer blocks gets those of them that it has, while a text that a user gives is
+    refused if it does not fit.
 
-    :param small: depth -> blocks of a backbone so small that the rule does not do.
+    :param small: depth -> blocks, for backbones that are too small for that rule.
     """
 
     small: Mapping[int, str]
@@ -61,7 +61,7 @@ def parse_blocks(
     """Block indices from "first 3", "last 5", "all", "none", "0,2,4" or a collection of integers.
 
     Negative indices count from the end. The result is sorted and has no duplicates. Of
-    :class:`DefaultBlocks` those that there are are taken, with a :class:`FitWarning`.
+    :class:`DefaultBlocks` those that exist are taken, with a :class:`FitWarning`.
 
     :param name: what the argument is called, for the error.
     :raises UsageError: if it cannot be read or an index is not a block of the backbone.

@@ -54,7 +54,7 @@ _NAMES = itertools.count()
 _READING = (
     *("_encode", "query", "select", "read", "retrieved", "extra_tokens", "_mean_patch", "prompt"),
 )
-# What the methods that subclasses override were called before, and what they are called now.
+# Methods that subclasses override: earlier name -> present name.
 _RENAMED = {"features": "encode", "prompt_loss": "auxiliary_loss", "transient": "Selection"}
 _S = TypeVar("_S", bound="Selection")
 
@@ -68,11 +68,11 @@ class Selection:
     """
 
     def rows(self: _S, start: int, stop: int) -> _S:
-        """That of some of the images."""
+        """The selection of some of the images."""
         return self._each(lambda value: value[start:stop] if value.dim() else value)
 
     def detach(self: _S) -> _S:
-        """The same without a graph."""
+        """The selection without its graph."""
         return self._each(Tensor.detach)
 
     def _each(self: _S, change: Callable[[Tensor], Tensor]) -> _S:
@@ -325,7 +325,7 @@ class FrozenViT(nn.Module):
         if not fixed or self._selects():
             return self._encode(images)
         kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
-        # What a subclass reads in its own way is its own.
+        # Features that a subclass reads in its own way are shared with no other class.
         own = any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING)
         selection = None
 
@@ -381,10 +381,11 @@ class FrozenViT(nn.Module):
         )
 
     def _who(self, shared: bool) -> str | None:
-        """What tells two backbones apart, or else two models at two times of their training.
+        """A key for looking features up: another one for each backbone, or moment of training.
 
-        A tensor counts its changes in place: weights that were changed answer anew. None if more
-        than tensors and settings decides the features, or somebody looks at how they are made.
+        It holds the tensors' counts of changes in place, so changed weights have another key. None
+        if more than tensors and settings decides the features, or something such as a hook
+        observes how they are computed.
         """
         backbone = self.backbone
         if self.frozen and any(p.requires_grad for p in backbone.parameters()):
@@ -405,7 +406,7 @@ class FrozenViT(nn.Module):
         return self._digest[1]
 
     def invalidate_cache(self) -> None:
-        """Features that were stored of this model are out of date."""
+        """Use no features that were stored of this model before."""
         self._name = next(_NAMES)
         self._digest = None
 
@@ -445,7 +446,7 @@ class FrozenViT(nn.Module):
         selection = None
         if self._selects():
             query = full_precision(self.query(images))
-            # Distances near 1 and counts above 256 are too fine for bfloat16.
+            # bfloat16 is too coarse for distances near 1 and counts above 256.
             with torch.autocast(images.device.type, enabled=False):
                 selection = self.select(query, self.training)
         return self.read(self._forward_blocks(images, selection)), selection

@@ -40,7 +40,7 @@ ViT: TypeAlias = VisionTransformer | Eva | Beit
 
 
 class Form:
-    """timm's ``VisionTransformer`` with its plain blocks; subclasses say what is otherwise."""
+    """timm's ``VisionTransformer`` with its plain blocks; subclasses say what differs."""
 
     model: ClassVar[type[nn.Module]] = VisionTransformer
     block: ClassVar[type[nn.Module]] = Block
@@ -58,7 +58,7 @@ class Form:
         return vit.norm_pre(x), [None] * len(vit.blocks)
 
     def longer(self, place: Tensor | None, extra: int) -> Tensor | None:
-        """The same for `extra` tokens more, which stand last and have no position."""
+        """The same with `extra` more tokens at the end, which have no position."""
         return place
 
     def whole(self, block: Any, x: Tensor, place: Tensor | None) -> Tensor | None:

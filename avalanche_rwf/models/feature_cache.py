@@ -75,7 +75,7 @@ def _is_known(kind: Any, forward: Any) -> bool:
 
 
 def counts_only(hook: Callable[..., None]) -> Callable[..., None]:
-    """Mark a hook that counts the images of a run: who looks features up charges for them."""
+    """Mark a hook that counts a run's images; looked-up features are charged to it separately."""
     hook.counts_only = True  # type: ignore[attr-defined]
     return hook
 
@@ -85,9 +85,9 @@ def _counts_only(hook: Any) -> bool:
 
 
 def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int | None:
-    """What differs after a change: of a tensor in place, of which stands where, of a setting.
+    """A key that changes with a tensor, in place or replaced, and with a setting.
 
-    None if a module has hooks or code of one's own, which no tensor and no setting tells.
+    None if a module has hooks or a user's code, whose changes no key can show.
     """
     found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     for module in modules:
@@ -346,4 +346,4 @@ def _keys(digests: Sequence[bytes], what: str) -> list[bytes]:
 
 
 MEMORY = FeatureMemory()
-"""The one of this process."""
+"""This process's."""

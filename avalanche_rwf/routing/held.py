@@ -114,7 +114,7 @@ class HeldRoutedViT(RoutedViT):
     ) -> None:
         super().__init__(*args, insert_prompts=False, readout="routes", head="slda", **options)
         assert isinstance(self.head, SLDAHead)
-        Number().check("shrinkage", self.head.shrinkage)  # the queries' loss has no rule to find it
+        Number().check("shrinkage", self.head.shrinkage)  # a number, no rule, for the loss
         self.hold_after, self.steps, self.lr = hold_after, steps, lr
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self._held = False  # on the host: a step must not wait for the device
@@ -208,7 +208,7 @@ class HeldRoutedViT(RoutedViT):
                 q.data.copy_(start)
 
     def _read_again(self) -> None:
-        """The kept samples' statistics with the queries that are held from here on."""
+        """Compute the head's statistics of the kept samples again, with the final queries."""
         assert isinstance(self.head, SLDAHead)
         fresh = SLDAHead(self.head.in_features, self.num_classes, self.head.shrinkage)
         self.head.load_state_dict(fresh.state_dict())

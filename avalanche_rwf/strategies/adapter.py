@@ -218,7 +218,7 @@ class _OnFrozenViT(CommonStrategy):
     _raw: Any = None
 
     def seen_classes(self) -> Tensor:
-        """Which classes a training label has named: bool [C], the one that is kept."""
+        """Which classes a training label has named: bool [C], not a copy."""
         own = getattr(self.model, "seen", None)
         if isinstance(own, Tensor):
             return own
@@ -266,7 +266,7 @@ class _OnFrozenViT(CommonStrategy):
         self.model.use_cache = self._outside
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # No module has a class that was made here under its name: a pickle names what it is of.
+        # The class is made here and is in no module, so a pickle names what it is made of.
         _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         return (_blank, (type(self).__bases__[1],), *state)
 

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 MOST_CLASSES = 50_000
-"""To which a head grows: a label beyond is rather an error than a class."""
+"""The most classes that a head grows to: a larger label is more likely a mistake."""
 
 DEFAULT_RATES: Mapping[str, float] = {
     "queries": 1e-3,
@@ -135,7 +135,7 @@ def _check_parts(model: FrozenViT, learning_rates: Mapping[str, float]) -> None:
 
 
 def _add_training_head(model: FrozenViT, optimizer: Optimizer) -> None:
-    """Give an optimizer of one's own the head that was not there when it was made."""
+    """Add to a user's optimizer the head that was made after it."""
     if model.training_head is not None:
         has = {id(p) for group in optimizer.param_groups for p in group["params"]}
         new = [p for p in model.training_head.parameters() if id(p) not in has]
@@ -347,7 +347,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         logits = mask_logits(self._raw, self.model.seen)
         if not more:
             return logits
-        # Nothing knows them yet. For the loss they have what a fresh row gives on average.
+        # No head has these classes yet. For the loss they get what a new row gives on average.
         later = float("-inf") if self.model.head.closed_form else 0.0
         self._raw = nn.functional.pad(self._raw, (0, more), value=later)
         return nn.functional.pad(logits, (0, more), value=float("-inf"))
@@ -367,10 +367,11 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _look_at(self, features: Tensor) -> None:
-        """See to it that features that are not finite change nothing.
+        """Make sure that features that are not finite change nothing.
 
-        A device is not waited for if the step has a second look (:meth:`optimizer_step`): what the
-        batch may change is copied, to be put back. Statistics of closed forms are too large.
+        If the step has a second check (:meth:`optimizer_step`), this one does not wait for the
+        device: what the batch may change is copied, to be restored then. Statistics of closed forms
+        are too large for a copy.
 
         :raises NonFiniteLossError: if it can be said now.
         """
@@ -388,7 +389,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
             self._check_finite([])
 
     def _check_finite(self, numbers: list[Tensor]) -> None:
-        """The step's one wait for a GPU: whether numbers, and what is still unsure, are finite.
+        """Check that numbers, and those not checked yet, are finite: the step's one wait for a GPU.
 
         :raises NonFiniteLossError: naming the step.
         """
@@ -520,7 +521,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
 
     @property
     def uses_boundaries(self) -> bool:
-        """Whether training reads where an experience begins; of the originals that are told."""
+        """Whether the model is told where an experience begins, as some original methods are."""
         return bool(self.model.uses_boundaries)
 
     def _before_training_exp(self, **kwargs: Any) -> None:

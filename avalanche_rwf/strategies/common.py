@@ -66,7 +66,7 @@ def _detached(value: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Ask a model in eval mode: afterwards each module's mode is as before."""
+    """Put a model into eval mode; afterwards each module's mode is as before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -79,7 +79,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class CommonStrategy:
     """See the module's text."""
 
-    # What belongs to the step that is under way.
+    # Attributes of the present training step.
     step: ClassVar[tuple[str, ...]] = ("mbatch", "mb_output", "loss")
 
     # For the record of a run; a class or its objects say otherwise.

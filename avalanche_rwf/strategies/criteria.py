@@ -30,7 +30,7 @@ Criterion = Callable[[Tensor, Tensor], Any]
 
 
 def is_cross_entropy(criterion: Criterion, plain: bool = False) -> bool:
-    """Whether it computes PyTorch's cross-entropy and nobody would see how it is called.
+    """Whether it is PyTorch's cross-entropy, without hooks that would see how it is called.
 
     :param plain: without weights and label smoothing too.
     """

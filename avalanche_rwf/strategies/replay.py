@@ -53,7 +53,7 @@ POLICIES = ("reservoir", "class-balanced")
 
 
 class Learner(Protocol):
-    """What a replayed loss asks of the strategy that it is the loss of."""
+    """What the losses of replay use of a strategy."""
 
     model: FrozenViT
     mask: str
@@ -94,7 +94,7 @@ def _dataset(numbers: list[int], classes: list[int]) -> AvalancheDataset:
 
 
 class _Ordered(set[int]):
-    """A set that is gone through in order.
+    """A set that is iterated in ascending order.
 
     The class-balanced policy gives places to classes in the order of a set, which may depend on
     how it was filled: a restored buffer would go on differently.

@@ -212,7 +212,7 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
         groups = strategy.optimizer.param_groups
         built = {group.get("name"): group["lr"] for group in groups}
         strategy._restore(saved, path)
-        # The optimizer's state has brought the rates that it had: those asked for here are over it.
+        # The optimizer's state has brought its old rates; those asked for here replace them.
         asked = {kind for name, kinds in _RATES.items() if name in arguments for kind in kinds}
         asked.update(arguments.get("learning_rates") or ())
         for group in strategy.optimizer.param_groups:
@@ -266,7 +266,7 @@ def _plain(name: str, value: Any) -> Any:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(name, one) for key, one in value.items()}
-    # A tensor, as log_prior is one, goes on being a collection down to its single numbers.
+    # A single number of a tensor (log_prior is one) is itself a collection.
     if isinstance(value, Collection) and not isinstance(value, Tensor):
         return [_plain(name, one) for one in value]
     raise UsageError(

@@ -80,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _Digesting:
-    """What ``torch.save`` writes to: hashes on the way, and keeps the last two bytes back.
+    """A file for ``torch.save`` that hashes what is written and holds back the last two bytes.
 
     They are the length of the zip archive's comment, which is the last thing in the file.
     """

@@ -1,4 +1,4 @@
-"""Between the host and a device: labels that the host knows, copies that it need not wait for.
+"""Labels and copies between the host and a device, without waiting for the device.
 
 A step that asks the device for a number waits until the device has done everything before it. So
 labels are noted before they are moved, and what goes to the device goes from pinned memory.

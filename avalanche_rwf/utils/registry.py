@@ -55,7 +55,7 @@ class Registry(Mapping[str, E]):
         self.kind, self.packages = kind, packages
         self.unknown, self.text, self.arguments, self.order = unknown, text, arguments, order
         self.entries: dict[str, E] = {}  # as registered so far
-        # Lists and looks up names with a colon, which nothing is registered by; None has none.
+        # Lists and looks up names with a colon, which are not registered; None if there are none.
         self.elsewhere: tuple[Callable[[str], list[str]], Callable[[str], E]] | None = None
         self._codes: dict[str, Any] = {}
         self._outside: set[str] = set()

@@ -19,7 +19,7 @@ _DEPTH = 50
 
 
 def _whole(text: str) -> int:
-    if len(text) > 300:  # it is no float either
+    if len(text) > 300:  # longer than any float
         raise ValueError(f"it has a whole number of {len(text)} digits")
     return int(text)
 
@@ -73,9 +73,9 @@ def read_file(path: str | os.PathLike[str], most: int = _BYTES) -> bytes:
 
 
 def read_end(path: str | os.PathLike[str], most: int) -> bytes:
-    """The last `most` bytes of a file, which is not looked for behind a link.
+    """The last `most` bytes of a file; a link is not followed.
 
-    What a link leads to may be a file of the reader's own, not meant for who is shown this one.
+    It could lead to a private file of the reader's, which would then be shown to others.
 
     :raises OSError: if it cannot be read, is a link or is none.
     """

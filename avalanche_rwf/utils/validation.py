@@ -161,7 +161,7 @@ class Constraint(ABC):
 
 @dataclass(frozen=True)
 class By(Constraint):
-    """What a function of name and value does not refuse, which raises the errors itself."""
+    """What a function of name and value takes; the function raises the error itself."""
 
     function: Callable[[str, Any], Any]
 

@@ -57,7 +57,7 @@ class _Folder:
 
 @dataclass
 class _Found:
-    """What a scan found: image files by split and class, and what it passed over."""
+    """What a scan found: image files by split and class, and what it skipped."""
 
     files: dict[str, dict[str, list[Path]]]
     other: list[Path]
@@ -172,7 +172,7 @@ def _load(found: _Found, geometry: Geometry, decode: bool) -> _Folder:
     budget = CACHE_BYTES
     if decode:
         _memory.clear()
-    for split in ("test", "train"):  # test images are asked for again and again: they come first
+    for split in ("test", "train"):  # test images are read most often: they come first
         pairs = [(path, label) for label, name in enumerate(folder.class_names)
                  for path in files[split][name]]  # fmt: skip
         paths = [path for path, _ in pairs]
@@ -224,7 +224,7 @@ def _twice(
     by_size: dict[str, dict[int, list[Path]]] = {"train": {}, "test": {}}
     for split, classes in files.items():
         for path in (path for paths in classes.values() for path in paths if path not in corrupt):
-            with contextlib.suppress(OSError):  # unreadable ones are named elsewhere
+            with contextlib.suppress(OSError):  # unreadable ones are reported elsewhere
                 size = path.stat().st_size
                 if size:
                     by_size[split].setdefault(size, []).append(path)
@@ -291,7 +291,7 @@ def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:
 
 
 def _classes(top: Path, home: Path, found: _Found) -> dict[str, list[Path]]:
-    """The images of each class folder in `top`; what is passed over goes to `found`."""
+    """The images of each class folder in `top`; what is skipped is noted in `found`."""
     classes = {}
     for entry in _entries(top, home, found):
         if not entry.is_dir():
@@ -315,7 +315,7 @@ def _classes(top: Path, home: Path, found: _Found) -> dict[str, list[Path]]:
 def _images(folder: Path, home: Path, found: _Found, above: tuple[Path, ...]) -> list[Path]:
     """Image files of a class, also in its inner folders."""
     real = folder.resolve()
-    if real in above:  # a link to a folder that it is in
+    if real in above:  # a link to one of its parents
         found.other.append(folder)
         return []
     images: list[Path] = []
@@ -375,7 +375,7 @@ def _entries(folder: Path, home: Path, found: _Found) -> list[Path]:
 def _check_link(path: Path, home: Path) -> None:
     try:
         leaves = path.is_symlink() and not path.resolve().is_relative_to(home)
-    except RuntimeError:  # a circle of links, before Python 3.13: it leads to nothing
+    except RuntimeError:  # a loop of links, before Python 3.13
         return
     if leaves:
         raise UsageError(

@@ -79,9 +79,9 @@ def execute(
 ) -> Iterator[Result]:
     """Do the runs and yield each with its summary as it ends.
 
-    A run that cannot even write its directory is a failed one too; the others go on. Runs that
-    another process is at are left to the last, and its summary is given if it ends first. One at a
-    time is done in this process, on a GPU in one of its own.
+    A run that cannot even write its directory counts as failed; the others go on. Runs that another
+    process is doing come last; if that process ends first, its summary is given. One run at a time
+    is done in this process, or on a GPU in a process of its own.
 
     :param samples: training samples of a run, for the view.
     :param threads: of each run; see :func:`default_threads`.
@@ -94,14 +94,14 @@ def execute(
     if name in HERE:
         execution = replace(execution, jobs=default_jobs(execution, len(configs)))
         if execution.jobs == 1 and execution.device == "cpu":
-            name = "serial"  # on a GPU each run leaves its memory and its errors to its process
+            name = "serial"  # a GPU's memory and errors end with the run's process
     doing = get_executor(name)(Context(out, execution, threads, work, variables()))
     running = functools.partial(read_running, out)
     with View(running, configs, samples, noun, execution.quiet) as view:
         for config, summary in doing.map(configs) if configs else ():
             view.ended(config, summary)
             if url and work is None and summary["status"] == "done":
-                # Done on another machine, it is needed here for the table.
+                # A run of another machine is copied here for the table.
                 Remote(url).pull(run_directory(Path(), config).as_posix())
             with view.aside():
                 yield config, summary

@@ -140,7 +140,7 @@ class Context:
             yield remote.local
 
     def is_free(self, config: RunConfig) -> bool:
-        """Whether no other process is at a configuration any more."""
+        """Whether no other process is doing a configuration."""
         with locked(getattr(self.work, "place", run_directory)(self.out, config)) as free:
             return free
 
@@ -153,7 +153,7 @@ class Executor(abc.ABC):
 
     name: ClassVar[str]
     can_detach: ClassVar[bool] = False
-    """Whether the work goes on when this process leaves it."""
+    """Whether the work goes on after this process has ended."""
     takes_urls: ClassVar[bool] = True
     """Whether it needs no folder that it shares with other machines."""
 
@@ -264,7 +264,7 @@ def node_folder(out: Path) -> Path | None:
     try:
         root.mkdir(mode=0o700, exist_ok=True)
         facts = root.lstat()
-        # What is found there is believed: nobody else may have made it.
+        # Features found there are trusted, so the folder must be this user's own.
         if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077 or facts.st_uid != user:
             return None
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -48,7 +48,7 @@ def start_server() -> None:
         context.set_forkserver_preload(["avalanche_rwf.experiments.preload"])
         from multiprocessing import forkserver
 
-        # It ends with this process; a signal to all must not end it, and its workers with it.
+        # It ends with this process. A signal to all processes must not end it and its workers.
         with signals.ignored():
             forkserver.ensure_running()
 
@@ -76,10 +76,10 @@ class _Worker(NamedTuple):
 
 @register_executor("process")
 class ProcessExecutor(Executor):
-    """A process for each run. One that is killed takes nothing with it but its own run.
+    """A process for each run. If it is killed, the other runs go on.
 
-    That run is done again from its last checkpoint when no other is going on, which may have had
-    the memory that it lacked; if its process is killed again, it has failed.
+    Its own run is then tried again from the last checkpoint when no other run is using memory; if
+    it is killed again, it has failed.
     """
 
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
@@ -126,7 +126,7 @@ class ProcessExecutor(Executor):
                     else:
                         yield worker.config, killed() if summary is None else summary
         except KeyboardInterrupt as asked:
-            if not isinstance(asked, signals.RunStopped):  # twice, before the first was looked at
+            if not isinstance(asked, signals.RunStopped):  # a second request before the first
                 _kill(working)
             raise
         finally:
@@ -160,7 +160,7 @@ class ProcessExecutor(Executor):
 def _work(
     context: Context, config: RunConfig, again: bool, gpu: str | None, answers: Connection
 ) -> None:
-    """In a worker: one configuration. That the other end is closed tells it to stop."""
+    """In a worker: do one configuration. It stops when the other end of the pipe is closed."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signals.follow(answers)

@@ -80,7 +80,7 @@ class _Task:
         except signals.RunStopped:
             if limit:
                 print("The time limit is near: back into the queue.", flush=True)
-                # Else Slurm's SIGTERM is not heard in the sleep, and it waits KillWait to kill.
+                # Otherwise Slurm's SIGTERM goes unnoticed, and Slurm waits KillWait seconds.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
                 time.sleep(60)  # Slurm ends this process
@@ -162,7 +162,7 @@ class SlurmExecutor(Executor):
         submitit: Any = importlib.import_module("submitit.slurm.slurm")
         execution = self.context.execution
         given = dict(execution.slurm)
-        # Under Slurm the node's cores are its own to share.
+        # Slurm shares out a node's cores itself.
         given.setdefault("time", _TIME)
         own: dict[str, Any] = {
             "array_parallelism": int(given.pop("array_parallelism", "0")) or execution.jobs or 256,
@@ -233,7 +233,7 @@ class SlurmExecutor(Executor):
             _pause(_EVERY * (1 + len(answers) / 1000))
 
     def _clean(self) -> None:
-        """Remove what was written for jobs that have answered; what others said stays."""
+        """Remove the folders of batches whose jobs have all answered and left the queue."""
         batches = {}
         for path in self._folder.glob("*/batch.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):

@@ -84,7 +84,7 @@ def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *names
 
 
 def _place(cls: type, name: str) -> int:
-    """How far up a class a method is written."""
+    """How many steps up its bases a class finds a method."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 

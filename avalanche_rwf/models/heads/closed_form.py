@@ -113,7 +113,7 @@ class StreamingMoments(nn.Module):
         super()._save_to_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StreamingMoments:
-        self._gather()  # what waits in a list would not move with the buffers
+        self._gather()  # rows in the list would not move with the buffers
         self._inner = None
         return super()._apply(fn, recurse)
 

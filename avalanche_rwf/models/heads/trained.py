@@ -199,7 +199,7 @@ class WhiteHead(CosineHead):
         super()._save_to_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> WhiteHead:
-        self._gather()  # what waits in a list would not move with the buffers
+        self._gather()  # rows in the list would not move with the buffers
         return super()._apply(fn, recurse)
 
     def _gather(self) -> None:
