@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from avalanche_rwf.experiments import signals
 from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.executors import execute
+from avalanche_rwf.experiments.executors.base import Work
 
 
 def follower(orders: Connection, said: Connection) -> None:
@@ -120,6 +123,19 @@ def waits_once(
                 time.sleep(0.02)
 
     return run(config, out, device, progress=wait_here, wait=False)
+
+
+def sweeps(
+    configs: Sequence[RunConfig],
+    out: Path,
+    execution: Execution,
+    work: Work | None,
+    environ: Mapping[str, str],
+) -> None:
+    """A command that does a list; a process of the fork server has its variables from there."""
+    os.environ.update(environ)
+    for _, summary in execute(configs, out, execution, 24, work=work):
+        assert summary["status"] == "done", summary
 
 
 def tunes(config: RunConfig, out: Path, trials: int) -> None:

@@ -16,6 +16,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import executor_children as children  # by the path that conftest adds
@@ -23,9 +25,10 @@ import pytest
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import signals
-from avalanche_rwf.experiments.config import run_directory
+from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import execute, get_executor
+from avalanche_rwf.experiments.executors.process import process_context
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 
@@ -58,7 +61,10 @@ def assert_same(out: Path, serial: Path, configs) -> None:
         assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
         log = (here / "log.txt").read_text()
         assert log.count(" experience 2: accuracy") == 1, log  # nothing twice
-    boards = [aggregate(read_runs(folder)[0]) for folder in (serial, out)]
+    seeds = {config.seed for config in configs}
+    hashes = {config.config_hash() for config in configs}
+    runs = [read_runs(folder)[0] for folder in (serial, out)]
+    boards = [aggregate(r[r["config_hash"].isin(hashes) & r["seed"].isin(seeds)]) for r in runs]
     measured = ("second", "memory", "share")
     columns = [c for c in map(str, boards[0]) if not any(word in c for word in measured)]
     assert boards[0][columns].equals(boards[1][columns])
@@ -73,6 +79,52 @@ def test_workers_give_the_same_bytes(server, configs, serial, tmp_path):
     results = do(configs, tmp_path, "process", jobs=2)
     assert {summary["status"] for _, summary in results} == {"done"}
     assert_same(tmp_path, serial, configs)
+
+
+VICTIM = ("linear-probe", 1)
+
+
+@pytest.fixture
+def sweep(configs, serial, tmp_path, monkeypatch):
+    """A list whose command is killed while its victim waits in a step, and that is then finished
+    by the same command."""
+    monkeypatch.setattr("avalanche_rwf.experiments.executors.slurm._EVERY", 0.2)
+    some = ("ncm", 1), VICTIM
+    return Sweep([c for c in configs if (c.method, c.seed) in some], tmp_path, serial)
+
+
+@dataclass
+class Sweep:
+    configs: list[RunConfig]
+    out: Path
+    serial: Path
+
+    def killed(self, executor: str, **how) -> None:
+        """A command that does the list and is killed in the victim's third step."""
+        work = functools.partial(children.waits_once, victim=VICTIM)
+        execution = Execution(executor=executor, quiet=True, checkpoint_every=1, **how)
+        command = process_context().Process(  # type: ignore[attr-defined]
+            target=children.sweeps,
+            args=(self.configs, self.out, execution, work, dict(os.environ)),
+            daemon=True,
+        )
+        command.start()
+        until((self.out / "waits").exists)
+        command.kill()
+        command.join()
+
+    def finish(self, executor: str, **how) -> None:
+        """The same command again: everything is done, nothing twice, to the same bytes."""
+        work = functools.partial(children.waits_once, victim=VICTIM)
+        results = do(self.configs, self.out, executor, work, checkpoint_every=1, **how)
+        assert len(results) == len(self.configs)
+        assert {summary["status"] for _, summary in results} == {"done"}, results
+        self.check()
+
+    def check(self) -> None:
+        assert_same(self.out, self.serial, self.configs)
+        (victim,) = (c for c in self.configs if (c.method, c.seed) == VICTIM)
+        assert "resumed" in (run_directory(self.out, victim) / "log.txt").read_text()
 
 
 # ---- Ray
@@ -140,6 +192,15 @@ def test_where_no_ray_is_it_is_said_before_any_run(address):
         get_executor("ray").check(Execution(ray_address=address))
 
 
+@needs_ray
+def test_a_killed_driver_takes_its_tasks_along_and_the_same_command_goes_on(cluster, server, sweep):
+    there, _ = cluster
+    sweep.killed("ray", ray_address=there.address)
+    pid = int((sweep.out / "waits").read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    sweep.finish("ray", ray_address=there.address)
+
+
 # ---- Slurm
 
 CONF = """
@@ -147,7 +208,7 @@ ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/socket
 SlurmctldPort={port}
 SlurmdPort={next}
 StateSaveLocation={folder}/state
@@ -190,34 +251,51 @@ def slurm(tmp_path_factory):
             end.bind(("127.0.0.1", 0))
         ports = {"port": one.getsockname()[1], "next": other.getsockname()[1]}
     (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, **ports))
-    (folder / "key").write_bytes(os.urandom(1024))
-    (folder / "key").chmod(0o400)
+    (folder / "key-file").write_bytes(os.urandom(1024))
+    (folder / "key-file").chmod(0o400)
     patch = pytest.MonkeyPatch()
     patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     # Jobs find `executor_children` there, and this package where this process does.
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    begun = []
-    for line, ready in (
-        (["munged", "--foreground", "--force", f"--key-file={folder}/key",
-          f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
-          f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"],
-         ["munge", f"--socket={folder}/munge.socket", "--no-input"]),
-        (["slurmctld", "-D"], ["sinfo"]),
-        (["slurmd", "-D"], ["sinfo", "--states=idle", "--noheader"]),
-    ):  # fmt: skip
-        begun.append(
-            subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
-        until(lambda ready=ready: subprocess.run(ready, capture_output=True).stdout, 30)
+    there = Slurm(folder)
     try:
-        yield begun
+        for program in ("munged", "slurmctld", "slurmd"):
+            there.start(program)
+        yield there
     finally:
         subprocess.run(["scancel", "--me"], capture_output=True)
-        for process in reversed(begun):
+        for process in reversed(there.begun.values()):
             process.terminate()
             process.wait(30)
         patch.undo()
+
+
+class Slurm:
+    """Slurm's programs, which can be started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.begun: dict[str, subprocess.Popen] = {}
+        files = ("key-file", "socket", "pid-file", "log-file", "seed-file")
+        flags = [f"--{flag}={folder / flag}" for flag in files]
+        self._programs = {
+            "munged": (["--foreground", "--force", *flags], ["munge", flags[1], "--no-input"]),
+            "slurmctld": (["-D"], ["sinfo"]),
+            "slurmd": (["-D"], ["sinfo", "--states=idle,alloc,mix", "--noheader"]),
+        }
+
+    def start(self, program: str) -> None:
+        """Start it and wait until it answers."""
+        flags, ready = self._programs[program]
+        self.begun[program] = subprocess.Popen(
+            [program, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(lambda: subprocess.run(ready, capture_output=True).stdout, 30)
+
+    def kill(self, program: str) -> None:
+        """SIGKILL."""
+        self.begun[program].kill()
+        self.begun[program].wait()
 
 
 @needs_slurm
@@ -232,66 +310,58 @@ def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
     assert not list((tmp_path / "slurm").glob("*/batch.json"))
 
 
-@needs_slurm
-def test_slurm_jobs_outlive_the_command_which_finds_them_again(
-    slurm, configs, serial, tmp_path, monkeypatch
-):
-    """Stopped while a job runs; the same command waits for that job and submits no other."""
-    monkeypatch.setattr("avalanche_rwf.experiments.executors.slurm._EVERY", 0.2)
-    config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
-    work = functools.partial(children.waits_once, victim=("linear-probe", 1))
-    waits = tmp_path / "waits"
+def shown(*jobs: str) -> list[str]:
+    """What Slurm says of these jobs, or of all that it has had, one a line."""
+    line = ["scontrol", "show", "job", "--oneliner", *jobs]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
 
-    def stop() -> None:
-        until(waits.exists)
-        signals.request_stop()
+
+@needs_slurm
+def test_a_job_outlives_its_command_slurmd_and_its_time_limit(slurm, server, sweep):
+    """Command and slurmd are killed while it runs, then its time is over: the same command waits
+    for this job and submits no other."""
+    sweep.configs = sweep.configs[1:]  # each is a process that imports everything
+    sweep.killed("slurm", slurm={"time": "10", "signal_delay_s": "120"})
+    slurm.kill("slurmd")
+    slurm.start("slurmd")
+    (batch,) = (sweep.out / "slurm").glob("*/batch.json")
+    (job,) = json.loads(batch.read_text())["jobs"]
+    jobs = len(shown())
+
+    def change(*values: str) -> None:
+        subprocess.run(["scontrol", "update", f"JobId={job}", *values], check=True)
+
+    change("TimeLimit=2")  # it is warned at Slurm's next look, one in 30 seconds
+    until(lambda: all(word in shown(job)[0] for word in ("Restarts=1", "JobState=PENDING")), 90)
+    change("TimeLimit=10", "StartTime=now+3")  # slurmd takes no job in the second of its requeue
+    sweep.finish("slurm")
+    assert len(shown()) == jobs
+
+
+@needs_slurm
+def test_a_cancelled_job_is_named_and_goes_on_from_its_checkpoint(slurm, configs, sweep):
+    (config,) = sweep.configs = sweep.configs[1:]
+    work = functools.partial(children.waits_once, victim=VICTIM)
+
+    def when_it_waits(act: Callable[[], object]) -> None:
+        def wait() -> None:
+            until((sweep.out / "waits").exists)
+            act()
+
+        threading.Thread(target=wait, daemon=True).start()
 
     with signals.listening(lambda line: None), pytest.raises(signals.RunStopped):
-        threading.Thread(target=stop, daemon=True).start()
-        do([config], tmp_path, "slurm", work, checkpoint_every=1)
-    (batch,) = (tmp_path / "slurm").glob("*/batch.json")
-    (job,) = json.loads(batch.read_text())["jobs"]
-    # At the time limit, or a preemption: the same signals, here by hand.
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
-
-    def requeued() -> bool:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", job], capture_output=True, text=True
-        ).stdout
-        return "Restarts=1" in shown and "JobState=PENDING" in shown
-
-    until(requeued, 40)  # Slurm need not kill it
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
-    assert result[1]["status"] == "done", result
-    here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
-    assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
-    assert "resumed" in (here / "log.txt").read_text()
-
-
-@needs_slurm
-def test_a_cancelled_job_is_named_and_goes_on_from_its_checkpoint(
-    slurm, configs, serial, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("avalanche_rwf.experiments.executors.slurm._EVERY", 0.2)
-    config = next(c for c in configs if (c.method, c.seed) == ("linear-probe", 1))
-    work = functools.partial(children.waits_once, victim=("linear-probe", 1))
-
-    def cancel() -> None:
-        until((tmp_path / "waits").exists)
-        subprocess.run(["scancel", "--me"], check=True)
-
-    threading.Thread(target=cancel, daemon=True).start()
-    (result,) = do([config], tmp_path, "slurm", work, checkpoint_every=1)
+        when_it_waits(signals.request_stop)
+        do([config], sweep.out, "slurm", work, checkpoint_every=1)
+    when_it_waits(lambda: subprocess.run(["scancel", "--me"], check=True))
+    (result,) = do([config], sweep.out, "slurm", work, checkpoint_every=1)
     assert "has ended without a result" in result[1]["error"]
     # The same command submits it again; here that job is not waited for.
-    do([config], tmp_path, "slurm", work, detach=True, slurm={"begin": "now+1hour"})
+    do([config], sweep.out, "slurm", work, detach=True, slurm={"begin": "now+1hour"})
     queue = subprocess.run(["squeue", "--me", "--noheader"], capture_output=True, text=True).stdout
     assert len(queue.splitlines()) == 1, queue
-    assert run(config, tmp_path)["status"] == "done"
-    here, there = (run_directory(folder, config) for folder in (tmp_path, serial))
-    assert (here / "metrics.csv").read_bytes() == (there / "metrics.csv").read_bytes()
-    assert "resumed" in (here / "log.txt").read_text()
+    assert run(config, sweep.out)["status"] == "done"
+    sweep.check()
 
 
 @needs_slurm
