@@ -90,8 +90,8 @@ class TaskViT(FrozenViT, ABC):
         return max(self._task, 0)
 
     @abstractmethod
-    def max_experiences(self) -> int:
-        """How many experiences there is room for."""
+    def max_experiences(self) -> int | None:
+        """How many experiences there is room for; None is any number."""
 
     def optimizer_resets(self) -> list[nn.Parameter]:
         """Parameters whose optimizer state is reset where an experience begins; none here.
@@ -103,9 +103,10 @@ class TaskViT(FrozenViT, ABC):
 
     def begin_experience(self) -> None:
         """Go on to the next experience: call it where one begins, and nowhere else."""
-        if self._task + 1 >= self.max_experiences():
+        most = self.max_experiences()
+        if most is not None and self._task + 1 >= most:
             raise ValueError(
-                f"{type(self).__name__} has room for {self.max_experiences()} experiences, and "
+                f"{type(self).__name__} has room for {most} experiences, and "
                 f"experience {self._task + 1} began."
             )
         self._task += 1

@@ -1,13 +1,15 @@
 """One frozen forward with prompts per block: every method's only way into the backbone.
 
 A method says, for block l and the tokens that enter it, which prompts to use; this module does
-the rest, with the timm model's own modules. A prompt acts on a block as extra keys and values:
+the rest, with the timm model's own modules. A prompt acts on a block as extra keys and values, or
+on what leaves it:
 
 - :class:`TokenPrompt`: L tokens inserted into the block and dropped after it. Dropped tokens can
   act on the others through that block's keys and values only, so just norm1 and the K/V
   projection run on them: no queries, no MLP. That equals real insertion exactly. They have no
   position: where a backbone rotates keys or adds a bias by position, theirs are left alone.
 - :class:`PrefixPrompt`: L keys and L values given directly (prefix tuning).
+- :class:`Adapter`: a branch beside the block's MLP.
 
 Tokens that stay from the first block to the last (L2P's) are an input of :func:`forward_blocks`.
 
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from avalanche_rwf.models.families import ViT, form_of
 
 __all__ = [
+    "Adapter",
     "Forwarded",
     "PrefixPrompt",
     "PromptFunction",
@@ -56,7 +59,14 @@ class PrefixPrompt:
     values: Tensor
 
 
-Prompt = TokenPrompt | PrefixPrompt
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to a block's output, of the tokens [B, N, D] that enter its MLP's part."""
+
+    branch: Callable[[Tensor], Tensor]
+
+
+Prompt = TokenPrompt | PrefixPrompt | Adapter
 PromptFunction = Callable[[int, Tensor], Prompt | None]
 """Called with the block's index and the tokens [B, N, D] that enter it."""
 
@@ -100,7 +110,9 @@ def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
     return x.reshape(batch, x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _prompt_keys_values(block: Any, prompt: Prompt, batch: int) -> tuple[Tensor, Tensor]:
+def _prompt_keys_values(
+    block: Any, prompt: TokenPrompt | PrefixPrompt, batch: int
+) -> tuple[Tensor, Tensor]:
     attn = block.attn
     if isinstance(prompt, TokenPrompt):
         # Only K and V of the inserted tokens can be seen by the others: two thirds of qkv.
@@ -124,11 +136,12 @@ def block_forward(
     """
     form = form_of(block)
     timm_block: Any = block
-    first = None
-    if prompt is not None:
-        first = prompt.tokens if isinstance(prompt, TokenPrompt) else prompt.keys
-    prompts = 0 if first is None else first.shape[-2]
-    if not prompts:
+    adapter = prompt if isinstance(prompt, Adapter) else None
+    seen = None if isinstance(prompt, Adapter) else prompt  # by the attention
+    prompts = 0
+    if seen is not None:
+        prompts = (seen.tokens if isinstance(seen, TokenPrompt) else seen.keys).shape[-2]
+    if not prompts and adapter is None:
         whole = form.whole(timm_block, x, place)
         if whole is not None:
             return whole
@@ -136,8 +149,8 @@ def block_forward(
     batch, length, _ = x.shape
     h = form.enter(timm_block, x)
     q, k, v = form.project(attn, h, place)
-    if prompt is not None and prompts:
-        prompt_k, prompt_v = _prompt_keys_values(timm_block, prompt, batch)
+    if seen is not None and prompts:
+        prompt_k, prompt_v = _prompt_keys_values(timm_block, seen, batch)
         k = torch.cat([prompt_k.to(k.dtype), k], dim=2)
         v = torch.cat([prompt_v.to(v.dtype), v], dim=2)
     bias = form.bias(attn, place, prompts, length)
@@ -157,7 +170,9 @@ def block_forward(
     gate = getattr(attn, "gate", None)
     if gate is not None:
         out = out * gate(h).sigmoid()
-    return form.leave(timm_block, x, attn.proj_drop(attn.proj(out)))
+    x = form.attended(timm_block, x, attn.proj_drop(attn.proj(out)))
+    left = form.leave(timm_block, x)
+    return left if adapter is None else left + adapter.branch(x)
 
 
 def forward_blocks(

@@ -128,6 +128,8 @@ class FrozenViT(nn.Module):
     readouts: ClassVar[tuple[str, ...]] = READOUTS
     # Whether test features may be looked up; a strategy that evaluates inside training says no.
     use_cache = True
+    # Whether the prompts stay as they are, so that test features may be looked up.
+    prompts_held = False
     # Whether training follows the experiences; such a model has `begin_experience`.
     uses_boundaries = False
 
@@ -321,8 +323,8 @@ class FrozenViT(nn.Module):
         Weights changed in place are noticed, unless it was through ``.data``: PyTorch does not
         count that, so :meth:`invalidate_cache` has to be called after it.
         """
-        fixed = self.frozen and not (self.prompted_blocks() or self.prompt_groups())
-        if not fixed or self._selects():
+        changing = self.prompt_groups() or (self.prompted_blocks() and not self.prompts_held)
+        if not self.frozen or changing or self._selects():
             return self._encode(images)
         kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
         # Features that a subclass reads in its own way are shared with no other class.

@@ -95,9 +95,12 @@ class Form:
         """What is added to the scores of `length` queries with `prompts` + `length` keys."""
         return None
 
-    def leave(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
-        """The tokens after the block, from those before it and the attention's output."""
-        x = x + block.drop_path1(block.ls1(out))
+    def attended(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
+        """The tokens that enter the MLP's part, from the block's own and the attention's output."""
+        return x + block.drop_path1(block.ls1(out))
+
+    def leave(self, block: Any, x: Tensor) -> Tensor:
+        """The tokens after the block, from what :meth:`attended` gave."""
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
@@ -155,8 +158,10 @@ class _EvaForm(Form):
         weight_k, bias_k, weight_v, bias_v = self.maps(attn)
         return F.linear(h, weight_k, bias_k), F.linear(h, weight_v, bias_v)
 
-    def leave(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
-        x = x + block.drop_path1(_scaled(block.gamma_1, out))
+    def attended(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
+        return x + block.drop_path1(_scaled(block.gamma_1, out))
+
+    def leave(self, block: Any, x: Tensor) -> Tensor:
         return x + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(x))))
 
 
@@ -166,8 +171,10 @@ class _EvaPostNormForm(_EvaForm):
     block = EvaBlockPostNorm
     enter_normed = False
 
-    def leave(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
-        x = x + block.drop_path1(block.norm1(out))
+    def attended(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
+        return x + block.drop_path1(block.norm1(out))
+
+    def leave(self, block: Any, x: Tensor) -> Tensor:
         return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 

@@ -210,7 +210,6 @@ class HeldRoutedViT(RoutedViT):
     def _read_again(self) -> None:
         """Compute the head's statistics of the kept samples again, with the final queries."""
         assert isinstance(self.head, SLDAHead)
-        fresh = SLDAHead(self.head.in_features, self.num_classes, self.head.shrinkage)
-        self.head.load_state_dict(fresh.state_dict())
+        self.head.clear()
         for at in torch.arange(len(self.kept_targets), device=self.held.device).split(64):
             self.head.observe(self._kept(at), self.kept_targets[at])

@@ -30,7 +30,7 @@ WAITS = {
     **dict.fromkeys(list_methods(), (1, 1)),
     **dict.fromkeys(list_methods("rwf*"), (1, 2)),  # an eigendecomposition
     "rwf-literal": (1, 1),
-    **dict.fromkeys(("rp-ridge", "f-oal"), (1, 3)),  # the classes seen, a Cholesky factor
+    **dict.fromkeys(("rp-ridge", "ranpac", "f-oal"), (1, 3)),  # the classes seen, a Cholesky factor
     "layup": (1, 5),  # that, eigenvalues and the penalty
     # The classes seen, whether they vary, a Cholesky factor.
     **dict.fromkeys(("slda", "layers-lda", "rwf-lda", "rwf-lda-held", "klda", "randumb"), (1, 4)),

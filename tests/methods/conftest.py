@@ -27,8 +27,11 @@ class Slow:
     def norm(layer, x):
         return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
-    def block(self, index, x, keys=None, values=None):
-        """Prefixes are rows before the split into heads; every head and row has its own loop."""
+    def block(self, index, x, keys=None, values=None, branch=None):
+        """Prefixes are rows before the split into heads; every head and row has its own loop.
+
+        `branch` is added beside the MLP, of the tokens after the attention.
+        """
         block = self.vit.blocks[index]
         attn, width = block.attn, x.shape[1]
         h = self.norm(block.norm1, x)
@@ -46,9 +49,10 @@ class Slow:
         scale1 = getattr(block.ls1, "gamma", 1.0)
         scale2 = getattr(block.ls2, "gamma", 1.0)
         x = x + scale1 * (out @ attn.proj.weight.T + attn.proj.bias)
+        added = 0.0 if branch is None else branch(x)
         h = self.norm(block.norm2, x)
         h = F.gelu(h @ block.mlp.fc1.weight.T + block.mlp.fc1.bias)
-        return x + scale2 * (h @ block.mlp.fc2.weight.T + block.mlp.fc2.bias)
+        return x + scale2 * (h @ block.mlp.fc2.weight.T + block.mlp.fc2.bias) + added
 
     def with_tokens(self, index, x, tokens):
         """Real insertion: the block on N + L tokens, then the L are dropped."""

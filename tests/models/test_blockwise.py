@@ -5,6 +5,7 @@ from timm.models.vision_transformer import Block
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import (
+    Adapter,
     PrefixPrompt,
     TokenPrompt,
     block_forward,
@@ -48,6 +49,36 @@ def test_prompts_of_length_zero_are_no_prompts(any_vit, images, kind):
     out = forward_blocks(any_vit, images, lambda i, x: prompt, range(4))
     with torch.no_grad():
         assert torch.equal(out.tokens, any_vit.forward_features(images))
+
+
+def test_a_branch_is_added_beside_the_mlp_of_what_enters_it(any_vit, images):
+    """The branch's input is read off the block's own norm of the MLP's part, or off the MLP."""
+    entered = {}
+
+    def keep(name, module, args):
+        entered[name] = args[0]
+
+    hooks = []
+    for i, block in enumerate(any_vit.blocks):
+        before = block.norm2 if form_of(block).enter_normed else block.mlp
+        hooks.append(before.register_forward_pre_hook(lambda m, a, i=i: keep(i, m, a)))
+    given = {}
+
+    def branch(index):
+        def added(tokens):
+            given[index] = tokens
+            return torch.zeros_like(tokens) + (index == 3)
+        return added
+
+    with torch.no_grad():
+        plain = forward_blocks(any_vit, images, collect=(4,)).collected[4]
+        out = forward_blocks(any_vit, images, lambda i, x: Adapter(branch(i)), range(4), (4,))
+    for hook in hooks:
+        hook.remove()
+    assert sorted(given) == [0, 1, 2, 3]
+    for index, tokens in given.items():
+        assert torch.equal(tokens, entered[index])
+    torch.testing.assert_close(out.collected[4], plain + 1, atol=1e-5, rtol=1e-5)
 
 
 def real_block(block, x, place, inserted):

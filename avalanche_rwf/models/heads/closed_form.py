@@ -402,6 +402,13 @@ class ClosedFormHead(Head):
         self.moments.add(self._map(features.detach()), targets)
         self._solved = None
 
+    def clear(self) -> None:
+        """Be as before the first sample; a random map stays."""
+        old = self.moments
+        fresh = StreamingMoments(old.in_features, self.num_classes, old.second)
+        self.moments = fresh.to(old.counts.device)
+        self._solved = self._late = None
+
     @abstractmethod
     def solve(self) -> tuple[Tensor, Tensor]:
         """Weights [C, K] and bias [C] in float64; K is F, or n of :meth:`basis`."""
