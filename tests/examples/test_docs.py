@@ -33,7 +33,7 @@ def registry(monkeypatch):
     from avalanche_rwf.benchmarks import registry, stream_registry
     from avalanche_rwf.models import heads
 
-    stream_registry.list_streams(), registry.list_benchmarks()
+    stream_registry.list_streams(), registry.list_benchmarks(), heads.list_heads()
     monkeypatch.setattr(stream_registry, "OPTIONS", dict(stream_registry.OPTIONS))
     for table in (stream_registry.STREAMS, registry.BENCHMARKS, heads.HEADS):
         monkeypatch.setattr(table, "entries", dict(table.entries))
