@@ -63,9 +63,9 @@ TUNES = ("adapter", "prompts", "routes")
 class _Branch(nn.Module):
     """AdaptFormer's branch: tokens [B, N, D] -> what is added to them."""
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, bottleneck: int) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.down, self.up = nn.Linear(dim, bottleneck), nn.Linear(bottleneck, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
@@ -87,7 +87,7 @@ class AdaptedViT(TaskViT):
     :param backbone: a timm transformer of one of the :mod:`~avalanche_rwf.models.families`.
     :param num_classes: C.
     :param tune: "adapter", "prompts" or "routes", see the module's text.
-    :param width: of the adapter's inner layer.
+    :param bottleneck: width of the adapter's inner layer.
     :param num_prompts: L of prompts and routes.
     :param epochs: passes over the first session.
     :param session_batch: images in a step of phase 1.
@@ -105,12 +105,12 @@ class AdaptedViT(TaskViT):
 
     @takes(
         tune=Choice(TUNES),
-        width=Whole(),
-        num_prompts=Whole(),
+        bottleneck=Whole(),
+        num_prompts=Whole(least=0),
         epochs=Whole(),
         session_batch=Whole(),
         lr=Number(above=0),
-        lr_queries=Number(above=0),
+        lr_queries=Number(least=0),
     )
     def __init__(
         self,
@@ -118,7 +118,7 @@ class AdaptedViT(TaskViT):
         num_classes: int,
         *,
         tune: str = "adapter",
-        width: int = 64,
+        bottleneck: int = 64,
         num_prompts: int = 10,
         epochs: int = 20,
         session_batch: int = 48,
@@ -138,7 +138,7 @@ class AdaptedViT(TaskViT):
         self.parts = nn.ModuleDict()
         for block in self._blocks:
             if tune == "adapter":
-                part: nn.Module = _Branch(self.dim, width)
+                part: nn.Module = _Branch(self.dim, bottleneck)
             elif tune == "prompts":
                 part = RoutingLayer(
                     self.dim, num_prompts, source="static", trainable=("queries",)

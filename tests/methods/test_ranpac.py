@@ -15,7 +15,7 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.registry import create_strategy
 
 SIZES = {"head": "rp-ridge", "head_options": {"projections": 40}}
-FAST = {"epochs": 2, "session_batch": 4, "width": 5, "num_prompts": 2}
+FAST = {"epochs": 2, "session_batch": 4, "bottleneck": 5, "num_prompts": 2}
 
 
 def adapted(vit, **options):
@@ -134,6 +134,13 @@ def test_images_are_dropped_when_the_second_experience_begins(vit):
     assert model.adapted and not len(model.session_images) and not len(model.session_targets)
     feed(model, session(3, first=4, seed=2))
     assert not len(model.session_images)
+
+
+def test_zero_prompts_leave_the_plain_backbone(vit):
+    x, _ = session()
+    model = feed(adapted(vit, tune="prompts", num_prompts=0), session(), session(3, first=2))
+    plain = FrozenViT(vit, 6, **SIZES).eval()
+    assert model.adapted and torch.equal(model.eval().features(x), plain.features(x))
 
 
 def test_a_first_session_of_one_class_adapts_nothing(vit):
