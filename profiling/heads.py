@@ -3,15 +3,20 @@
 ``python profiling/heads.py`` prints a Markdown table; CPU seconds of one thread, so that other work
 on the machine counts little. A row is a stream of `--samples` images in batches of 16: the mean and
 the longest `observe`, a solution after it (the first, and one more after another batch), logits of
-a batch, and the bytes of the head's state.
+a batch, the bytes of the head's state, and by how much the row, in a process of its own, made the
+process's memory grow at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import timm
 import torch
@@ -28,6 +33,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def memory(field: str) -> int:
+    """Kilobytes of this process: now ("VmRSS") or at most until now ("VmHWM"), on Linux."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+
 def frozen_forward() -> float:
     """CPU seconds of a ViT-B/16's forward of a batch, from four images."""
     vit, images = timm.create_model("vit_base_patch16_224").eval(), torch.randn(4, 3, 224, 224)
@@ -36,11 +47,17 @@ def frozen_forward() -> float:
         return statistics.median(seconds(lambda: vit(images)) for _ in range(3)) * BATCH / 4
 
 
-def row(name: str, width: int, classes: int, samples: int, unit: float) -> str:
+def row(
+    name: str, width: int, classes: int, samples: int, projections: int | None, unit: float
+) -> str:
     """One line of the table."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    head = create_head(name, width, classes)
     x = torch.randn(samples, width) + 1
+    gc.disable()  # a collection of all of Python's objects would be the longest step
+    before = memory("VmRSS")
+    options = {} if projections is None else {"projections": projections}
+    head = create_head(name, width, classes, **options)
     y = torch.randint(0, classes, (samples,))
     with torch.no_grad():
         steps = [
@@ -51,11 +68,13 @@ def row(name: str, width: int, classes: int, samples: int, unit: float) -> str:
         head.observe(x[:BATCH], y[:BATCH])
         again = seconds(lambda: head(x[:1]))
         logits = seconds(lambda: head(x[:BATCH]))
+    peak = memory("VmHWM") - before
     state = sum(t.numel() * t.element_size() for t in head.state_dict().values())
     mean = statistics.mean(steps)
     figures = [mean / unit, max(steps) / mean, first / unit, again / unit, logits / unit]
     shown = " | ".join(f"{figure:.3g}" for figure in figures)
-    return f"| {name} | {width} | {classes} | {samples} | {shown} | {state / 1e6:.0f} |"
+    sizes = f"{state / 1e6:.0f} | {peak / 1e3:.0f}"
+    return f"| {name} | {width} | {classes} | {samples} | {shown} | {sizes} |"
 
 
 def main() -> None:
@@ -65,17 +84,21 @@ def main() -> None:
     parser.add_argument("--widths", default="384,1536,4608,12288")
     parser.add_argument("--classes", default="10,100,1000,10000")
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--projections", type=int, help="of heads that have a random map")
     args = parser.parse_args()
     torch.set_num_threads(1)
     unit = frozen_forward()
     print(f"Unit: a frozen ViT-B/16's forward of {BATCH} images, {unit:.2f} s of CPU here.\n")
-    print("| head | F | C | images | observe | longest / mean | solve | again | logits | MB |")
-    print("| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = ["head", "F", "C", "images", "observe", "longest/mean", "solve", "again"]
+    columns += ["logits", "MB", "peak"]
+    print(f"| {' | '.join(columns)} |\n| :--- |{' ---: |' * (len(columns) - 1)}")
     for name in args.heads.split(","):
-        sizes = [(int(f), 100) for f in args.widths.split(",")]
-        sizes += [(768, int(c)) for c in args.classes.split(",")]
-        for width, classes in sizes:
-            print(row(name, width, classes, args.samples, unit), flush=True)
+        sizes = [(int(f), 100) for f in args.widths.split(",") if f]
+        sizes += [(768, int(c)) for c in args.classes.split(",") if c]
+        for size in sizes:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                done = process.submit(row, name, *size, args.samples, args.projections, unit)
+                print(done.result(), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from avalanche_rwf.models.heads import (
     Head,
     LinearHead,
     StreamingMoments,
+    closed_form,
     create_head,
     held,
     list_heads,
@@ -84,8 +85,10 @@ def test_slda_against_a_direct_solve_on_all_data():
     expected = torch.from_numpy(scores)
     # The same up to a constant per image, which changes no prediction.
     torch.testing.assert_close(
-        got - got.mean(1, keepdim=True), expected - expected.mean(1, keepdim=True),
-        rtol=1e-5, atol=1e-4,
+        got - got.mean(1, keepdim=True),
+        expected - expected.mean(1, keepdim=True),
+        rtol=1e-5,
+        atol=1e-4,
     )
 
 
@@ -299,12 +302,42 @@ def test_shrinkage_that_is_found_is_that_of_scikit_learn(n):
 def test_no_batch_adds_twice_its_rows_to_the_second_moment():
     """What a batch costs does not jump where the features' space becomes the smaller one."""
     moments, folded = StreamingMoments(64, C), [0]
-    for _ in range(40):
-        moments.add(torch.randn(4, 64), torch.zeros(4, dtype=torch.long))
+    x = torch.randn(160, 64)
+    for n in range(4, 161, 4):
+        moments.add(x[n - 4 : n], torch.zeros(4, dtype=torch.long))
         done = moments.samples if not moments.by_samples else moments._folded
         folded.append(done)
+        seen = x[:n].double()
+        if n % 8:  # asking puts the batches that wait into one tensor
+            torch.testing.assert_close(moments.second_moment(), seen.T @ seen)
+            torch.testing.assert_close(moments.class_sums()[0], seen.sum(0))
+        if n % 12 == 0:
+            moments = copy.deepcopy(moments)
     assert max(b - a for a, b in itertools.pairwise(folded)) <= 6
     assert folded[-1] == 160 and not len(moments.rows)
+
+
+@pytest.mark.parametrize("n", [10, 40])
+@pytest.mark.parametrize("kind", ["lda", "ridge", "balanced"])
+def test_a_solution_costs_what_the_classes_that_have_come_need(n, kind, monkeypatch):
+    """Neither a column for a class without a sample nor a copy of a large matrix."""
+    solved, in_place = [], closed_form._solve_
+
+    def solve(matrix, right):
+        expected = torch.linalg.solve(matrix, right.T).T
+        found = in_place(matrix, right)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+        assert found.data_ptr() == right.data_ptr()
+        assert not matrix.mT.triu(1).any()  # the factor lies where the matrix was
+        solved.append(len(right))
+        return found
+
+    x, y = data(dtype=torch.float64)
+    moments = StreamingMoments(W, 100)
+    moments.add(x[:n], y[:n] % 2)
+    monkeypatch.setattr(closed_form, "_solve_", solve)
+    weights = moments.lda(0.1)[0] if kind == "lda" else moments.ridge(0.1, kind == "balanced")
+    assert solved == [2] and weights.shape == (100, W) and not weights[2:].any()
 
 
 def test_files_from_before_rows_were_folded_one_by_one_go_on():

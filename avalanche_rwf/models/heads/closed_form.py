@@ -49,6 +49,27 @@ def _found_shrinkage(rule: str, n: int, p: int, trace: Tensor, squared: Tensor) 
     return torch.where(below > above, above / below, 1.0)
 
 
+def _one_hot(group: Tensor, classes: int) -> Tensor:
+    """1 where a sample is of a class, [K, n] in float64, for samples of classes `group` [n]."""
+    rows = torch.zeros(classes, len(group), dtype=torch.float64, device=group.device)
+    return rows.scatter_(0, group.unsqueeze(0), 1.0)
+
+
+def _solve_(matrix: Tensor, right: Tensor) -> Tensor:
+    """right matrix^{-1} [K, n], in the place of `right`; `matrix` [n, n] is overwritten too.
+
+    No copy is made: of wide read-outs with many classes each would be hundreds of megabytes.
+
+    :param matrix: symmetric and positive definite, contiguous.
+    :param right: contiguous.
+    """
+    factor, columns = matrix.mT, right.mT  # as LAPACK wants them, column by column
+    torch.linalg.cholesky(factor, out=factor)
+    torch.linalg.solve_triangular(factor, columns, upper=False, out=columns)
+    torch.linalg.solve_triangular(factor.mT, columns, upper=True, out=columns)
+    return right
+
+
 class StreamingMoments(nn.Module):
     r"""Counts, sums and second moments of features by class, exact in float64.
 
@@ -91,6 +112,7 @@ class StreamingMoments(nn.Module):
         self.register_buffer("row_targets", torch.zeros(0, dtype=torch.long))
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._inner: Tensor | None = None  # X X^T of whole tiles, from the last solution
+        self._room: Tensor | None = None  # for the second moment, before it is there
         self.samples = 0
         self._folded = 0  # rows that are in the second moment
 
@@ -101,7 +123,7 @@ class StreamingMoments(nn.Module):
         if not self.second:  # older files have them of every head
             state_dict.update({prefix + n: getattr(self, n) for n in names[1:]})
         fit_buffers(self, state_dict, prefix, *names)
-        self._parts, self._inner = [], None
+        self._parts, self._inner, self._room = [], None, None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.samples = int(self.counts.sum())
         self._folded = self._due() if len(self.gram) and self.samples < self.in_features else 0
@@ -114,11 +136,11 @@ class StreamingMoments(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> StreamingMoments:
         self._gather()  # rows in the list would not move with the buffers
-        self._inner = None
+        self._inner = self._room = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_inner": None}
+        return {**self.__dict__, "_inner": None, "_room": None}
 
     @property
     def by_samples(self) -> bool:
@@ -156,21 +178,44 @@ class StreamingMoments(nn.Module):
         self._parts.append((f.clone(), targets.clone()))
         due = self._due()
         if due > self._folded:
-            if due > len(self.rows):
-                self._gather()
             self._fold(due)
+        elif not len(self.gram) and 4 * self.samples > self.in_features - self.in_features // 8:
+            self._make_room(len(f))
+
+    def _make_room(self, samples: int) -> Tensor:
+        """Write zeros where the second moment will be, 32 rows a sample: just before it is needed.
+
+        The system gives memory when it is first written to, which takes three times as long as to
+        add a batch to what is there.
+        """
+        width = self.in_features
+        if self._room is None:
+            self._room, self._ready = self.counts.new_empty(width, width), 0
+        self._room[self._ready : self._ready + 32 * samples] = 0
+        self._ready = min(self._ready + 32 * samples, width)
+        return self._room
 
     def _fold(self, due: int) -> None:
         """Have the first `due` rows in the second moment, and drop the rows when all are."""
         if not len(self.sums):
-            self._gather()
             self.sums = self.class_sums()
-        x = self.rows[self._folded : due].double()
-        self.gram = self.gram.addmm_(x.T, x) if len(self.gram) else x.T @ x
+        x = self._rows_between(self._folded, due)
+        if not len(self.gram):
+            self.gram, self._room = self._make_room(self.in_features), None
+        self.gram.addmm_(x.T, x)
         self._folded = due
         if self.samples >= self.in_features:
             self.rows, self.row_targets = self.rows[:0].clone(), self.row_targets[:0].clone()
-            self._folded, self._inner = 0, None
+            self._parts, self._folded, self._inner = [], 0, None
+
+    def _rows_between(self, start: int, stop: int) -> Tensor:
+        """Some of the rows in float64, without a copy of all that are kept."""
+        found, first = [], 0
+        for rows in (self.rows, *(rows for rows, _ in self._parts)):
+            if start < first + len(rows) and first < stop:
+                found.append(rows[max(start - first, 0) : stop - first].double())
+            first += len(rows)
+        return torch.cat(found)
 
     def second_moment(self) -> Tensor:
         """Sum of f f^T over all samples: [F, F], a tensor of the caller's own."""
@@ -184,9 +229,11 @@ class StreamingMoments(nn.Module):
         """Sums of the features by class [C, F]."""
         if len(self.sums):
             return self.sums
-        self._gather()
-        sums = self.sums.new_zeros(len(self.counts), self.in_features)
-        return sums.index_add_(0, self.row_targets, self.rows.double())
+        sums = self.counts.new_zeros(len(self.counts), self.in_features)
+        tiles = zip(self.rows.split(_TILE), self.row_targets.split(_TILE), strict=True)
+        for rows, targets in [*tiles, *self._parts]:
+            sums.index_add_(0, targets, rows.double())
+        return sums
 
     def means(self) -> Tensor:
         """Class means [C, F]; zero for a class without samples."""
@@ -205,18 +252,29 @@ class StreamingMoments(nn.Module):
         """
         if self.by_samples:
             return self._lda_by_samples(shrinkage)
-        scatter, means = self.second_moment(), self.means()
+        scatter, present = self.second_moment(), self.counts.nonzero().flatten()
         whole = scatter.diagonal().mean()
-        scatter.addmm_((means * self.counts.unsqueeze(1)).T, means, alpha=-1)
-        seen = self.counts > 0
+        means, count = self.means()[present], self.counts[present].unsqueeze(1)
+        scatter.addmm_((means * count).T, means, alpha=-1)
         # Seen from the mean of the means the solution is the same and loses fewer digits.
-        centre = means[seen].mean(0) if self.samples else means.mean(0)
-        centred = means - centre
+        centred = means - means.mean(0)
         s = self._share(shrinkage, scatter)
         weight, some, ridge = self._ridge(1 - s, s, scatter.diagonal().mean(), whole)
         scatter.mul_(weight * some).diagonal().add_(ridge)
-        found = torch.cholesky_solve(centred.T, torch.linalg.cholesky(scatter)).T * self.samples
-        return found, -0.5 * (centred * found).sum(1) - found @ centre
+        return self._with_bias(present, means, _solve_(scatter, centred) * self.samples)
+
+    def _with_bias(self, present: Tensor, means: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and bias of all classes from the weights [K, F] of those that are present."""
+        centre = means.mean(0)
+        bias = -0.5 * ((means - centre) * found).sum(1) - found @ centre
+        return self._of_all(present, found), self._of_all(present, bias)
+
+    def _of_all(self, present: Tensor, found: Tensor) -> Tensor:
+        """Rows of the classes that are present, and zeros for the others."""
+        if len(present) == len(self.counts):
+            return found
+        zeros = found.new_zeros(len(self.counts), *found.shape[1:])
+        return zeros.index_copy_(0, present, found)
 
     @torch.no_grad()
     def ridge(self, penalty: float, balance: bool = False, combined: bool = True) -> Tensor:
@@ -229,20 +287,17 @@ class StreamingMoments(nn.Module):
         if balance:
             return self._balanced(penalty)
         if not self.by_samples:
-            gram = self.second_moment()
+            gram, present = self.second_moment(), self.counts.nonzero().flatten()
             _, _, ridge = self._ridge(1.0, penalty, gram.diagonal().mean(), gram.diagonal().mean())
             gram.diagonal().add_(ridge)
-            return torch.cholesky_solve(self.class_sums().T, torch.linalg.cholesky(gram)).T
-        inner = self._products().clone()
+            return self._of_all(present, _solve_(gram, self.class_sums()[present]))
+        inner = self._products()
         size = inner.diagonal().sum() / self.in_features
         inner.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
         present, group = self.row_targets.unique(return_inverse=True)
-        own = F.one_hot(group, len(present)).double()
-        # X (X^T X + r I)^{-1} = (X X^T + r I)^{-1} X
-        found = torch.cholesky_solve(own, torch.linalg.cholesky(inner)).T
-        if combined:
-            found = self._times_rows(found)
-        return found.new_zeros(len(self.counts), found.shape[1]).index_copy_(0, present, found)
+        # (X^T X + r I)^{-1} X^T = X^T (X X^T + r I)^{-1}
+        found = _solve_(inner, _one_hot(group, len(present)))
+        return self._of_all(present, self._times_rows(found) if combined else found)
 
     @torch.no_grad()
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -285,57 +340,48 @@ class StreamingMoments(nn.Module):
         """
         inner = self._products()
         present, group = self.row_targets.unique(return_inverse=True)
-        count = self.counts[present]
+        count = self.counts[present].unsqueeze(1)
         zeros = inner.new_zeros(len(present), len(inner))
         whole = inner.diagonal().sum() / self.in_features
-        left = inner - (zeros.index_add(0, group, inner) / count.unsqueeze(1))[group]  # H K
-        by_class = zeros.index_add(0, group, left.T).T / count
-        within = left.sub_(by_class[:, group])  # H K H
+        inner -= (zeros.index_add(0, group, inner) / count)[group]  # H K
+        by_class = zeros.index_add(0, group, inner.T) / count  # B^T K H
+        within = inner.sub_(by_class.T[:, group])  # H K H
         s = self._share(shrinkage, within)
         spread = within.diagonal().sum() / self.in_features
         weight, some, ridge = self._ridge(1 - s, s, spread, whole)
-        each = torch.arange(len(present), device=group.device)  # none before the first sample
-        own = (group.unsqueeze(1) == each).to(inner.dtype) / count
-        alpha = own - own.mean(1, keepdim=True)  # B
+        own = _one_hot(group, len(present)) / count
+        alpha = own - own.mean(0)  # B^T
         if bool((weight > 0) & some):
             within.diagonal().add_(ridge / weight)
-            right = by_class - by_class.mean(1, keepdim=True)  # H K B
-            found = torch.cholesky_solve(right, torch.linalg.cholesky(within))
-            classes = zeros.new_zeros(len(present), len(present)).index_add_(0, group, found)
-            alpha = alpha - found + (classes / count.unsqueeze(1))[group]
-        parts = self._times_rows(torch.cat([alpha.T, own.T]))
+            found = _solve_(within, by_class - by_class.mean(0))
+            classes = zeros.new_zeros(len(present), len(present)).index_add_(1, group, found)
+            alpha -= found - (classes / count.T)[:, group]
+        parts = self._times_rows(torch.cat([alpha, own]))
         found, means = parts[: len(present)] / ridge * self.samples, parts[len(present) :]
-        centre = means.mean(0)
-        bias = -0.5 * ((means - centre) * found).sum(1) - found @ centre
-        weights = found.new_zeros(len(self.counts), self.in_features)
-        return (
-            weights.index_copy_(0, present, found),
-            found.new_zeros(len(self.counts)).index_copy_(0, present, bias),
-        )
+        return self._with_bias(present, means, found)
 
     def _balanced(self, penalty: float) -> Tensor:
         """:meth:`ridge` of classes that count alike: G = c / n S + M^T M and the means as sums."""
-        means, seen = self.means(), self.counts > 0
-        share = float(seen.sum()) / max(self.samples, 1)
+        present = self.counts.nonzero().flatten()
+        means, share = self.means()[present], len(present) / max(self.samples, 1)
         if self.by_samples:
             self._gather()
-            x = self.rows.double() - means[self.row_targets]
-            x = torch.cat([share**0.5 * x, means[seen]])
+            x = self.rows.double() - self.means()[self.row_targets]
+            x = torch.cat([share**0.5 * x, means])
             size = x.square().sum() / self.in_features
             ridge = self._ridge(1.0, penalty, size, size)[2]
             inner = x @ x.T
             inner.diagonal().add_(ridge)
-            found = torch.cholesky_solve(x @ means.T, torch.linalg.cholesky(inner))
-            return (means - found.T @ x) / ridge
+            return self._of_all(present, (means - _solve_(inner, means @ x.T) @ x) / ridge)
         gram = self.second_moment()
-        gram.addmm_((means * self.counts.unsqueeze(1)).T, means, alpha=-1)
-        gram = torch.addmm(gram, means[seen].T, means[seen], beta=share)
+        gram.addmm_((means * self.counts[present].unsqueeze(1)).T, means, alpha=-1)
+        gram.addmm_(means.T, means, beta=share)
         size = gram.diagonal().mean()
         gram.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
-        return torch.cholesky_solve(means.T, torch.linalg.cholesky(gram)).T
+        return self._of_all(present, _solve_(gram, means))
 
     def _products(self) -> Tensor:
-        """X X^T [n, n] in float64; that of earlier rows is not computed again."""
+        """X X^T [n, n] in float64, the caller's own; that of earlier rows is not computed again."""
         self._gather()
         n, known = len(self.rows), 0 if self._inner is None else len(self._inner)
         full = torch.empty(n, n, dtype=torch.float64, device=self.rows.device)
@@ -350,7 +396,7 @@ class StreamingMoments(nn.Module):
                 full[other : other + tile.shape[1], start:stop] = tile.T
         whole = n - n % _TILE
         if whole > known:
-            self._inner = full[:whole, :whole].clone() if whole < n else full
+            self._inner = full[:whole, :whole].clone()
         return full
 
     def _times_rows(self, found: Tensor) -> Tensor:
@@ -518,9 +564,7 @@ class SLDAHead(ClosedFormHead):
     """
 
     @takes(shrinkage=SHRINKAGE)
-    def __init__(
-        self, in_features: int, num_classes: int, shrinkage: float | str = 0.05
-    ) -> None:
+    def __init__(self, in_features: int, num_classes: int, shrinkage: float | str = 0.05) -> None:
         super().__init__(in_features, num_classes)
         self.shrinkage = shrinkage
 
