@@ -248,7 +248,7 @@ class Attributes:
 
     def _unpack_state(self, current: Any, packed: Any) -> Any:
         if current is None:
-            raise ValueError("what has a state of its own is not there")
+            raise ValueError("an object that has a state of its own is missing")
         current.load_state_dict(self._unpack(packed, current.state_dict()))
         return current
 

@@ -455,7 +455,7 @@ def _check_unchanged(config: RunConfig, weights_sha256: str) -> None:
         if sha256 not in ("", origin.get("sha256")):
             raise RuntimeError(
                 f"The code of the {kind} has changed since the comparison began: its file "
-                f"{origin.get('file')} is another one."
+                f"{origin.get('file')} has other content."
             )
 
 

@@ -197,7 +197,7 @@ def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) ->
             ) from None
         listing = path.name == "__init__.py" or name == _TARGETS
         if there and not listing and _MARK not in there:
-            raise UsageError(f"--out takes a folder without another {name}, and {str(path)!r} is.")
+            raise UsageError(f"--out takes a folder without another {name}, and {str(path)!r} is one.")
         merged[path] = _merged(there, text, name == _TARGETS) if listing else text
     for path, text in merged.items():
         try:

@@ -481,7 +481,7 @@ def build_entry(runs: pd.DataFrame, method: str, config_hash: str = "") -> Entry
     if len(runs_by_row(chosen)) != 1:
         raise UsageError(
             f"An entry takes runs of one version of the code and one backbone, and those of "
-            f"{method} {hashes[0]} are of several: give a folder that holds one's only."
+            f"{method} {hashes[0]} are of several: give a folder with the runs of one."
         )
     folders = [Path(f) / r for f, r in zip(chosen["folder"], chosen["run_dir"], strict=True)]
     seeds = dict(zip(chosen["seed"].astype(int), folders, strict=True))

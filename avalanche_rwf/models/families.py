@@ -253,7 +253,7 @@ def form_of(block: nn.Module) -> Form:
     if type(block) not in _FORMS:
         raise UsageError(
             f"backbone must have blocks of timm's own types, not {type(block).__name__}: what it "
-            "does otherwise would be passed over."
+            "does differently would be left out."
         )
     return _FORMS[type(block)]
 

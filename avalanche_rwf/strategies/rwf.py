@@ -181,7 +181,7 @@ class RwFStrategy(OnHub, FrozenBackboneStrategy):
         if not (fetched or backbone) and self.model.frozen:
             raise UsageError(
                 "backbone must be True for a strategy with pretrained=False to be saved, not "
-                "False: load could have its random weights from nowhere else."
+                "False: load cannot get its random weights from anywhere else."
             )
         return arguments
 

@@ -52,7 +52,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     for own, loaded in zip(before, optimizer.param_groups, strict=True):
         same = own.get("name") == loaded.get("name")
         if not same or not all(key in loaded and _alike(own[key], loaded[key]) for key in own):
-            raise ValueError("The saved state does not fit this optimizer: its groups are others.")
+            raise ValueError("The saved state does not fit this optimizer: its parameter groups differ.")
 
 
 def _alike(own: Any, loaded: Any) -> bool:

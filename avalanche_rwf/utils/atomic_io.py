@@ -190,4 +190,4 @@ def _check(file: BinaryIO, name: str) -> None:
         digest.update(part)
         left -= len(part)
     if digest.hexdigest().encode() != comment[len(_COMMENT):]:
-        raise StateFileError(f"{name!r} is damaged: its checksum is another one.")
+        raise StateFileError(f"{name!r} is damaged: its checksum does not match.")

@@ -96,7 +96,7 @@ def test_autoaug_is_torchvisions_on_the_flipped_and_cropped_image(policy):
     assert len({change(image, i).numpy().tobytes() for i in range(30)}) > 20
 
 
-def test_bad_names():
+def test_unknown_augmentations_and_policies_are_refused():
     with pytest.raises(ValueError, match="flip-crop or autoaug"):
         create_augmentation("flip", 0)
     with pytest.raises(ValueError, match="imagenet or cifar10"):

@@ -293,7 +293,7 @@ def test_no_link_or_special_file_of_a_tar(tmp_path, info):
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["inside"]
 
 
-def test_no_link_of_a_zip(tmp_path):
+def test_a_link_in_a_zip_is_refused(tmp_path):
     info = zipfile.ZipInfo("link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

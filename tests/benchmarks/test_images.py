@@ -84,7 +84,7 @@ def test_exif_rotation_is_honoured(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png", Geometry(8)), expected)
 
 
-def test_normalisation(tmp_path):
+def test_images_are_normalised_by_mean_and_std(tmp_path):
     picture(8, 8).save(tmp_path / "a.png")
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     pixels, bad, used = load_pixels([tmp_path / "a.png"], Geometry(8), 10**6)

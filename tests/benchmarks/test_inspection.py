@@ -50,7 +50,7 @@ def test_the_table_says_what_is_new_and_what_comes_back(plan):
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_picture(plan, suffix, tmp_path):
+def test_a_picture_shows_all_of_the_stream(plan, suffix, tmp_path):
     path = tmp_path / f"stream.{suffix}"
     plot_stream(plan, path, "a title & more")
     if suffix == "svg":
@@ -64,7 +64,7 @@ def test_the_picture(plan, suffix, tmp_path):
     assert row[int(0.6 * width)] + 60 < row[int(0.2 * width)]
 
 
-def test_pictures_that_cannot_be(plan, tmp_path):
+def test_a_picture_that_cannot_be_written_is_refused(plan, tmp_path):
     with pytest.raises(UsageError, match=r"--plot takes a file \.png, \.svg, \.pdf, not"):
         plot_stream(plan, tmp_path / "x.jpg")
     with pytest.raises(UsageError, match="does not exist"):

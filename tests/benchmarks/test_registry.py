@@ -24,7 +24,7 @@ GOOD = {
 }
 
 
-def test_listing():
+def test_benchmarks_are_listed_by_pattern():
     assert {"folder:", "split-digits"} <= set(list_benchmarks())
     assert list_benchmarks("split-d*") == ["split-digits"]
     assert list_benchmarks("no such*") == []
@@ -51,7 +51,7 @@ def test_listing_imports_nothing_heavy():
         ("", "unknown benchmark"),
     ],
 )
-def test_unknown_names(name, message):
+def test_unknown_names_are_refused_with_the_nearest(name, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         create_benchmark(name, **GOOD)
 
@@ -65,7 +65,7 @@ def test_unknown_names(name, message):
         ("stream", [None, 3, []]),
     ],
 )
-def test_options_out_of_range(field, values):
+def test_options_out_of_range_are_refused(field, values):
     for value in values:
         with pytest.raises(UsageError, match=f"^{field} (\\(--\\S+\\) )?(is|must be) ") as error:
             create_benchmark("split-digits", **{**GOOD, field: value})

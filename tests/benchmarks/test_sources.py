@@ -92,7 +92,7 @@ def files_of(part):
     return [path.relative_to(part.folder).as_posix() for path in part.paths]
 
 
-def test_a_stream_of_it(toy):
+def test_a_data_set_becomes_a_stream(toy):
     source = toy().source(OPTIONS, experiences=2)
     assert not source.in_memory and source.class_names == ["ant", "bee"]
     benchmark = make_benchmark("toy", source, OPTIONS)

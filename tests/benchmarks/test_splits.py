@@ -85,7 +85,7 @@ def test_class_order_is_a_fixed_permutation_per_seed():
     assert class_order(10, 1) == [0, 6, 2, 7, 9, 8, 3, 1, 4, 5]
 
 
-def test_stratified_part():
+def test_a_held_out_part_has_its_share_of_each_class():
     targets = [0] * 10 + [1] * 3 + [2] * 2
     rest, part = stratified_part(targets, 0.2, 7)
     assert sorted([*rest, *part]) == list(range(15))
@@ -213,7 +213,7 @@ def test_flips_are_fixed_by_seed_and_sample_and_never_in_the_test():
         ({"class_names": ["only"]}, 1, "has 1 class; a stream needs at least 2"),
     ],
 )
-def test_streams_that_cannot_be(kwargs, experiences, message):
+def test_impossible_streams_are_refused(kwargs, experiences, message):
     data = source()
     for key, value in kwargs.items():
         setattr(data, key, value)

@@ -124,7 +124,7 @@ def test_each_experience_is_mixed(name):
         assert found != sorted(found) or len(set(found)) < 2
 
 
-def test_listing():
+def test_streams_are_listed_and_unknown_ones_refused():
     assert list_streams()[0] == "split"
     assert {"si-blurry", "i-blurry", "k-shot", "fscil", "repetition"} <= set(list_streams())
     assert all(get_stream(name).summary for name in list_streams())

@@ -197,7 +197,7 @@ def test_a_failed_run_is_named_and_the_others_finish(command, capsys, tmp_path, 
     assert "resumed after experience 0" in log.read_text()
 
 
-def test_the_tuned_budget(command, capsys, tmp_path, compared):
+def test_the_tuned_budget_says_what_it_chose(command, capsys, tmp_path, compared):
     more = ("--budget", "tuned", "--seeds", "0,1", "--mask", "seen")
     status, out, err = call(capsys, *command(tmp_path, *more))
     assert status == 0, err

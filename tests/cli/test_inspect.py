@@ -22,7 +22,7 @@ from .command import call
         (["repetition", "--repeat", "1"], "repetition (repeat=1.0)"),
     ],
 )
-def test_inspect(stream, says, capsys, tmp_path):
+def test_inspect_shows_one_stream_as_table_json_and_picture(stream, says, capsys, tmp_path):
     """Table, JSON and picture of one stream agree."""
     line = ["inspect", "--stream", *stream, "--seed", 3, "--plot", tmp_path / "stream.png"]
     status, out, err = call(capsys, *line)

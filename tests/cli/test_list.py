@@ -5,7 +5,7 @@ from __future__ import annotations
 from .command import call
 
 
-def test_list_streams(capsys):
+def test_list_shows_the_streams(capsys):
     status, out, err = call(capsys, "list", "streams")
     assert (status, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
@@ -14,7 +14,7 @@ def test_list_streams(capsys):
     assert call(capsys, "list", "streams", "*blurry")[1].count("\n") == 2
 
 
-def test_lists(capsys):
+def test_list_shows_methods_benchmarks_and_backbones(capsys):
     status, out, err = call(capsys, "list", "methods", "rwf*")
     assert (status, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()][:2] == ["rwf", "rwf-lda"]

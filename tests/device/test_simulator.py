@@ -302,7 +302,7 @@ def test_autocast_has_cudas_lists(x, y):
     assert model.weight.grad.dtype == torch.float32
 
 
-def test_memory_runs_out(monkeypatch):
+def test_memory_can_run_out(monkeypatch):
     monkeypatch.setattr(simcuda.state, "oom_above", 100)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
         torch.zeros(1000, device=D)

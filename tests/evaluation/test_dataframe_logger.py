@@ -84,7 +84,7 @@ def run(make_naive, benchmark, *, online=False, every=None):
 
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("kind", ["nc", "xy"])
-def test_rows_and_matrix(kind, online, request, make_naive):
+def test_every_metric_is_a_row_and_the_matrix_is_the_recorders(kind, online, request, make_naive):
     _, logger, recorder = run(make_naive, request.getfixturevalue(kind), online=online)
     frame = logger.to_frame()
     assert list(frame.columns) == COLUMNS

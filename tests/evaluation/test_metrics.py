@@ -48,7 +48,7 @@ def run():
     ]
 
 
-def test_accuracies(run):
+def test_accuracies_are_those_by_hand(run):
     assert [accuracy_exposed(p) for p in run] == pytest.approx([2 / 3, 0.8, 0.5, 0.625, 0.5, 0.6])
     assert a_last(run) == pytest.approx(0.6)
     assert a_avg(run) == pytest.approx((0.8 + 0.625 + 0.6) / 3)
@@ -86,7 +86,7 @@ def test_before_training_counts_nowhere(run):
     assert summarise([start, *run], 3) == summarise(run, 3)
 
 
-def test_accuracy_matrix(run):
+def test_the_accuracy_matrix_is_the_one_by_hand(run):
     expected = [[0.8, np.nan, np.nan], [3 / 5, 2 / 3, np.nan], [1 / 5, 1.0, 1.0]]
     np.testing.assert_allclose(accuracy_matrix(run, 3), expected)
 
@@ -96,7 +96,7 @@ def test_accuracy_matrix_of_tests_left_out_is_nan():
     np.testing.assert_allclose(accuracy_matrix([only_first], 2), [[np.nan, np.nan], [0.5, np.nan]])
 
 
-def test_class_accuracy_matrix(run):
+def test_the_class_accuracy_matrix_is_the_one_by_hand(run):
     expected = [
         [1.0, 0.5, np.nan, np.nan],
         [1 / 3, 1.0, 2 / 3, np.nan],

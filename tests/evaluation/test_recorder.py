@@ -62,7 +62,7 @@ def train_and_expect(strategy, stream, test_stream, recorder=None):
 
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("kind", ["nc", "xy"])
-def test_matrix_on_whole_experiences(kind, announced, request, make_naive):
+def test_the_matrix_is_that_of_predictions_by_hand(kind, announced, request, make_naive):
     benchmark = request.getfixturevalue(kind)
     recorder = PredictionRecorder()
     strategy = make_naive([recorder])
@@ -410,7 +410,7 @@ def minibatch_metrics():
 
 
 @pytest.mark.parametrize("kind", ["nc", "xy"])
-def test_anytime_points(kind, request, make_naive):
+def test_mid_stream_evaluations_are_where_they_are_due(kind, request, make_naive):
     benchmark = request.getfixturevalue(kind)
     recorder = PredictionRecorder()
     strategy = make_naive([recorder, AnytimeEvaluation(benchmark.test_stream, every=20)])

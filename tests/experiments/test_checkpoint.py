@@ -32,7 +32,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_counted_steps(clock):
+def test_a_checkpoint_is_due_after_so_many_steps(clock):
     schedule = Schedule(3)
     assert [schedule.step() for _ in range(3)] == [False, False, True]
     schedule.wrote(1000.0)
@@ -68,12 +68,12 @@ def test_a_first_checkpoint_waits_until_it_can_be_paid_for(clock):
 
 
 @pytest.mark.parametrize(("text", "every"), [(None, None), ("auto", None), ("0", 0), ("12", 12)])
-def test_the_setting(text, every):
+def test_checkpoint_every_is_auto_or_a_number(text, every):
     assert read_every(text) == every
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "often", "9" * 5000])
-def test_a_bad_setting(text):
+def test_a_bad_checkpoint_every_is_refused(text):
     with pytest.raises(UsageError, match="takes auto or a whole number of at least 0"):
         read_every(text)
 

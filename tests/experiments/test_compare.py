@@ -52,7 +52,7 @@ def test_a_method_of_a_module_is_chosen_or_what_is_wrong_with_it_is_said():
         select_methods(" , ")
 
 
-def test_devices(monkeypatch):
+def test_a_device_is_found_or_refused(monkeypatch):
     monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 2)
     assert [resolve_device(n) for n in ("auto", "cpu", "cuda", "cuda:1")] == [
@@ -67,7 +67,7 @@ def test_devices(monkeypatch):
         resolve_device("cuda")
 
 
-def test_common_options_and_settings():
+def test_common_options_go_to_the_methods_that_have_them():
     common = {"head": "cosine", "mask": None, "readout": "cls"}
     settings = [("rwf", "num_prompts", "3"), ("*", "lr", "0.5"), ("rwf", "beta", "none")]
     options, notes = method_options(["rwf", "linear-probe", "ncm"], common, settings)

@@ -79,7 +79,7 @@ def test_seed_tuning_and_place_of_the_weights_are_not_in_the_hash():
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(RunConfig)])
-def test_every_other_field_is(name):
+def test_every_other_field_changes_the_hash(name):
     if name in ("seed", "weights", "tuning"):
         return
     assert replace(CONFIG, **{name: OTHER[name]}).config_hash() != CONFIG.config_hash()
@@ -91,7 +91,7 @@ def test_the_version_is_in_the_hash(monkeypatch):
     assert CONFIG.config_hash() != before
 
 
-def test_it_survives_json():
+def test_a_configuration_comes_back_from_json():
     read = RunConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict())))
     assert read == CONFIG
     assert read.config_hash() == CONFIG.config_hash()

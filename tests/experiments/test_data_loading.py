@@ -96,7 +96,7 @@ def test_other_loops_get_what_they_take(configure, tmp_path, monkeypatch, from_f
     assert results(config, tmp_path / "normalised") == ours
 
 
-def test_what_is_covered():
+def test_images_are_normalised_on_the_device_for_our_methods():
     own = [name for name in list_methods() if ":" not in name]
     assert len(own) > 20 and all(normalises(name) for name in own)
     assert not normalises("avalanche:EWC")
@@ -121,7 +121,7 @@ def test_every_method_of_the_package_reads_images_from_the_mini_batch_alone(conf
         assert kind._unpack_minibatch in unpacks, name
 
 
-def test_how_many_workers(configure, monkeypatch, from_files):
+def test_images_in_memory_need_no_workers(configure, monkeypatch, from_files):
     benchmark = build_benchmark(configure())
     assert not benchmark.in_memory and loader_workers(benchmark) == torch.get_num_threads()
     benchmark.in_memory = True

@@ -82,7 +82,7 @@ def test_another_mask_of_its_own_takes_the_place_of_the_last():
     assert tried == [{}, *({**one, **mask} for one in rates for mask in masks)][:-1]
 
 
-def test_rates_alone():
+def test_a_method_with_one_rate_has_ten_rates_tried():
     rates = [{}, *({"lr": r} for r in (0.2, 5.0, 0.04, 0.5, 2.0, 25.0, 0.1, 10.0, 0.008))]
     assert changes(spec(lr=1.0)) == rates
     assert changes(spec(lr=1.0, mask="seen"), fixed={"mask"}) == rates

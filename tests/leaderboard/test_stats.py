@@ -12,7 +12,7 @@ from avalanche_rwf.leaderboard.stats import interval, mean_std, paired_differenc
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_against_scipy(n):
+def test_intervals_and_tests_are_those_of_scipy(n):
     rng = np.random.default_rng(n)
     a, b = rng.random(n), rng.random(n)
     assert mean_std(a) == pytest.approx((a.mean(), a.std(ddof=1)))
@@ -26,7 +26,7 @@ def test_against_scipy(n):
     assert (paired.low, paired.high) == pytest.approx((ends.low, ends.high))
 
 
-def test_by_hand():
+def test_intervals_and_tests_are_those_by_hand():
     # mean 0.7, s 0.2, t(2) = 4.302653: half of the interval is 4.302653 * 0.2 / sqrt(3)
     assert interval([0.5, 0.7, 0.9]) == pytest.approx((0.7 - 0.4968275, 0.7 + 0.4968275))
     # differences 0.1 and 0.3: t = 0.2 / 0.1 = 2 with one degree of freedom, p = 1 - 2 atan(2) / pi

@@ -201,7 +201,7 @@ def test_two_entries_with_other_runs_of_a_seed(entry, tmp_path):
         sub.read_entries(paths)
 
 
-def test_the_command_line(results, tmp_path, capsys):
+def test_a_submitted_entry_can_be_added_to_a_leaderboard(results, tmp_path, capsys):
     path = tmp_path / "entry.json"
     line = ["submit", str(results), "--method", "rwf", "--out", str(path)]
     assert cli.main(line) == 0

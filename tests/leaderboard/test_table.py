@@ -88,7 +88,7 @@ def board(make_run, tmp_path):
     return aggregate(read_runs(tmp_path).frame)
 
 
-def test_golden_text(board):
+def test_the_text_table_has_not_changed(board):
     assert render_text(board, 200) == GOLDEN
     assert render_text(board, 80) == GOLDEN_80
 
@@ -253,7 +253,7 @@ def test_ties_are_all_marked(make_run, tmp_path):
     ("number", "text"),
     [(0, "0"), (912, "912"), (25_600, "25.6k"), (999_960, "1.0M"), (1.2e6, "1.2M"), (2e9, "2.0G")],
 )
-def test_counts(number, text):
+def test_parameters_are_written_in_six_characters(number, text):
     assert _count(number) == text
 
 

@@ -40,6 +40,6 @@ def test_one_forward_pass_and_the_published_start(vit, images):
     assert start.abs().max() <= 1 + 1e-5 and start.std() == pytest.approx(3**-0.5, rel=0.1)
 
 
-def test_no_block_is_named(vit):
+def test_no_prompted_block_is_an_error(vit):
     with pytest.raises(ValueError, match="blocks must name a block"):
         SinglePromptViT(vit, 5, blocks="none")

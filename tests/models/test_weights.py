@@ -34,7 +34,7 @@ def reference():
 
 
 # ---------------------------------------------- weight files
-def test_safetensors(reference, tmp_path):
+def test_a_safetensors_file_gives_its_weights(reference, tmp_path):
     file = tmp_path / "w.safetensors"
     safetensors.torch.save_file(reference.state_dict(), file)
     with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def test_a_malicious_pickle_is_refused_unexecuted(tmp_path):
     assert not trace.exists()
 
 
-def test_unreadable_files(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     cases = {
         "missing.pth": None,
         "w.txt": b"x",

@@ -69,7 +69,7 @@ def test_descent_on_the_simplex_arrives_at_the_closed_form(beta):
     torch.testing.assert_close(logits.softmax(-1), association(s, beta), rtol=0, atol=1e-3)
 
 
-def test_limits_of_beta():
+def test_a_small_beta_gives_the_mean_and_a_large_one_the_best_value():
     q, k, v = problem()
     cold = retrieve(q, k, v, 1e-12)
     torch.testing.assert_close(cold, v.mean(-2, keepdim=True).expand_as(cold))

@@ -49,7 +49,7 @@ def slow(layer, tokens):
 @pytest.mark.parametrize("values", ["raw", "normed"])
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("trainable", [("queries",), ("queries", "o"), TRAINABLE])
-def test_against_the_slow_reference(tokens, heads, trainable, values):
+def test_prompts_are_those_of_the_equations(tokens, heads, trainable, values):
     torch.manual_seed(0)
     layer = randomise(RoutingLayer(D, 4, heads=heads, trainable=trainable, values=values))
     with torch.no_grad():

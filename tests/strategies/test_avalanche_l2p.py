@@ -192,7 +192,7 @@ def test_positions_are_those_avalanche_would_load(backbone):
     torch.testing.assert_close(vit.pos_embed.data, loaded["pos_embed"].data)
 
 
-def test_readouts(backbone, images):
+def test_readouts_are_prompts_class_token_and_mean_patch(backbone, images):
     for readout, width in (("prompt", 64), ("cls", 64), ("cls+mean", 128)):
         torch.manual_seed(0)
         model = PromptPoolViT(backbone, CLASSES, readout=readout, **POOL)
@@ -411,7 +411,7 @@ def test_schedulers_reach_the_live_optimizer(backbone):
     assert rates[online] == pytest.approx(0.03 * 0.5**8)
 
 
-def test_own_optimizer(backbone):
+def test_a_user_given_optimizer_is_used(backbone):
     model = PromptPoolViT(backbone, CLASSES, **POOL)
     own = torch.optim.SGD([*model.pool.parameters(), *model.head.parameters()], lr=0.1)
     before = model.pool.prompt_key.detach().clone()
@@ -508,7 +508,7 @@ def test_training_loss_has_the_key_term(backbone):
     assert similarity[0.1] > similarity[0.0] + 0.1
 
 
-def test_copies_after_training(backbone, images):
+def test_a_trained_strategy_can_be_copied(backbone, images):
     for build in (shipped, online):
         strategy = build(backbone)
         stream, test = make_stream("nc")
@@ -593,7 +593,7 @@ def test_every_trained_tensor_gets_a_gradient(backbone, readout):
         assert POOL["top_k"] <= touched <= POOL["pool_size"]
 
 
-def test_gradient_steps(backbone):
+def test_each_mini_batch_gets_its_gradient_steps(backbone):
     counts = {}
     for steps in (1, 3):
         watch = Watch("after_training_iteration", lambda s: s.clock.train_iterations)
@@ -637,7 +637,7 @@ def test_every_head_and_every_mask(backbone, head, mask):
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_bfloat16(backbone, images, name):
+def test_bfloat16_learns_and_gives_float32_logits(backbone, images, name):
     outputs = Watch("after_eval_forward", lambda s: s.mb_output)
     strategy = make(name, backbone, {"precision": "bf16", "plugins": [outputs]})
     stream, test = make_stream("nc")
@@ -692,7 +692,7 @@ def test_training_goes_on_from_a_saved_state(backbone, tmp_path):
     assert adam_steps(second) == {8}
 
 
-def test_head_rate(backbone):
+def test_the_head_has_a_rate_of_its_own(backbone):
     def rates(strategy):
         return {g["name"]: g["lr"] for g in strategy.optimizer.param_groups}
 
@@ -711,13 +711,13 @@ def test_head_rate(backbone):
         (BOTH[1:], {}, {"precision": "fp16"}, "precision must be"),
     ],
 )
-def test_refused_options(backbone, name, options, loop, message):
+def test_options_that_do_not_fit_are_refused(backbone, name, options, loop, message):
     for one in name:
         with pytest.raises(ValueError, match=message):
             make(one, backbone, loop, **options)
 
 
-def test_registered():
+def test_both_are_registered_and_only_the_repaired_one_is_a_default():
     spec = get_method("avalanche-l2p")
     assert spec.default and {"head", "mask", "readout"} <= set(spec.options)
     shipped_spec = get_method("avalanche-l2p-as-shipped")

@@ -186,7 +186,7 @@ def test_state_survives_deepcopy(method, scenario):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_odd_batches(tools, name):
+def test_batches_of_one_class_or_one_sample_are_trained_on(tools, name):
     """One class in a batch, one sample in a batch, a class first met in the last batch."""
     s = build(tools, name)
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ def small_cifar(server, make, monkeypatch):
     return contents, facts
 
 
-def test_cifar(small_cifar):
+def test_a_cifar_archive_becomes_images_and_labels(small_cifar):
     contents, _ = small_cifar
     train, test = CIFAR100(), CIFAR100(train=False)
     assert (len(train), len(test)) == (200, 100)
@@ -166,7 +166,7 @@ def small_mnist(request, server, make, monkeypatch):
     return request.param
 
 
-def test_mnist_from_the_server(small_mnist, tmp_path, server):
+def test_mnist_is_fetched_and_read(small_mnist, tmp_path, server):
     train, test = small_mnist(), small_mnist(train=False)
     assert (len(train), len(test)) == (40, 20) and len(server.ranges) == 4
     images, labels = grey(40, 0)

@@ -95,7 +95,7 @@ def kind(name, server, make, tmp_path, monkeypatch):
     return kind
 
 
-def test_from_the_server_to_the_stream(name, kind):
+def test_an_archive_is_fetched_and_becomes_a_stream(name, kind):
     names = list(SPECIES if kind is CUB200 else WNIDS)
     train, test = kind(), kind(train=False)
     assert train.classes == test.classes == names
@@ -113,7 +113,7 @@ def test_from_the_server_to_the_stream(name, kind):
     assert x.shape == (3, 8, 8) and y == 1
 
 
-def test_the_official_test_images(name, kind):
+def test_the_test_images_are_the_published_ones(name, kind):
     if kind is CUB200:
         assert {path.stem[-1] for path in kind(train=False).paths} == {"3", "4"}
     elif kind is TinyImageNet:
@@ -124,7 +124,7 @@ def test_the_official_test_images(name, kind):
         assert sorted(kind(train=False).targets) == [0, 1, 2]
 
 
-def test_literatures_number_of_experiences(name, kind):
+def test_experiences_are_by_default_as_many_as_published(name, kind):
     # The small sets have fewer classes than the default number of experiences.
     wanted = {"split-imagenet-sketch": 20}.get(name, 10)
     with pytest.raises(UsageError, match=f"experiences.*{wanted}"):
@@ -191,7 +191,7 @@ def test_a_member_outside_the_target_is_refused(name, kind, server, make, tmp_pa
     assert not list(tmp_path.parent.rglob("evil.jpg")) and not (tmp_path / "evil").exists()
 
 
-def test_an_image_that_is_missing(name, kind, server, make):
+def test_an_archive_without_an_image_is_refused(name, kind, server, make):
     archive = kind.FACTS.archives[0].name
     layout = SETS[name][1]
     short = make.tar if archive.endswith((".tar", ".tgz")) else make.zipped
@@ -240,7 +240,7 @@ def test_a_prepared_folder_that_was_damaged_says_so(name, kind, tmp_path, file, 
     assert str(said.value).endswith("move the folder away, and it is prepared again.")
 
 
-def test_tables_that_cannot_be_read(server, make, tmp_path):
+def test_unreadable_tables_are_refused(server, make, tmp_path):
     files = {"CUB_200_2011/images.txt": b"1 a/b.jpg\n", "CUB_200_2011/classes.txt": b"1 a\n"}
     facts = make.facts(server, {"CUB_200_2011.tgz": make.tar(files, "w:gz")}, 1, 1, 1)
     with pytest.raises(UsageError, match=r"is not as published: its files cannot be read"):

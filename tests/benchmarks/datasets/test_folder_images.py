@@ -111,7 +111,7 @@ def test_the_first_frame_of_a_moving_image_counts(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 50000), (50000, 1), (3, 9001)])
-def test_a_line_is_no_way_to_take_all_memory(size, tmp_path):
+def test_a_very_long_image_does_not_fill_the_memory(size, tmp_path):
     image = Image.new("RGB", size, (9, 9, 9))
     middle = tuple(length // 2 for length in size)
     image.putpixel(middle, (250, 250, 250))

@@ -35,7 +35,7 @@ def test_fewer_shots_are_a_part_of_more():
         ("cub200", 200, [100, *[10] * 10]),
     ],
 )
-def test_the_usual_sizes(preset, classes, sizes):
+def test_presets_give_the_published_session_sizes(preset, classes, sizes):
     labels = np.repeat(np.arange(classes), 7)
     dealt = fscil(labels, 0, None, preset=preset)
     assert [len(set(labels[part])) for part in dealt] == sizes
@@ -61,7 +61,7 @@ def test_the_usual_sizes(preset, classes, sizes):
         (1, None, None, None, [1]),
     ],
 )
-def test_session_sizes(classes, experiences, base, way, sizes):
+def test_sessions_have_the_sizes_that_were_asked_for(classes, experiences, base, way, sizes):
     assert fscil_sizes(classes, experiences, base, way) == sizes
 
 
@@ -76,7 +76,7 @@ def test_session_sizes(classes, experiences, base, way, sizes):
         (11, None, None, "--experiences 11 with 0 base classes does not fit"),
     ],
 )
-def test_sizes_that_cannot_be(experiences, base, way, message):
+def test_impossible_session_sizes_are_refused(experiences, base, way, message):
     with pytest.raises(UsageError, match=message):
         fscil_sizes(10, experiences, base, way)
 

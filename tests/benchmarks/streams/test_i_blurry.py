@@ -32,7 +32,7 @@ def test_the_blurred_samples_are_the_first_of_a_sessions_list():
         assert stayed <= set(part.tolist())
 
 
-def test_what_does_not_divide():
+def test_a_remainder_is_kept_or_dropped_as_asked():
     labels = np.repeat(np.arange(13), 7)
     kept = i_blurry(labels, 0, 4, blurry=30)
     assert sorted(np.concatenate(kept)) == list(range(91))

@@ -25,12 +25,12 @@ def test_classes_in_a_given_order_and_number():
         (2, [4, 4], "must add up to the 7 classes of the benchmark, not to 8"),
     ],
 )
-def test_numbers_that_do_not_fit(experiences, sizes, message):
+def test_numbers_of_classes_that_do_not_add_up_are_refused(experiences, sizes, message):
     with pytest.raises(UsageError, match=message):
         split(LABELS, 0, experiences, classes_per_experience=sizes)
 
 
-def test_positions_by_class():
+def test_positions_are_grouped_by_class():
     parts = positions_by_class(LABELS)
     assert [part.tolist() for part in parts] == [
         np.flatnonzero(np.equal(LABELS, label)).tolist() for label in range(7)
