@@ -23,8 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-__all__ = ["import_timm_vit", "timm_compat"]
-
 _PATCHED = ("resolve_pretrained_cfg", "build_model_with_cfg")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["NonFiniteLossError", "UsageError", "nearest", "reason"]
-
 
 class UsageError(ValueError):
     """Bad input, said in one sentence: the argument, what it got, and what it takes.

@@ -31,8 +31,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["PADDING", "create_augmentation"]
-
 PADDING = 4
 
 

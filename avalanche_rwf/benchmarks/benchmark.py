@@ -7,8 +7,6 @@ from typing import Any
 
 from avalanche.benchmarks.scenarios.generic_scenario import CLScenario
 
-__all__ = ["Benchmark"]
-
 
 @dataclass(eq=False)
 class Benchmark(CLScenario[Any]):

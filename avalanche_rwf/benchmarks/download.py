@@ -45,20 +45,6 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import at_home
 from avalanche_rwf.version import __version__
 
-__all__ = [
-    "DATA_ROOT",
-    "MARKER",
-    "Archive",
-    "BadArchiveError",
-    "DataFacts",
-    "data_root",
-    "fetch",
-    "is_inside",
-    "prepare",
-    "progress",
-    "unpack",
-]
-
 DATA_ROOT = "AVALANCHE_RWF_DATA"
 """Environment variable with the folder for data sets; `--data-root` sets it."""
 MARKER = "prepared.json"

@@ -13,8 +13,6 @@ from avalanche_rwf.benchmarks.splits import StreamPlan
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import drawable, printable
 
-__all__ = ["PLOT_SUFFIXES", "check_plot", "describe", "plot_stream", "stream_table"]
-
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _MOST_LINES = 60  # classes with a line between each other in the picture
 

@@ -23,8 +23,6 @@ from avalanche_rwf.utils.validation import (
     takes,
 )
 
-__all__ = ["AUGMENTATIONS", "StreamOptions", "three_numbers"]
-
 AUGMENTATIONS = ("none", "flip", "flip-crop", "autoaug")
 
 

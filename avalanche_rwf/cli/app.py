@@ -19,8 +19,6 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.user_code import import_now
 from avalanche_rwf.version import __version__
 
-__all__ = ["VERBS", "build_parser", "main"]
-
 VERBS = (
     *("compare", "tune", "status", "inspect", "list", "leaderboard", "submit", "report"),
     *("explain", "completion"),

@@ -16,25 +16,6 @@ from avalanche_rwf.experiments.config import run_settings
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.utils.untrusted_io import at_home
 
-__all__ = [
-    "FORMATS",
-    "Messages",
-    "Parser",
-    "add_config",
-    "add_data",
-    "add_import",
-    "add_results",
-    "add_seeds",
-    "add_settings",
-    "add_stream",
-    "read_results",
-    "result_folders",
-    "say",
-    "say_failed",
-    "set_data_root",
-    "stream_options",
-]
-
 # Those of leaderboard.table, which imports pandas: `--help` need not wait for it.
 FORMATS = ("text", "csv", "md", "latex", "html")
 

@@ -17,8 +17,6 @@ from avalanche_rwf.cli.common import Parser
 from avalanche_rwf.errors import UsageError, nearest, reason
 from avalanche_rwf.utils.untrusted_io import read_file
 
-__all__ = ["ConfigFile", "config_text"]
-
 _TAKES = "--config takes a .yaml, .toml or .json file"
 _MOST = 1_000_000  # bytes; a run's configuration has a few thousand
 

@@ -13,8 +13,6 @@ from typing import Any
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.known import INDEX, sources_sha256
 
-__all__ = ["BUILDERS", "build_index", "describe_options"]
-
 
 def _methods() -> dict[str, Any]:
     from avalanche_rwf.strategies.registry import get_method, list_methods

@@ -10,17 +10,6 @@ from typing import Any
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.untrusted_io import MOST
 
-__all__ = [
-    "backbone_args",
-    "is_seed",
-    "read_every",
-    "read_grids",
-    "read_seeds",
-    "read_settings",
-    "read_slurm",
-    "read_value",
-]
-
 # What create_backbone takes besides timm's arguments has a flag of its own.
 _BACKBONE_FLAGS = {"name": "--backbone", "weights": "--weights", "image_size": "--image-size"}
 

@@ -18,8 +18,6 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = ["Drawn", "on_each_loader", "stored"]
-
 IntArray = NDArray[np.int64]
 
 

@@ -20,17 +20,6 @@ from avalanche_rwf.evaluation.recorder import PredictionRecorder
 from avalanche_rwf.evaluation.stream_position import stream_counter
 from avalanche_rwf.models.feature_cache import MEMORY, counts_only
 
-__all__ = [
-    "FiniteLoss",
-    "FiniteOutputs",
-    "Listener",
-    "Listening",
-    "Meter",
-    "Progress",
-    "peak_memory",
-    "reset_peak_memory",
-]
-
 Progress = Callable[[int], None]
 """Called with the number of training samples that a step has seen."""
 

@@ -20,16 +20,6 @@ from torch import Tensor
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.loader_order import Drawn
 
-__all__ = [
-    "StreamCounter",
-    "StreamPosition",
-    "attribute",
-    "experience_index",
-    "stream_counter",
-    "stream_name",
-    "whole_stream",
-]
-
 # Targets are looked at only when somebody asks, so that a step never waits for the accelerator;
 # at this many kept mini-batches they are folded into the set all the same.
 _MAX_PENDING = 512

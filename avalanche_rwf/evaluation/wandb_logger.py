@@ -13,8 +13,6 @@ from typing import Any
 
 import avalanche.logging
 
-__all__ = ["WandBLogger"]
-
 
 class _Wandb:
     """The module ``wandb`` with the two names that Avalanche asks for."""

@@ -7,8 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["repeated"]
-
 
 @contextlib.contextmanager
 def repeated(action: Callable[[], object], seconds: float, name: str) -> Iterator[None]:

@@ -25,14 +25,6 @@ from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.strategies.registry import create_strategy, get_method
 from avalanche_rwf.utils.user_code import origin_of
 
-__all__ = [
-    "build_benchmark",
-    "build_strategy",
-    "load_backbone",
-    "origins_of",
-    "with_code",
-]
-
 
 @functools.lru_cache(maxsize=2)
 def _backbone(

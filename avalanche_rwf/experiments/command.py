@@ -11,8 +11,6 @@ from avalanche_rwf.benchmarks.stream_registry import OPTIONS, resolve_stream_opt
 from avalanche_rwf.experiments.config import RunConfig, run_settings
 from avalanche_rwf.models.names import PACKAGED
 
-__all__ = ["command_line", "command_words"]
-
 # Settings with a rule of their own below.
 _OWN = ("benchmark", "seed", "backbone")
 

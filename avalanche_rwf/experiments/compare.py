@@ -31,19 +31,6 @@ from avalanche_rwf.models.masks import MASKS
 from avalanche_rwf.strategies.description import Description, describe
 from avalanche_rwf.strategies.registry import get_method, list_methods, resolve_options
 
-__all__ = [
-    "Plan",
-    "check_method",
-    "given_options",
-    "method_grids",
-    "method_options",
-    "plan",
-    "plan_tuned",
-    "resolve_device",
-    "select_methods",
-    "write_left_out",
-]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -31,20 +31,6 @@ from avalanche_rwf.utils.validation import (
 )
 from avalanche_rwf.version import __version__
 
-__all__ = [
-    "BUSY",
-    "LARGEST",
-    "STUDY",
-    "RunConfig",
-    "Setting",
-    "declare",
-    "header_parts",
-    "run_directory",
-    "run_settings",
-    "short",
-    "slug",
-]
-
 BUSY = "busy"
 """The status of a run that another process is doing."""
 

@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MOST", "available_cores", "thread_limit"]
-
 MOST = 8
 """Cores that a run makes use of: a small batch does not fill more."""
 

@@ -23,13 +23,6 @@ from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import get_method
 
-__all__ = [
-    "NormaliseOnDevice",
-    "loader_workers",
-    "normalises",
-    "run_images",
-    "training_workers",
-]
 
 class NormaliseOnDevice(SupervisedPlugin):
     """Normalises a mini-batch of uint8 images on the device that it was moved to.

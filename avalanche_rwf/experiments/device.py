@@ -9,8 +9,6 @@ import torch
 
 from avalanche_rwf.experiments.execution import current_execution
 
-__all__ = ["arithmetic", "auto_precision", "eval_batch_size", "set_arithmetic"]
-
 
 def eval_batch_size(batch_size: int) -> int:
     """Test images per step: as asked for, or 64 and at least as many as in training.

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from avalanche_rwf.experiments.config import LARGEST, declare, run_settings
 from avalanche_rwf.utils.validation import Flag, Whole
 
-__all__ = ["Execution", "current_execution", "use_execution"]
-
 # Each is a process: more than any machine's cores are a slip.
 _MOST = 1024
 

@@ -10,15 +10,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "device_lost",
-    "failure_reason",
-    "free_memory",
-    "held_by_others",
-    "largest_that_fits",
-    "out_of_memory",
-]
-
 
 def failure_reason(error: BaseException, folder: Path, batch_size: int) -> str:
     """An error in one sentence.

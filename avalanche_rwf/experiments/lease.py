@@ -29,8 +29,6 @@ from filelock import FileLock, Timeout
 
 from avalanche_rwf.experiments.background import repeated
 
-__all__ = ["BEAT", "EXPIRES", "locked"]
-
 BEAT = 10.0
 """Seconds between two signs of life of a lease's holder."""
 

@@ -18,8 +18,6 @@ from avalanche_rwf.models.backbone import backbone_info
 from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.utils.user_code import may_import
 
-__all__ = ["load_routed"]
-
 
 def load_routed(folder: Path) -> tuple[RunConfig, RoutedViT]:
     """The configuration and the model, in eval mode on the CPU, of a finished run.

@@ -18,8 +18,6 @@ from avalanche_rwf.errors import UsageError, nearest, reason
 if TYPE_CHECKING:
     from avalanche_rwf.experiments.config import RunConfig
 
-__all__ = ["LOGGERS", "Logger", "check_loggers"]
-
 
 class Logger(Protocol):
     """What a logger has; Avalanche's have it."""

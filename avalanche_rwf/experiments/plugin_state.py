@@ -25,8 +25,6 @@ from torch.optim import Optimizer
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.evaluation.loader_order import stored
 
-__all__ = ["TEMPLATE", "Attributes"]
-
 # They hold an iterator over their buffer as soon as they have one.
 _UNSAVEABLE = ("AGEMPlugin", "GenerativeReplayPlugin", "MIRPlugin", "RARPlugin")
 _PLAIN = (bool, int, float, str, bytes, torch.Size, torch.device)

@@ -25,8 +25,6 @@ from avalanche_rwf.errors import UsageError, reason
 from avalanche_rwf.experiments.background import repeated
 from avalanche_rwf.experiments.store import finished
 
-__all__ = ["Remote", "is_url", "local_folder"]
-
 SUMMARY = "summary.json"
 _EVERY = 30.0  # seconds between two copies of a checkpoint
 _CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")

@@ -68,12 +68,12 @@ from avalanche_rwf.experiments.failures import (
     largest_that_fits,
     out_of_memory,
 )
+from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.run_logger import RunLogger
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
 from avalanche_rwf.experiments.store import (
     environment,
     finished,
-    locked,
     read_json,
     save_tensors,
     source_sha256,
@@ -88,15 +88,6 @@ from avalanche_rwf.strategies.description import describe, state_bytes
 from avalanche_rwf.strategies.registry import get_method
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
-
-__all__ = [
-    "WEIGHTS",
-    "exposed_tests",
-    "routing_state",
-    "run",
-    "run_strategy",
-    "train_experience",
-]
 
 Log = Callable[[str], None]
 

@@ -22,8 +22,6 @@ from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.execution import current_execution
 from avalanche_rwf.experiments.loggers import LOGGERS, Logger
 
-__all__ = ["LOSS_EVERY", "RunLogger"]
-
 LOSS_EVERY = 10
 """Training steps between two values of the loss."""
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 from avalanche_rwf.errors import UsageError, nearest
 
-__all__ = ["exclude_methods", "named_methods", "select_names"]
-
 
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]

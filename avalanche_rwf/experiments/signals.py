@@ -17,17 +17,6 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-__all__ = [
-    "RunStopped",
-    "follow",
-    "ignored",
-    "listening",
-    "request_stop",
-    "stop_requested",
-    "stopped_by",
-    "working",
-]
-
 _ASKED = threading.Event()
 _WORKING = threading.Lock()
 _SIGNAL = signal.SIGINT

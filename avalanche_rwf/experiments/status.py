@@ -22,8 +22,6 @@ from avalanche_rwf.experiments.background import repeated
 from avalanche_rwf.experiments.config import RunConfig, run_directory, slug
 from avalanche_rwf.utils.untrusted_io import read_object
 
-__all__ = ["Reporter", "State", "Tally", "read_running", "read_state", "write_list"]
-
 _EVERY = 1.0
 _SILENT = 60.0
 """Seconds without a sign of life after which a run is shown as silent."""

@@ -16,26 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.utils.atomic_io import write_whole
 from avalanche_rwf.utils.untrusted_io import read_object
 from avalanche_rwf.version import __version__
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "check_writable",
-    "environment",
-    "finished",
-    "locked",
-    "plain_json",
-    "read_json",
-    "save_tensors",
-    "source_sha256",
-    "write_json",
-    "write_text",
-]
 
 
 def write_text(path: Path, text: str, make_folder: bool = True) -> None:

@@ -41,8 +41,9 @@ from avalanche_rwf.experiments.build import build_benchmark
 from avalanche_rwf.experiments.compare import Plan, check_method, plan_tuned
 from avalanche_rwf.experiments.config import BUSY, STUDY, RunConfig, slug
 from avalanche_rwf.experiments.execution import Execution
+from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.signals import RunStopped, stop_requested
-from avalanche_rwf.experiments.store import environment, locked, read_json, write_json, write_text
+from avalanche_rwf.experiments.store import environment, read_json, write_json, write_text
 from avalanche_rwf.experiments.tuning import (
     HOLDOUT,
     Choice,
@@ -55,8 +56,6 @@ from avalanche_rwf.experiments.tuning import (
 from avalanche_rwf.models.masks import MASKS
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import get_method, resolve_options
-
-__all__ = ["plan_studies", "read_study", "search", "search_space", "study_choice"]
 
 _EVALUATIONS = 6
 """Of a trial, by which it is judged on the way."""

@@ -47,20 +47,6 @@ from avalanche_rwf.experiments.store import environment, read_json, write_json
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import MethodSpec, get_method, resolve_options
 
-__all__ = [
-    "HOLDOUT",
-    "SETTINGS",
-    "Choice",
-    "choose",
-    "first_experiences",
-    "grid",
-    "held_out_accuracy",
-    "held_out_config",
-    "is_note",
-    "settings",
-    "tune",
-]
-
 SETTINGS = 10
 HOLDOUT = 0.25
 MOST_SETTINGS = 200

@@ -17,8 +17,6 @@ from avalanche_rwf.experiments.config import RunConfig
 from avalanche_rwf.experiments.status import State
 from avalanche_rwf.utils.untrusted_io import printable
 
-__all__ = ["Screen", "Speed", "Speeds", "View", "log_line", "summary_line", "table"]
-
 _IN_A_TERMINAL, _IN_A_LOG = 1.0, 30.0
 _RUNS = 12  # that are listed one by one
 

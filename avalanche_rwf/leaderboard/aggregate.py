@@ -32,24 +32,6 @@ from avalanche_rwf.utils.atomic_io import write_whole
 from avalanche_rwf.utils.untrusted_io import MOST, printable, read_file, read_object
 from avalanche_rwf.utils.validation import AnyPath
 
-__all__ = [
-    "FORMULA",
-    "MOST_MEASURED",
-    "BrokenRun",
-    "Runs",
-    "add_reference",
-    "aggregate",
-    "csv_text",
-    "is_reference",
-    "missing",
-    "protocols",
-    "read_runs",
-    "records",
-    "row_key",
-    "runs_by_row",
-    "write_leaderboard",
-]
-
 SETUP = ("head", "mask", "readout", "budget")
 """What tells methods apart besides their names: columns of a table where they differ."""
 

@@ -20,8 +20,6 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments.store import write_text
 from avalanche_rwf.leaderboard.aggregate import records, row_key, runs_by_row
 
-__all__ = ["contribution", "write_contribution"]
-
 _EXPERIMENT = '''\
 #!/usr/bin/env python3
 """{mark}; needs `pip install avalanche-rwf`."""
@@ -197,7 +195,7 @@ def write_contribution(files: dict[str, str], folder: str | os.PathLike[str]) ->
             ) from None
         listing = path.name == "__init__.py" or name == _TARGETS
         if there and not listing and _MARK not in there:
-            raise UsageError(f"--out takes a folder without another {name}, and {str(path)!r} is one.")
+            raise UsageError(f"--out takes a folder without another {name}, and it has one.")
         merged[path] = _merged(there, text, name == _TARGETS) if listing else text
     for path, text in merged.items():
         try:

@@ -22,23 +22,6 @@ from avalanche_rwf.leaderboard.metrics_file import Metrics, parse_metrics
 from avalanche_rwf.leaderboard.stats import mean_std
 from avalanche_rwf.utils.untrusted_io import read_file
 
-__all__ = [
-    "Curve",
-    "Measured",
-    "accuracy_curve",
-    "anytime_curve",
-    "boundaries",
-    "class_forgetting",
-    "end_curve",
-    "first_end",
-    "matrix",
-    "measured",
-    "over_seeds",
-    "pareto_front",
-    "read_metrics",
-    "routing_curves",
-]
-
 
 class Curve(NamedTuple):
     """A curve of several seeds.

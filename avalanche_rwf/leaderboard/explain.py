@@ -29,8 +29,6 @@ from avalanche_rwf.utils.untrusted_io import drawable, read_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "draw_routes", "explain", "read_pixels", "route_rows"]
-
 FORMATS = ("png", "svg")
 _CELL = 1.05  # inches
 _MOST_PROMPTS = 32

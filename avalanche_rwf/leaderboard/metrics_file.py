@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from avalanche_rwf.leaderboard.aggregate import MOST_MEASURED
 
-__all__ = ["Metrics", "parse_metrics"]
-
 _CLASS = "accuracy_class_"
 _COLUMNS = ["samples_seen", "experience", "metric", "value"]
 

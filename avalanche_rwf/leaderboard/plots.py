@@ -49,19 +49,6 @@ from avalanche_rwf.leaderboard.style import Look, look, looks
 from avalanche_rwf.leaderboard.table import hardware_of, protocol_header, row_labels
 from avalanche_rwf.utils.untrusted_io import drawable, printable
 
-__all__ = [
-    "PICTURES",
-    "TARGETS",
-    "Written",
-    "accuracy_against_cost",
-    "accuracy_matrices",
-    "anytime_accuracy",
-    "few_shot",
-    "few_shot_series",
-    "forgetting_by_class",
-    "write_plots",
-]
-
 
 class Target(NamedTuple):
     """What a picture is for: its width in inches, its letters in points and their family."""

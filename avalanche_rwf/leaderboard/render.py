@@ -27,8 +27,6 @@ from avalanche_rwf.leaderboard.table import (
 )
 from avalanche_rwf.utils.untrusted_io import read_file
 
-__all__ = ["FORMATS", "read_names", "render"]
-
 FORMATS = ("text", "csv", "md", "latex", "html")
 Names = Mapping[str, str]
 _BOLD = f"Bold: best. {NOTE}"

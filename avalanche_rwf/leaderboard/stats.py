@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-__all__ = ["Paired", "interval", "mean_std", "paired_difference"]
-
 
 class Paired(NamedTuple):
     """A method's difference to a reference over the seeds that both have.

@@ -9,8 +9,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Look", "look", "looks"]
-
 # On a light and on a dark ground. The first seven are Okabe and Ito's without the yellow, which a
 # white page hides; the others are of Tol's "muted". Told apart with every kind of colour vision.
 _COLOURS = (

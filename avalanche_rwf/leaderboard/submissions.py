@@ -45,16 +45,6 @@ from avalanche_rwf.utils import validation
 from avalanche_rwf.utils.untrusted_io import read_file
 from avalanche_rwf.version import __version__
 
-__all__ = [
-    "Entry",
-    "build_entry",
-    "entry_content",
-    "entry_metrics",
-    "read_entries",
-    "read_entry",
-    "schema",
-]
-
 MAX_BYTES = 5_000_000
 _MAX_RUNS = 1000
 _MAX_EXPERIENCES = 1000

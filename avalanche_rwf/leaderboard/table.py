@@ -24,20 +24,6 @@ from avalanche_rwf.experiments.config import header_parts, run_settings, short
 from avalanche_rwf.leaderboard.aggregate import PROTOCOL, SETUP, missing, protocols, records
 from avalanche_rwf.utils.untrusted_io import printable
 
-__all__ = [
-    "MISSING",
-    "NOTE",
-    "Column",
-    "Table",
-    "hardware_of",
-    "one_space",
-    "protocol_header",
-    "ranked",
-    "render_text",
-    "row_labels",
-    "tables",
-]
-
 Row = dict[str, Any]  # of the board, by column
 Rows = list[Row]
 

@@ -41,8 +41,6 @@ from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
-__all__ = ["CodaPromptViT"]
-
 
 def _orthonormal(rows: Tensor, beside: Tensor | None = None) -> Tensor:
     """Gram-Schmidt: rows [m, width] made orthonormal, and orthogonal to those of `beside`."""

@@ -15,8 +15,6 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 
-__all__: list[str] = []
-
 
 @register_method(
     "linear-probe",

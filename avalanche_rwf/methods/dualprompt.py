@@ -47,8 +47,6 @@ from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
-__all__ = ["EXPERT", "GENERAL", "DualPromptViT"]
-
 # The first five blocks. On fewer than three an expert prompt, which is the method, comes first.
 GENERAL = DefaultBlocks("0,1", {1: "none", 2: "0"})
 EXPERT = DefaultBlocks("2,3,4", {1: "0", 2: "1"})

@@ -10,8 +10,6 @@ from avalanche_rwf.models.class_tokens import ClassTokensViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 
-__all__: list[str] = []
-
 
 @register_method(
     "f-oal",

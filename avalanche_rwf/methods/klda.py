@@ -13,8 +13,6 @@ from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 
-__all__ = ["FlippedViT"]
-
 
 @dataclass(frozen=True)
 class Mirrored(Selection):

@@ -51,8 +51,6 @@ from avalanche_rwf.models.families import ViT, class_position, final_norm
 from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import Choice, Flag, Number, Whole, takes
 
-__all__ = ["Chosen", "L2PViT"]
-
 
 @dataclass(frozen=True)
 class Chosen(Selection):

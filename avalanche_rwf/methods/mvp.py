@@ -51,8 +51,6 @@ from avalanche_rwf.strategies.criteria import is_cross_entropy
 from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import Number, shown, takes
 
-__all__ = ["MVPStrategy", "MVPViT", "ignored", "mvp_losses"]
-
 
 def ignored(
     inputs: Tensor, logits: Tensor, targets: Tensor, gate: Tensor

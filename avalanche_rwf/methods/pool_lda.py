@@ -37,8 +37,6 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.utils.validation import Choice, Flag, Number, takes
 
-__all__ = ["PooledViT"]
-
 
 class PooledViT(FrozenViT):
     """A frozen ViT whose patches are pooled around the centre, in several blocks.

@@ -15,16 +15,6 @@ from avalanche_rwf.models.blockwise import PrefixPrompt, Prompt, TokenPrompt
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT
 
-__all__ = [
-    "INSERTS",
-    "STARTS",
-    "TaskViT",
-    "as_prompt",
-    "cosine_distance",
-    "named_blocks",
-    "starting",
-]
-
 INSERTS = ("prefix", "token")
 STARTS = ("original", "symmetric", "normal")
 

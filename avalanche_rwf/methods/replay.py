@@ -14,8 +14,6 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.replay import Replay
 
-__all__: list[str] = []
-
 
 def _build(
     *,

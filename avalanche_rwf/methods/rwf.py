@@ -29,8 +29,6 @@ from avalanche_rwf.routing.model import RoutedViT
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.strategies.rwf import RwFStrategy
 
-__all__: list[str] = []
-
 PAPER = "Routing without Forgetting, arXiv 2603.09576"
 
 

@@ -20,8 +20,6 @@ from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
 from avalanche_rwf.utils.registry import read_options
 
-__all__: list[str] = []
-
 
 def build_lda(
     *,

@@ -26,8 +26,6 @@ from avalanche_rwf.models.families import ViT, class_position
 from avalanche_rwf.strategies.registry import register_model
 from avalanche_rwf.utils.validation import Choice, Whole, takes
 
-__all__ = ["SinglePromptViT"]
-
 
 @register_model(
     "single-prompt",

@@ -11,8 +11,6 @@ from torch import Tensor
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import is_whole
 
-__all__ = ["DefaultBlocks", "FitWarning", "as_default", "parse_blocks"]
-
 
 class FitWarning(UserWarning):
     """Says that a default of a method was changed to fit the backbone."""

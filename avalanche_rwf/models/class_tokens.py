@@ -13,8 +13,6 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.families import ViT, final_norm, summary
 from avalanche_rwf.utils.validation import Choice, takes
 
-__all__ = ["ClassTokensViT"]
-
 
 class ClassTokensViT(FrozenViT):
     """The class token after each block of some, as the head's features.

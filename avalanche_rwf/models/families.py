@@ -25,17 +25,6 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = [
-    "ViT",
-    "class_position",
-    "final_norm",
-    "form_of",
-    "forms_of",
-    "pooling",
-    "summary",
-    "unsupported_because",
-]
-
 ViT: TypeAlias = VisionTransformer | Eva | Beit
 
 

@@ -37,16 +37,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-__all__ = [
-    "MEMORY",
-    "FeatureMemory",
-    "counts_only",
-    "fingerprint",
-    "image_digests",
-    "is_watched",
-    "settings",
-]
-
 # Packages that the modules of backbones come from.
 _KNOWN = ("torch", "timm", "avalanche_rwf")
 _SETTINGS = frozenset({bool, int, float, str, tuple})

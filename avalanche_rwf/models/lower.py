@@ -14,8 +14,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["lowered"]
-
 _Cast = tuple[Tensor, int, Tensor]  # a weight, its version, the copy
 _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, _Cast]] = weakref.WeakKeyDictionary()
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = ["PACKAGED", "checked_path"]
-
 PACKAGED = "rwf_vit_mini_patch8_32"
 """The backbone whose weights are in this package."""
 

@@ -21,17 +21,6 @@ from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import PREPARATION as KEYS
 from avalanche_rwf.utils.validation import checked_preparation
 
-__all__ = [
-    "KEYS",
-    "cfg_config",
-    "configure",
-    "data_config",
-    "evaluation_transform",
-    "metadata_config",
-    "plain_name",
-    "range_note",
-    "tag_config",
-]
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """`KEYS` as timm's evaluation uses them; the interpolation with timm's crop mode behind it,

@@ -27,8 +27,6 @@ from torch import Tensor, nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.families import form_of, pooling
 
-__all__ = ["first_line", "load_file", "load_hub", "weights_sha256"]
-
 # Keys of a file with several models, the first that is there is taken: authors evaluate averaged
 # weights and teachers.
 _WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")

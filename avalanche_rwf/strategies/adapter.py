@@ -50,8 +50,6 @@ from avalanche_rwf.utils.registry import option_types
 from avalanche_rwf.utils.user_code import import_code, origin_of
 from avalanche_rwf.utils.validation import Number
 
-__all__ = ["PREFIX", "REFUSED", "RUNNING", "AdaptedViT", "list_adapted", "resolve"]
-
 PREFIX = "avalanche:"
 _HEADS = ("linear", "cosine")
 

@@ -26,8 +26,6 @@ from avalanche_rwf.strategies.description import Description, of_model
 from avalanche_rwf.utils.device import note_labels
 from avalanche_rwf.utils.random_state import random_state, set_random_state
 
-__all__ = ["CommonStrategy", "class_numbers", "evaluating"]
-
 _CLASSES = "labels must be the numbers of classes, one whole number per image"
 
 

@@ -24,8 +24,6 @@ from torch.nn.modules.loss import _WeightedLoss
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.masks import mask_logits
 
-__all__ = ["Criterion", "check_weights", "is_cross_entropy", "loss_under"]
-
 Criterion = Callable[[Tensor, Tensor], Any]
 
 

@@ -12,8 +12,6 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import HEADS
 from avalanche_rwf.routing.model import RoutedViT
 
-__all__ = ["Describes", "Description", "describe", "head_name", "state_bytes"]
-
 
 @dataclass(frozen=True)
 class Description:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["OnHub"]
-
 _CONFIG, _WEIGHTS, _CARD = FILES = ("config.json", "model.safetensors", "README.md")
 _FORMAT = 1
 

@@ -15,8 +15,6 @@ import torch
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.utils.validation import By, Choice, Constraint, Whole, is_number, is_whole
 
-__all__ = ["LOOP", "PRECISIONS", "check_loop"]
-
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 

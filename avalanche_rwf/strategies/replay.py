@@ -46,8 +46,6 @@ from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 if TYPE_CHECKING:
     from avalanche.training.storage_policy import ExemplarsBuffer
 
-__all__ = ["POLICIES", "REPLAY_LOSSES", "Replay"]
-
 REPLAY_LOSSES = ("er", "er-ace", "der")
 POLICIES = ("reservoir", "class-balanced")
 

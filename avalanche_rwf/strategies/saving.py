@@ -17,8 +17,6 @@ from avalanche_rwf.strategies.replay import Replay
 from avalanche_rwf.utils.atomic_io import StateFileError, read_state, save_state
 from avalanche_rwf.utils.validation import AnyPath, Flag, is_number, takes
 
-__all__ = ["Saved", "load_optimizer", "read_saved"]
-
 _SAVED = 1
 
 
@@ -52,7 +50,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     for own, loaded in zip(before, optimizer.param_groups, strict=True):
         same = own.get("name") == loaded.get("name")
         if not same or not all(key in loaded and _alike(own[key], loaded[key]) for key in own):
-            raise ValueError("The saved state does not fit this optimizer: its parameter groups differ.")
+            raise ValueError("The saved state does not fit this optimizer: other parameter groups.")
 
 
 def _alike(own: Any, loaded: Any) -> bool:

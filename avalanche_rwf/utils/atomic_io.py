@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-__all__ = ["StateFileError", "read_state", "save_state", "write_whole"]
-
 _COMMENT = b"avalanche-rwf sha256:"
 _DIGITS = 64  # hexadecimal, of a SHA-256
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["note_labels", "on_host", "to_device"]
-
 _NOTED = WeakTensorKeyDictionary()  # labels on a device -> their version, and what they are
 
 

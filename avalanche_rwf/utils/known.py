@@ -19,8 +19,6 @@ from typing import Any
 from avalanche_rwf.utils.registry import Registry
 from avalanche_rwf.utils.user_code import ENTRY_POINTS, VARIABLE
 
-__all__ = ["INDEX", "known", "sources_sha256"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 INDEX = _PACKAGE / "data" / "index.json"
 """The generated file."""

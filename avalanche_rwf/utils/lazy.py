@@ -9,8 +9,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["import_later", "lazy"]
-
 
 def lazy(
     package: str, homes: Mapping[str, str]

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["kept_random_state", "random_state", "set_random_state"]
-
 
 def random_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's generators, as tensors and plain values."""

@@ -23,8 +23,6 @@ from avalanche_rwf.utils.untrusted_io import MOST
 from avalanche_rwf.utils.user_code import load_extensions, origin_of
 from avalanche_rwf.utils.validation import Text, is_finite, is_whole, takes
 
-__all__ = ["Registry", "check_call", "convert_option", "option_types", "read_options"]
-
 E = TypeVar("E")
 
 

@@ -8,8 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["MOST", "at_home", "drawable", "printable", "read_end", "read_file", "read_object"]
-
 MOST = 2**62
 """Whole numbers from here on are refused as an option: no array and no other language has them."""
 

@@ -23,18 +23,6 @@ from typing import Any
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = [
-    "ENTRY_POINTS",
-    "VARIABLE",
-    "add_imports",
-    "import_code",
-    "import_now",
-    "load_extensions",
-    "may_import",
-    "origin_of",
-    "told",
-]
-
 VARIABLE = "AVALANCHE_RWF_IMPORT"
 ENTRY_POINTS = "avalanche_rwf."
 """Before the kind: the groups of entry points."""

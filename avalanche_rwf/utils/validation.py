@@ -28,34 +28,6 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from avalanche_rwf.errors import UsageError
 
-__all__ = [
-    "DECLARED",
-    "FAR",
-    "INTERPOLATIONS",
-    "LARGEST_IMAGE",
-    "LEAST_CROP",
-    "PREPARATION",
-    "AnyPath",
-    "By",
-    "Choice",
-    "Constraint",
-    "Either",
-    "Flag",
-    "Instance",
-    "Kind",
-    "Number",
-    "Options",
-    "Subset",
-    "Text",
-    "Whole",
-    "checked_preparation",
-    "is_finite",
-    "is_number",
-    "is_whole",
-    "shown",
-    "takes",
-]
-
 LARGEST_IMAGE = 2**14
 """The largest side of images in pixels: position embeddings of more would fill any memory."""
 

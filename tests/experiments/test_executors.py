@@ -22,8 +22,9 @@ from avalanche_rwf.experiments.executors import (
     process,
 )
 from avalanche_rwf.experiments.executors.base import TICK, Context, variables
+from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.experiments.store import locked, write_json
+from avalanche_rwf.experiments.store import write_json
 from avalanche_rwf.models.feature_cache import MEMORY
 
 from ..runs import execute_with

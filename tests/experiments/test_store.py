@@ -114,9 +114,9 @@ def test_on_a_file_system_without_locks_one_is_in_at_a_time(monkeypatch, tmp_pat
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(lease.FileLock, "acquire", acquire)
-    with store.locked(tmp_path / "seed0") as mine, store.locked(tmp_path / "seed0") as too:
+    with lease.locked(tmp_path / "seed0") as mine, lease.locked(tmp_path / "seed0") as too:
         assert mine and not too
-    with store.locked(tmp_path / "seed0") as mine:
+    with lease.locked(tmp_path / "seed0") as mine:
         assert mine
 
 

@@ -21,8 +21,8 @@ from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import execute
+from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.run import run
-from avalanche_rwf.experiments.store import locked
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 from avalanche_rwf.utils import atomic_io
 from avalanche_rwf.utils.atomic_io import read_state

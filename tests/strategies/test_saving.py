@@ -111,12 +111,12 @@ def test_a_schedulers_rates_are_loaded_and_a_group_without_a_rate_is_refused(
     for damage in ("lr", "betas", "name"):
         groups = [dict(group) for group in state["optimizer"]["param_groups"]]
         del groups[-1][damage]
-        with pytest.raises(ValueError, match="does not fit this optimizer: its parameter groups differ"):
+        with pytest.raises(ValueError, match="does not fit this optimizer: other parameter groups"):
             small(tools).load_trained_state(
                 {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
             )
     groups[-1]["name"] = groups[0]["name"]
-    with pytest.raises(ValueError, match="its parameter groups differ"):
+    with pytest.raises(ValueError, match="other parameter groups"):
         small(tools).load_trained_state(
             {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
         )

@@ -17,8 +17,6 @@ from avalanche_rwf.benchmarks.sources import Archive, ArrayDataset, DataFacts, r
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CIFAR100", "FACTS"]
-
 _TOP = "cifar-100-python"
 FACTS = DataFacts(
     name="cifar-100",

@@ -20,8 +20,6 @@ from avalanche_rwf.benchmarks.sources import (
     register_dataset,
 )
 
-__all__ = ["CUB200", "FACTS"]
-
 _TOP = "CUB_200_2011"
 FACTS = DataFacts(
     name="cub-200-2011",

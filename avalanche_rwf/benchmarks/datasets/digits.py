@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-__all__ = ["TEST_SHARE", "load_digits_source"]
-
 TEST_SHARE = 0.25
 _SPLIT_SEED = 1998  # of the test images, the same for every stream
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from avalanche_rwf.benchmarks.images import Geometry, Pixels
     from avalanche_rwf.benchmarks.splits import ImageSource
 
-__all__ = ["IMAGE_SUFFIXES", "check_splits", "load_folder_source"]
-
 _SHARE = 6  # first word of the seed of a split; the others are in splits.py
 _EXPERIENCES = 5  # unless there are fewer classes
 # torchvision's, and what else PIL decodes by itself, without starting another program.

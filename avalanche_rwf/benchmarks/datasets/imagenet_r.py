@@ -24,8 +24,6 @@ from avalanche_rwf.benchmarks.sources import (
     register_dataset,
 )
 
-__all__ = ["FACTS", "ImageNetR"]
-
 FACTS = DataFacts(
     name="imagenet-r",
     archives=(

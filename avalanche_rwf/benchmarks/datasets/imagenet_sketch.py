@@ -26,8 +26,6 @@ from avalanche_rwf.benchmarks.sources import (
     register_dataset,
 )
 
-__all__ = ["FACTS", "ImageNetSketch"]
-
 FACTS = DataFacts(
     name="imagenet-sketch",
     archives=(

@@ -26,8 +26,6 @@ from avalanche_rwf.benchmarks.sources import Archive, ArrayDataset, DataFacts, r
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FACTS", "LOCAL", "MNIST", "FashionMNIST"]
-
 LOCAL = {
     "fashion-mnist": (Path("/usr/share/datasets/fashion-mnist"),),
     "mnist": (Path("/usr/share/datasets/mnist"),),

@@ -21,8 +21,6 @@ from avalanche_rwf.benchmarks.sources import (
     register_dataset,
 )
 
-__all__ = ["FACTS", "TinyImageNet"]
-
 _TOP = "tiny-imagenet-200"
 FACTS = DataFacts(
     name="tiny-imagenet-200",

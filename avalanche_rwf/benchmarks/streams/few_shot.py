@@ -22,8 +22,6 @@ from avalanche_rwf.benchmarks.streams.split import (
 )
 from avalanche_rwf.errors import UsageError
 
-__all__ = ["FSCIL", "few_of_each", "fscil", "fscil_sizes", "k_shot"]
-
 _SHOTS = 6  # first word of the seed; see split.py
 
 FSCIL: Mapping[str, tuple[int, int, int]] = {

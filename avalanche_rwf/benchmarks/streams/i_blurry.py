@@ -12,8 +12,6 @@ from avalanche_rwf.benchmarks.streams.si_blurry import (
     split_classes,
 )
 
-__all__ = ["i_blurry"]
-
 
 @register_stream(
     "i-blurry", summary="i-Blurry: equal sessions, a part of some classes' samples wanders"

@@ -16,8 +16,6 @@ from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream
 from avalanche_rwf.benchmarks.streams.split import arrange, mixed, positions_by_class
 from avalanche_rwf.utils.validation import is_finite
 
-__all__ = ["repetition"]
-
 _RETURNS, _DEAL = 7, 8  # first words of the seeds; see split.py
 
 

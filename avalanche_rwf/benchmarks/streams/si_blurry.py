@@ -16,8 +16,6 @@ from avalanche_rwf.benchmarks.stream_registry import add_option, one_of, registe
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["mixed_sessions", "permuted", "positions_of", "si_blurry", "split_classes"]
-
 add_option(
     "disjoint",
     "a whole number from 0 to 100, the share of the classes in per cent",

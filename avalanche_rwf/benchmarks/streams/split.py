@@ -15,16 +15,6 @@ import numpy as np
 from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream
 from avalanche_rwf.errors import UsageError
 
-__all__ = [
-    "arrange",
-    "class_order",
-    "deal_by_class",
-    "experience_sizes",
-    "mixed",
-    "positions_by_class",
-    "split",
-]
-
 # First word of the seed of each choice.
 _CLASSES, _SAMPLES = 1, 2
 

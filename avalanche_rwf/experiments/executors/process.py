@@ -30,8 +30,6 @@ from avalanche_rwf.experiments.executors.base import (
     shared_features,
 )
 
-__all__ = ["ProcessExecutor", "gpus", "process_context", "start_server"]
-
 
 def process_context() -> BaseContext:
     """How processes are started here."""

@@ -34,8 +34,6 @@ from avalanche_rwf.experiments.executors.base import (
     register_executor,
 )
 
-__all__ = ["RayExecutor"]
-
 _RETRIES = 5
 _LOOK = 1.0  # seconds between two looks at what the cluster has
 _FRACTION = 1 / 4  # more tasks than can run, so that no node waits for the next one

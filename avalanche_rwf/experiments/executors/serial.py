@@ -16,8 +16,6 @@ from avalanche_rwf.experiments.executors.base import (
     register_executor,
 )
 
-__all__ = ["SerialExecutor"]
-
 
 @register_executor("serial")
 class SerialExecutor(Executor):

@@ -44,8 +44,6 @@ from avalanche_rwf.experiments.executors.base import (
 from avalanche_rwf.experiments.store import read_json, write_json
 from avalanche_rwf.utils.untrusted_io import read_object
 
-__all__ = ["SlurmExecutor"]
-
 _EVERY = 2.0  # seconds between two looks at the queue, and more for a long queue
 _SIGNAL_BEFORE = 90  # seconds before the time limit
 _TIME = "01:00:00"

@@ -31,8 +31,6 @@ from avalanche_rwf.utils.untrusted_io import read_end
 from avalanche_rwf.utils.user_code import may_import
 from avalanche_rwf.version import __version__
 
-__all__ = ["Row", "board_data", "points", "report_rows", "row_data"]
-
 _LOG = 20_000  # characters of a log that are kept, from its end
 _DIGITS = 5
 Point = list[float | int | None]

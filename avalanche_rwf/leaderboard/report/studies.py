@@ -13,8 +13,6 @@ from avalanche_rwf.experiments.store import read_json
 from avalanche_rwf.leaderboard.style import look
 from avalanche_rwf.utils.validation import is_finite
 
-__all__ = ["studies"]
-
 Trial = dict[str, Any]
 
 
