@@ -138,9 +138,16 @@ def sweeps(
         assert summary["status"] == "done", summary
 
 
-def tunes(config: RunConfig, out: Path, trials: int) -> None:
+def tunes(
+    config: RunConfig,
+    out: Path,
+    trials: int,
+    execution: Execution = Execution(jobs=1, quiet=True),  # noqa: B008
+    environ: Mapping[str, str] = {},
+) -> None:
     """A command that brings a study to so many trials."""
     from avalanche_rwf.experiments.study import search
 
-    _, found = search(config, (), out, trials, Execution(jobs=1, quiet=True))
+    os.environ.update(environ)
+    _, found = search(config, (), out, trials, execution)
     assert all(summary["status"] == "done" for _, summary in found)

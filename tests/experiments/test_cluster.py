@@ -24,12 +24,16 @@ import executor_children as children  # by the path that conftest adds
 import pytest
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.experiments import signals
+from avalanche_rwf.experiments import signals, study
 from avalanche_rwf.experiments.config import RunConfig, run_directory
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import execute, get_executor
+from avalanche_rwf.experiments.executors import slurm as slurm_executor
+from avalanche_rwf.experiments.executors.base import Context
 from avalanche_rwf.experiments.executors.process import process_context
 from avalanche_rwf.experiments.run import run
+from avalanche_rwf.experiments.store import write_json
+from avalanche_rwf.experiments.study import read_study, search
 from avalanche_rwf.leaderboard.aggregate import aggregate, read_runs
 
 METHODS = ("ncm", "slda", "linear-probe", "rwf")
@@ -37,6 +41,9 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install ray)"
 )
 _MISSING = [p for p in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(p) is None]
+needs_optuna = pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None, reason="Optuna is not installed"
+)
 needs_slurm = pytest.mark.skipif(
     bool(_MISSING) or os.getuid() != 0 or importlib.util.find_spec("submitit") is None,
     reason=f"needs root, submitit and Slurm's programs (not installed: {_MISSING})",
@@ -201,6 +208,37 @@ def test_a_killed_driver_takes_its_tasks_along_and_the_same_command_goes_on(clus
     sweep.finish("ray", ray_address=there.address)
 
 
+def tuning(config, out, trials, **how):
+    """A command that searches, in a process of its own."""
+    execution = Execution(quiet=True, **how)
+    command = process_context().Process(  # type: ignore[attr-defined]
+        target=children.tunes, args=(config, out, trials, execution, dict(os.environ)), daemon=True
+    )
+    command.start()
+    return command
+
+
+def assert_each_trial_once(out: Path, trials: int) -> None:
+    (folder,) = (out / "tuning").iterdir()
+    assert read_study(folder)["trials"] == list(range(trials))
+    told = [(t.user_attrs["trial"], t.state.name) for t in study._open(folder, 0).get_trials()]
+    assert sorted(number for number, _ in told) == list(range(trials))
+    assert "RUNNING" not in dict(told).values()
+
+
+@needs_ray
+@needs_optuna
+def test_two_commands_share_a_study_on_ray_and_one_is_killed(cluster, server, configure, tmp_path):
+    there, _ = cluster
+    how = {"executor": "ray", "ray_address": there.address}
+    commands = [tuning(configure("slda"), tmp_path, 6, **how) for _ in range(2)]
+    until(lambda: list(tmp_path.glob("tuning/*/trials/*.json")))
+    commands[0].kill()
+    commands[1].join(120)
+    assert commands[1].exitcode == 0
+    assert_each_trial_once(tmp_path, 6)
+
+
 # ---- Slurm
 
 CONF = """
@@ -313,7 +351,8 @@ def test_slurm_gives_the_same_bytes(slurm, configs, serial, tmp_path):
 def shown(*jobs: str) -> list[str]:
     """What Slurm says of these jobs, or of all that it has had, one a line."""
     line = ["scontrol", "show", "job", "--oneliner", *jobs]
-    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    return [job for job in said.splitlines() if job.startswith("JobId=")]
 
 
 @needs_slurm
@@ -362,6 +401,47 @@ def test_a_cancelled_job_is_named_and_goes_on_from_its_checkpoint(slurm, configs
     assert len(queue.splitlines()) == 1, queue
     assert run(config, sweep.out)["status"] == "done"
     sweep.check()
+
+
+@needs_slurm
+@needs_optuna
+def test_a_search_on_slurm_is_killed_and_waits_for_its_job(slurm, server, configure, tmp_path):
+    before = len(shown())
+    command = tuning(configure("slda"), tmp_path, 1, executor="slurm")
+    until(lambda: list(tmp_path.glob("slurm/*/batch.json")))
+    command.kill()
+    command.join()
+    _, found = search(configure("slda"), (), tmp_path, 1, Execution(executor="slurm", quiet=True))
+    assert [summary["status"] for _, summary in found] == ["done"]
+    assert_each_trial_once(tmp_path, 1)
+    assert len(shown()) == before + 1
+
+
+def test_an_answer_that_another_command_has_removed_is_asked_for_again(
+    configs, tmp_path, monkeypatch
+):
+    again = tmp_path / "again" / "0.json"
+
+    def submit(self, configs):
+        write_json(again, {"status": "done"})
+        return dict.fromkeys(configs, ("2", again))
+
+    monkeypatch.setattr(slurm_executor, "_queue", set)
+    monkeypatch.setattr(slurm_executor.SlurmExecutor, "_submit", submit)
+    doing = slurm_executor.SlurmExecutor(Context(tmp_path))
+    removed = {"name": ("1", tmp_path / "removed" / "0.json")}
+    assert list(doing._follow({"name": configs[0]}, removed)) == [(configs[0], {"status": "done"})]
+
+
+@needs_slurm
+@needs_optuna
+def test_two_studies_of_a_method_have_jobs_of_their_own(slurm, configure, tmp_path):
+    later = Execution(executor="slurm", quiet=True, detach=True, slurm={"begin": "now+1hour"})
+    for fixed in ((), {"readout"}):
+        list(search(configure("slda"), fixed, tmp_path, 2, later)[1])
+    batches = [json.loads(b.read_text()) for b in tmp_path.glob("slurm/*/batch.json")]
+    assert [len(batch["jobs"]) for batch in batches] == [2, 2]
+    subprocess.run(["scancel", "--me"], check=True)
 
 
 @needs_slurm

@@ -139,9 +139,13 @@ class Context:
         with remote.mirrored(run_directory(Path(), config).as_posix()):
             yield remote.local
 
+    def place(self, config: RunConfig) -> Path:
+        """The folder that is locked while a configuration is done."""
+        return Path(getattr(self.work, "place", run_directory)(self.out, config))
+
     def is_free(self, config: RunConfig) -> bool:
         """Whether no other process is doing a configuration."""
-        with locked(getattr(self.work, "place", run_directory)(self.out, config)) as free:
+        with locked(self.place(config)) as free:
             return free
 
 

@@ -131,6 +131,11 @@ class SlurmExecutor(Executor):
             why = " ".join(tried.stderr.replace("sbatch: error:", "").split()).rstrip(".")
             raise UsageError(f"--slurm is refused by Slurm: {why[:300]}.")
 
+    def _name(self, config: RunConfig) -> str:
+        """Of a job in the folder of all commands: what is done, and where."""
+        kind = "runs" if self.context.work is None else "work"
+        return f"{kind} {self.context.place(config).relative_to(self.context.out).as_posix()}"
+
     @property
     def _folder(self) -> Path:
         return self.context.out.absolute() / "slurm"
@@ -138,8 +143,7 @@ class SlurmExecutor(Executor):
     def map(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         """See :meth:`.Executor.map`. Asked to stop, it leaves the jobs in the queue."""
         self.context = replace(self.context, out=self.context.out.absolute())
-        kind = "runs" if self.context.work is None else "work"
-        by_name = {_name(kind, config): config for config in configs}
+        by_name = {self._name(config): config for config in configs}
         queued = _queue()
         # An answer of an earlier command is only good for what it did.
         answers = {
@@ -210,6 +214,14 @@ class SlurmExecutor(Executor):
                 if summary is None and job in queued:
                     gone.pop(name, None)
                     continue
+                # Another command on this folder has had the answer and removed it: a new job gives
+                # it again, as one does after the run of another process.
+                cleaned = summary is None and not answer.parent.exists()
+                if cleaned or (summary is not None and is_busy(summary)):
+                    if self.context.is_free(config):
+                        del answers[name]
+                        answers |= self._submit({name: config})
+                    continue
                 if summary is None:
                     # The queue may forget a job before a shared disk shows its answer.
                     gone[name] = gone.get(name, 0) + 1
@@ -220,12 +232,6 @@ class SlurmExecutor(Executor):
                         f"or its node died; see {self._folder / 'jobs'}); the same command goes "
                         "on from the last checkpoint."
                     )
-                elif is_busy(summary):
-                    if not self.context.is_free(config):
-                        continue
-                    del answers[name]
-                    answers |= self._submit({name: config})
-                    continue
                 del answers[name]
                 yield config, summary
             _pause(_EVERY * (1 + len(answers) / 1000))
@@ -247,10 +253,6 @@ class SlurmExecutor(Executor):
             if not batches:
                 return
             _pause(_EVERY)  # a job that has answered takes a moment to leave the queue
-
-
-def _name(kind: str, config: RunConfig) -> str:
-    return f"{kind} {config.method} {config.config_hash()} seed {config.seed}"
 
 
 def _batches(folder: Path) -> Iterator[tuple[str, str, Path]]:
