@@ -211,7 +211,7 @@ def test_a_killed_driver_takes_its_tasks_along_and_the_same_command_goes_on(clus
 def tuning(config, out, trials, **how):
     """A command that searches, in a process of its own."""
     execution = Execution(quiet=True, **how)
-    command = process_context().Process(  # type: ignore[attr-defined]
+    command = process_context().Process(
         target=children.tunes, args=(config, out, trials, execution, dict(os.environ)), daemon=True
     )
     command.start()
