@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from avalanche_rwf.benchmarks.kept_pixels import KEPT, list_name
 from avalanche_rwf.utils.validation import INTERPOLATIONS
 
 __all__ = [
@@ -257,13 +258,22 @@ class Pixels:
         """Image `index` as uint8 [3, S, S]; do not change it in place."""
         if index < len(self.cache):
             return self.cache[index]
+        path = self.paths[index]
+        decode = functools.partial(read_image, path, self.geometry)
         try:
-            return torch.from_numpy(read_image(self.paths[index], self.geometry))
+            if KEPT.folder is None:
+                return torch.from_numpy(decode())
+            size = self.geometry.size
+            return torch.from_numpy(KEPT.read(self._name, len(self), index, path, size, decode))
         except MemoryError:
             raise
         except Exception as error:  # PIL and its plugins raise half a dozen kinds
             why = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"image {str(self.paths[index])!r} cannot be read ({why}).") from error
+            raise OSError(f"image {str(path)!r} cannot be read ({why}).") from error
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return list_name([path.absolute() for path in self.paths], self.geometry)
 
     @property
     def in_memory(self) -> bool:

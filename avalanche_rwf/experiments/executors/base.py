@@ -87,8 +87,8 @@ class Context:
     :param threads: of each run; see :func:`.executors.default_threads`.
     :param work: what to do with each configuration; None is :func:`.run.run`.
     :param variables: of the environment, as :func:`variables` gives them.
-    :param features: folder where the runs of one machine share features of test images; None is
-        each process for itself.
+    :param features: folder where the runs of one machine share features and decoded images; None
+        is each process for itself.
     """
 
     out: Path
@@ -102,6 +102,7 @@ class Context:
         """Let this process, which was started for it, do runs of the list."""
         import torch
 
+        from avalanche_rwf.benchmarks.kept_pixels import KEPT
         from avalanche_rwf.models.feature_cache import MEMORY
 
         # The process may have been started before the command line was read, or be another one's.
@@ -110,7 +111,11 @@ class Context:
         os.environ.update(self.variables)
         use_execution(self.execution)
         torch.set_num_threads(self.threads)
+        if self.features is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.features)  # it is in use
         MEMORY.share(self.features)
+        KEPT.share(self.features)
 
     def do(self, config: RunConfig, again: bool = True) -> dict[str, Any]:
         """Do one configuration: what was asked for, or a run that does not wait for others.
@@ -256,33 +261,48 @@ def pause() -> None:
 def node_folder(out: Path) -> Path | None:
     """A folder on this machine's own disk for all processes of this user that work for `out`.
 
-    It outlives them: the next job on the machine finds what earlier ones left. Those of other
-    lists that nobody has used for a day are removed. None if it cannot be had.
+    It outlives them: the next job on the machine finds what earlier ones left. None if it cannot be
+    had.
     """
     import hashlib
+
+    root = _root()
+    if root is None:
+        return None
+    folder = root / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+    return None
+
+
+@contextlib.contextmanager
+def shared_features() -> Iterator[Path]:
+    """A folder for features and decoded images, for this comparison and no longer."""
+    with tempfile.TemporaryDirectory(
+        prefix="avalanche-rwf-", dir=_root(), ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
+def _root() -> Path | None:
+    """The folder of this user's own below the temporary folder; None if it cannot be had.
+
+    What nobody has used in it for a day is removed: a command that was killed leaves its folder.
+    """
     import shutil
 
     user = os.getuid() if hasattr(os, "getuid") else "user"
     root = Path(tempfile.gettempdir()) / f"avalanche-rwf-{user}"
-    folder = root / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     try:
         root.mkdir(mode=0o700, exist_ok=True)
         facts = root.lstat()
-        # Features found there are trusted, so the folder must be this user's own.
+        # What is found there is believed: nobody else may have made it.
         if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077 or facts.st_uid != user:
             return None
-        folder.mkdir(mode=0o700, exist_ok=True)
-        os.utime(folder)
         for other in root.iterdir():
             if time.time() - other.stat().st_mtime > 86400:
                 shutil.rmtree(other, ignore_errors=True)
     except OSError:
         return None
-    return folder
-
-
-@contextlib.contextmanager
-def shared_features() -> Iterator[Path]:
-    """A folder for features of test images, for this comparison and no longer."""
-    with tempfile.TemporaryDirectory(prefix="avalanche-rwf-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    return root
