@@ -18,7 +18,7 @@ from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.utils.registry import Registry
 from avalanche_rwf.utils.untrusted_io import MOST
 from avalanche_rwf.utils.user_code import origin_of
-from avalanche_rwf.utils.validation import is_whole
+from avalanche_rwf.utils.validation import is_finite, is_whole
 
 if TYPE_CHECKING:
     import numpy as np  # `--help` needs this module, and not that one
@@ -31,6 +31,7 @@ __all__ = [
     "add_option",
     "get_stream",
     "list_streams",
+    "number",
     "one_of",
     "register_stream",
     "resolve_stream_options",
@@ -111,6 +112,18 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[Any], int]:
         if not is_whole(value) or not lowest <= value <= most:
             raise ValueError
         return int(value)
+
+    return read
+
+
+def number(lowest: float, highest: float) -> Callable[[Any], float]:
+    """A reader of finite numbers from `lowest` to `highest`."""
+
+    def read(value: Any) -> float:
+        value = float(value) if isinstance(value, str) else value
+        if not is_finite(value) or not lowest <= value <= highest:
+            raise ValueError
+        return float(value)
 
     return read
 

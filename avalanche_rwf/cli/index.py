@@ -90,6 +90,8 @@ def describe_options(name: str) -> dict[str, list[Any]]:
             for key, said in re.findall(r"^:param (\w+):\s(.*?)(?=^:|^\S|\Z)", clean, re.M | re.S):
                 meanings.setdefault(key, " ".join(said.split()))
     said = {**_USUAL, **meanings}
+    if "lr_head" in spec.options and "lr" not in meanings:
+        said["lr"] = "learning rate of prompts and keys"
     return {
         key: [_type_name(spec.types.get(key, str)), default, said.get(key, "")]
         for key, default in spec.options.items()

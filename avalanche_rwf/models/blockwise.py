@@ -111,9 +111,20 @@ def _split_heads(x: Tensor, heads: int, batch: int) -> Tensor:
 
 
 def _prompt_keys_values(
-    block: Any, prompt: TokenPrompt | PrefixPrompt, batch: int
+    block: Any, prompt: TokenPrompt | PrefixPrompt, x: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    attn = block.attn
+    """Keys and values [B, heads, L, d] of a prompt, for tokens [B, N, D] with their queries.
+
+    :raises ValueError: for a prompt of another shape.
+    """
+    attn, batch = block.attn, len(x)
+    width = x.shape[2] if isinstance(prompt, TokenPrompt) else q.shape[1] * q.shape[3]
+    for name, part in vars(prompt).items():
+        if part.ndim != 3 or part.shape[0] not in (1, batch) or part.shape[2] != width:
+            raise ValueError(
+                f"{name} of a {type(prompt).__name__} must be [B or 1, L, D], here "
+                f"[{batch} or 1, L, {width}], not {list(part.shape)}."
+            )
     if isinstance(prompt, TokenPrompt):
         # Only K and V of the inserted tokens can be seen by the others: two thirds of qkv.
         form = form_of(block)
@@ -150,7 +161,7 @@ def block_forward(
     h = form.enter(timm_block, x)
     q, k, v = form.project(attn, h, place)
     if seen is not None and prompts:
-        prompt_k, prompt_v = _prompt_keys_values(timm_block, seen, batch)
+        prompt_k, prompt_v = _prompt_keys_values(timm_block, seen, x, q)
         k = torch.cat([prompt_k.to(k.dtype), k], dim=2)
         v = torch.cat([prompt_v.to(v.dtype), v], dim=2)
     bias = form.bias(attn, place, prompts, length)

@@ -19,6 +19,7 @@ choices are open to every method.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -112,8 +113,9 @@ class FrozenViT(nn.Module):
 
     :param backbone: a timm transformer of one of the :mod:`.families`.
     :param num_classes: C.
-    :param head: a name of ``HEADS``, or a head.
-    :param readout: see the module's text.
+    :param head: a name of ``avalanche-rwf list heads``, or a :class:`Head`.
+    :param readout: "cls", "mean", "cls+mean", "layers" or "routes": what of the tokens the head
+        gets.
     :param readout_blocks: for "layers" and "routes": whose entering tokens are read, besides the
         final ones ("last 3", indices, ...).
     :param head_options: for a head by name.
@@ -530,6 +532,17 @@ class FrozenViT(nn.Module):
         if gives is not (kind.prompted_blocks is not FrozenViT.prompted_blocks):
             has, lacks = ("prompt", "prompted_blocks")[:: 1 if gives else -1]
             raise UsageError(f"{name} has {has} and no {lacks}: no block would get a prompt.")
+        beyond = [block for block in self.prompted_blocks() if block not in range(self.depth)]
+        if beyond:
+            raise UsageError(
+                f"prompted_blocks of {name} must be from 0 to {self.depth - 1}, the blocks of the "
+                f"backbone, not {beyond[0]!r}."
+            )
+        given = ["block", "tokens", *(["selection"] if self._selects() else [])]
+        try:
+            inspect.signature(self.prompt).bind(*given)
+        except TypeError:
+            raise UsageError(f"{name}.prompt must take {', '.join(given)}.") from None
         grouped = {id(p) for group in self.parameter_groups().values() for p in group}
         for key, parameter in self.named_parameters():
             if parameter.requires_grad and id(parameter) not in grouped:

@@ -48,7 +48,7 @@ class RoutedViT(FrozenViT):
     :param num_classes: C.
     :param routed_blocks: "first 5", "last 3", "all", "none", "0,2" or indices.
     :param num_prompts: L per block.
-    :param head: a name of ``HEADS``, or a head.
+    :param head: a name of ``avalanche-rwf list heads``, or a :class:`Head`.
     :param readout: "cls", "cls+mean", "layers" or "routes".
     :param insert_prompts: False retrieves for the read-out only and leaves the tokens alone.
     :param readout_blocks: blocks read by "layers" and "routes"; None is the routed ones.

@@ -25,6 +25,7 @@ from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy, prompt_rates
 from avalanche_rwf.utils.registry import (
     Registry,
+    check_defaults,
     convert_option,
     option_types,
     read_options,
@@ -159,6 +160,7 @@ def register_model(
         of_strategy = _keywords(strategy, FrozenBackboneStrategy)
         usual = {"head": "linear", "readout": "cls", "mask": "batch", "lr": 5e-3, "lr_head": 5e-3}
         found = {**usual, **of_model, **of_strategy, **defaults}
+        check_defaults("method", name, found)
         options = sorted(found.items(), key=lambda item: item[0] in usual)  # its own come first
 
         def build(

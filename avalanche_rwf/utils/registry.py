@@ -192,10 +192,18 @@ def read_options(
         for key, parameter in inspect.signature(code).parameters.items()
         if key not in skip and parameter.kind is not parameter.VAR_KEYWORD
     }
+    check_defaults(kind, name, options)
+    return options
+
+
+def check_defaults(kind: str, name: str, options: Mapping[str, Any]) -> None:
+    """Check that each option has a default.
+
+    :raises ValueError: naming one that has none.
+    """
     for key, default in options.items():
         if default is inspect.Parameter.empty:
             raise ValueError(f"The option {key!r} of {kind} {name!r} needs a default.")
-    return options
 
 
 def option_types(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

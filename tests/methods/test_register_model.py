@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from avalanche_rwf.errors import UsageError
-from avalanche_rwf.strategies.registry import create_strategy, get_method
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.strategies.registry import create_strategy, get_method, register_model
 from avalanche_rwf.utils.user_code import import_code
 
 CODE = '''
@@ -62,6 +63,15 @@ def test_its_options_are_the_constructors_and_the_usual_ones(nearest):
     assert nearest.origin["file"].endswith("mine.py")
     with pytest.raises(UsageError, match=r"nearest\.size takes int, not 1.5"):
         create_strategy("nearest", backbone=torch.nn.Linear(1, 1), num_classes=2, size=1.5)
+
+
+def test_an_option_without_a_default_is_refused_when_it_is_registered():
+    class Needs(FrozenViT):
+        def __init__(self, backbone, num_classes, *, size, **options):
+            super().__init__(backbone, num_classes, **options)
+
+    with pytest.raises(ValueError, match="The option 'size' of method 'needs' needs a default"):
+        register_model("needs", summary="a method that lacks a default")(Needs)
 
 
 def test_it_trains_with_its_own_loss(nearest, tools, scenario):

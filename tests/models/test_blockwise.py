@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,6 +191,17 @@ def test_one_prompt_for_all_images_equals_a_copy_for_each(vit, images):
         a = block_forward(vit.blocks[0], x, TokenPrompt(one))
         b = block_forward(vit.blocks[0], x, TokenPrompt(one.repeat(len(images), 1, 1)))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 4, 64), (4, 64)])
+def test_a_prompt_of_another_shape_is_named(vit, images, shape):
+    wrong = torch.zeros(shape)
+    for prompt, said in (
+        (TokenPrompt(wrong), "tokens of a TokenPrompt"),
+        (PrefixPrompt(wrong, wrong), "keys of a PrefixPrompt"),
+    ):
+        with pytest.raises(ValueError, match=f"{said} must be .*, not {re.escape(str([*shape]))}"):
+            forward_blocks(vit, images, lambda block, tokens, p=prompt: p, [1])
 
 
 def test_no_gradient_is_kept_below_the_first_prompted_block(vit, images):

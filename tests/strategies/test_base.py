@@ -770,6 +770,14 @@ def test_steps_of_a_model_of_ones_own_that_are_forgotten_are_errors(tools, scena
             super().__init__(*args, **options)
             self.more = [nn.Parameter(torch.zeros(3))]
 
+    class Beyond(Tokens):
+        def prompted_blocks(self):
+            return (0, 99)
+
+    class TwoArguments(Tokens):
+        def prompt(self, tokens):
+            return None
+
     class Unseen(Tokens):
         def observe(self, features, targets):
             pass
@@ -781,6 +789,8 @@ def test_steps_of_a_model_of_ones_own_that_are_forgotten_are_errors(tools, scena
     for kind, said in (
         (NoBlocks, "NoBlocks has prompt and no prompted_blocks"),
         (NoPrompt, "NoPrompt has prompted_blocks and no prompt"),
+        (Beyond, "prompted_blocks of Beyond must be from 0 to [0-9]+, the blocks .* not 99"),
+        (TwoArguments, "TwoArguments.prompt must take block, tokens"),
         (LeftOut, "prompt_groups of LeftOut must have every trained parameter, and 'tokens'"),
         (NoBuffer, "NoBuffer.counts is a tensor that is neither saved nor moved"),
         (InAList, "InAList.more is a tensor that is neither saved nor moved"),

@@ -8,28 +8,18 @@ seen once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from avalanche_rwf.benchmarks.stream_registry import add_option, register_stream
+from avalanche_rwf.benchmarks.stream_registry import add_option, number, register_stream
 from avalanche_rwf.benchmarks.streams.split import arrange, mixed, positions_by_class
-from avalanche_rwf.utils.validation import is_finite
 
 _RETURNS, _DEAL = 7, 8  # first words of the seeds; see split.py
-
-
-def _read_share(value: Any) -> float:
-    number = float(value) if isinstance(value, str) else value
-    if not is_finite(number) or not 0 <= number <= 1:
-        raise ValueError
-    return float(number)
-
 
 add_option(
     "repeat",
     "a probability from 0 to 1",
-    _read_share,
+    number(0, 1),
     "probability with which a class comes back in each later experience (default: 0.5)",
 )
 
@@ -65,7 +55,7 @@ def repetition(
         later = np.flatnonzero(comes[label, first[label] + 1 :]) + first[label] + 1
         appearances = [first[label], *later]
         shares = np.array_split(dealer.permutation(positions), len(appearances))
-        for number, share in zip(appearances, shares, strict=True):
-            parts[number].append(share)
+        for experience, share in zip(appearances, shares, strict=True):
+            parts[experience].append(share)
     empty = np.empty(0, dtype=np.int64)
     return mixed([np.sort(np.concatenate([empty, *part])) for part in parts], seed)
