@@ -142,8 +142,10 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
-    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [there.add_node(num_cpus=1) for _ in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's workers leave the cores to all others
+        there = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        nodes = [there.add_node(num_cpus=1) for _ in range(3)]
     yield there, nodes
     ray.shutdown()
     there.shutdown()
