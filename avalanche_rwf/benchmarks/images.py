@@ -64,7 +64,7 @@ _MOST_PIXELS = 2**24
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS if "-" not in name}
 
 
-class Seen(Protocol):
+class Preparation(Protocol):
     """How a backbone sees images, as `BackboneInfo` and `StreamOptions` say it."""
 
     @property
@@ -95,7 +95,7 @@ class Geometry:
     fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @classmethod
-    def of(cls, seen: Seen, crop_pct: float | None = None) -> Geometry:
+    def of(cls, seen: Preparation, crop_pct: float | None = None) -> Geometry:
         """As a backbone sees images; `crop_pct` in the place of its own."""
         border = seen.interpolation.endswith("-border")
         return cls(

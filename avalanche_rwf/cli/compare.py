@@ -334,7 +334,7 @@ def _choose_options(args: argparse.Namespace, ready: Prepared) -> Plan:
     return planned
 
 
-def _do(planned: Plan, out: Path, execution: Execution) -> bool:
+def _run_all(planned: Plan, out: Path, execution: Execution) -> bool:
     """Do the runs that are missing and name those that fail; whether all are done."""
     from avalanche_rwf.experiments.config import run_directory
     from avalanche_rwf.experiments.executors import HERE, default_jobs, default_threads, execute
@@ -370,7 +370,7 @@ def run(args: argparse.Namespace) -> int:
     from avalanche_rwf.leaderboard.render import render
 
     planned, out, url = _choose_options(args, ready), ready.out, ready.execution.url
-    done = _do(planned, out, ready.execution)
+    done = _run_all(planned, out, ready.execution)
     if args.detach:
         say(
             f"The jobs go on without this command: `avalanche-rwf status {out}` shows how far they "

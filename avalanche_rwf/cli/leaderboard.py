@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     folders = result_folders(args.dirs, "leaderboard")
     if args.out and args.format != "cl-baselines":
         raise UsageError(f"--out goes with --format cl-baselines, not with {args.format}.")
-    how = _how(args)
+    how = _render_options(args)
 
     import pandas as pd
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _how(args: argparse.Namespace) -> dict[str, Any]:
+def _render_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `render` takes besides the format.
 
     :raises UsageError: for flags that the format does not take.

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _all(kind: str) -> Mapping[str, Any]:
+def _entries(kind: str) -> Mapping[str, Any]:
     """What there is, from the index, or from the registries where that does not know."""
     found = known(kind)
     if found is None:
@@ -68,7 +68,7 @@ def _methods(pattern: str) -> list[str]:
     return _table(
         {
             name: entry["summary"] + " [default]" * entry["default"]
-            for name, entry in _all("methods").items()
+            for name, entry in _entries("methods").items()
             if fnmatch.fnmatchcase(name, pattern)
         }
     )
@@ -100,7 +100,7 @@ def _benchmarks(pattern: str) -> list[str]:
 
 
 def _backbones(pattern: str) -> list[str]:
-    found = _all("backbones")
+    found = _entries("backbones")
     lines = [name for name in found["supported"] if fnmatch.fnmatchcase(name, pattern)]
     if pattern == "*":
         return lines
@@ -125,4 +125,5 @@ def _streams(pattern: str) -> list[str]:
 
 
 def _heads(pattern: str) -> list[str]:
-    return _table({n: text for n, text in _all("heads").items() if fnmatch.fnmatchcase(n, pattern)})
+    heads = _entries("heads").items()
+    return _table({n: text for n, text in heads if fnmatch.fnmatchcase(n, pattern)})

@@ -173,12 +173,12 @@ def on_each_loader(loader: Any, act: Callable[[Any], None]) -> None:
         return
     make = loader._get_loader
 
-    def make_and_act() -> Any:
+    def make_and_call() -> Any:
         inner = make()
         on_each_loader(inner, act)
         return inner
 
-    loader._get_loader = make_and_act
+    loader._get_loader = make_and_call
 
 
 def _loaders(value: Any, depth: int = 2) -> Iterator[Any]:

@@ -282,7 +282,7 @@ def part_of(experience: Any, start: int, stop: int | None = None) -> Any:
     return part
 
 
-class _PutBack(SupervisedPlugin):
+class _RestoreAtStart(SupervisedPlugin):
     """Skips the trained batches of a resumed experience; restores the state in the first step.
 
     The experience keeps all samples, because plugins may read them at its end.
@@ -432,7 +432,7 @@ class Checkpoints(SupervisedPlugin):
             restore()
         if within:
             # Before any other plugin does something in the first step.
-            run.strategy.plugins.insert(0, _PutBack(batches, restore))
+            run.strategy.plugins.insert(0, _RestoreAtStart(batches, restore))
         return position
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -452,7 +452,7 @@ class Checkpoints(SupervisedPlugin):
         """Watch the run no more."""
         assert self._run is not None
         plugins = self._run.strategy.plugins
-        plugins[:] = [p for p in plugins if p is not self and not isinstance(p, _PutBack)]
+        plugins[:] = [p for p in plugins if p is not self and not isinstance(p, _RestoreAtStart)]
 
     # -- what the run calls ---------------------------------------------------------------------
 
@@ -694,7 +694,7 @@ def _parts(strategy: Any, stream: Sequence[Any]) -> dict[str, Stateful]:
 
 def _check_late(strategy: Any, known: Sequence[Any]) -> None:
     for plugin in strategy.plugins:
-        ours = isinstance(plugin, (StreamCounter, _PutBack))
+        ours = isinstance(plugin, (StreamCounter, _RestoreAtStart))
         if not ours and vars(plugin) and not any(plugin is one for one in known):
             raise UsageError(
                 f"plugins must be complete before CheckpointPlugin begins, and "

@@ -247,7 +247,7 @@ def plan(
         try:
             said += check_method(config, benchmark)
         except UsageError as error:
-            if named is None or method in named or not _is_unfit(config, benchmark):
+            if named is None or method in named or not _never_fits(config, benchmark):
                 raise
             left_out[method] = str(error).removeprefix(f"{method}: ")
             continue
@@ -306,7 +306,7 @@ def check_method(config: RunConfig, benchmark: Benchmark) -> list[str]:
     return [f"{text}." if "no class token" in text else f"{method}: {text}." for text in fit]
 
 
-def _is_unfit(config: RunConfig, benchmark: Benchmark) -> bool:
+def _never_fits(config: RunConfig, benchmark: Benchmark) -> bool:
     """Whether a method does not fit with its own options either: no value typed is to blame."""
     own = resolve_options(config.method, {})
     if all(config.options.get(key) is value for key, value in own.items()):

@@ -62,7 +62,7 @@ def locked(folder: Path) -> Iterator[bool]:
         if not _take(lease, mine, only_here):
             yield False
             return
-        with _beating(lease, mine):
+        with _heartbeat(lease, mine):
             yield True
     finally:
         lock.release()
@@ -117,7 +117,7 @@ def _expired(lease: Path, content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _beating(lease: Path, mine: bytes) -> Iterator[None]:
+def _heartbeat(lease: Path, mine: bytes) -> Iterator[None]:
     """Give signs of life while the block runs, then give the lease back."""
     content, count, owner = mine, 0, os.getpid()
     part = lease.with_name(f"{lease.name}.{uuid.uuid4().hex}")

@@ -181,7 +181,7 @@ class Trials:
         trial = _trial(study, config, self.space)
         options = {key: _suggest(trial, key, part) for key, part in self.space.items()}
         changes = {key: v for key, v in options.items() if v != config.options[key]}
-        judge = _Judge(_notes(self.folder), progress)
+        judge = _MedianPruner(_notes(self.folder), progress)
         note: dict[str, Any] = {"options": changes, "score": None, "pruned": False}
         setting = replace(config.with_seed(self.seed), options={**config.options, **options})
         try:
@@ -198,7 +198,7 @@ class Trials:
         return {**note, "seconds": round(time.perf_counter() - start, 3)}
 
 
-class _Judge:
+class _MedianPruner:
     """Listens to a trial's evaluations and ends it when it is worse than half of the others.
 
     What is compared after as many evaluations is the mean of the accuracies so far.
@@ -328,7 +328,7 @@ def _open(folder: Path, seed: int) -> Any:
     )
 
 
-def _mend(journal: Path) -> None:
+def _remove_cut_line(journal: Path) -> None:
     """Remove a line that was cut, by a full disk most often: Optuna reads no line after it."""
     lock = _Lock(journal)
     lock.acquire()
@@ -421,7 +421,7 @@ def search(
                  "space": space, "config": own.to_dict(),
                  **environment(execution.device)}  # fmt: skip
         write_json(folder / "study.json", about)
-    _mend(folder / "journal.log")
+    _remove_cut_line(folder / "journal.log")
     _tell(_open(folder, 0), _notes(folder))
     work = Trials(folder.absolute(), space, own.seed, k, max(1, -(-samples // _EVALUATIONS)))
     ended = _notes(folder)

@@ -70,13 +70,13 @@ class Selection:
 
     def rows(self: _S, start: int, stop: int) -> _S:
         """The selection of some of the images."""
-        return self._each(lambda value: value[start:stop] if value.dim() else value)
+        return self._mapped(lambda value: value[start:stop] if value.dim() else value)
 
     def detach(self: _S) -> _S:
         """The selection without its graph."""
-        return self._each(Tensor.detach)
+        return self._mapped(Tensor.detach)
 
-    def _each(self: _S, change: Callable[[Tensor], Tensor]) -> _S:
+    def _mapped(self: _S, change: Callable[[Tensor], Tensor]) -> _S:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
 
@@ -367,7 +367,7 @@ class FrozenViT(nn.Module):
         usual = usual and self.use_cache and not MEMORY.off
         if not usual or (learns and not (kind and MEMORY.training)):
             return compute(images)
-        who = None if is_watched(images) else self._who(shared=bool(kind))
+        who = None if is_watched(images) else self._cache_key(shared=bool(kind))
         if who is None:
             return compute(images)
         digests = image_digests(images)
@@ -384,7 +384,7 @@ class FrozenViT(nn.Module):
             charge=self.training,
         )
 
-    def _who(self, shared: bool) -> str | None:
+    def _cache_key(self, shared: bool) -> str | None:
         """A key for looking features up: another one for each backbone, or moment of training.
 
         It holds the tensors' counts of changes in place, so changed weights have another key. None
@@ -420,10 +420,10 @@ class FrozenViT(nn.Module):
         self.invalidate_cache()
         seen = state_dict.get(prefix + "seen")
         if isinstance(seen, Tensor) and len(seen) in self._earlier:
-            self._fill_up(state_dict, prefix, len(seen))
+            self._pad_classes(state_dict, prefix, len(seen))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _fill_up(self, state_dict: dict[str, Any], prefix: str, classes: int) -> None:
+    def _pad_classes(self, state_dict: dict[str, Any], prefix: str, classes: int) -> None:
         """Give a state from before the model grew the classes that have come since, as unseen.
 
         Early stopping goes back to such a state. The optimizer holds the rows of those classes, so

@@ -60,7 +60,7 @@ def load_hub(model: Any, name: str) -> None:
     cfg = dict(model.pretrained_cfg)
     try:
         # With the configuration's num_classes timm leaves the classifier alone: _fit drops it.
-        with _no_vain_retries():
+        with _offline_if_unreachable():
             timm.models.load_pretrained(
                 model, cfg, num_classes=cfg.get("num_classes", 0), filter_fn=fit, strict=True
             )
@@ -75,7 +75,7 @@ def load_hub(model: Any, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _no_vain_retries() -> Iterator[None]:
+def _offline_if_unreachable() -> Iterator[None]:
     """Tell the hub's client that it is offline where its host has no address (it retries for 45 s).
 
     Weights in the client's cache are still found. Behind a proxy the host need not resolve here.

@@ -317,7 +317,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
             return self._test_forward(images)
         features, self._selection = self._encode(images)
         if not self._observed:
-            self._look_at(features)
+            self._check_features(features)
             self._make_room(self.mb_y)
             # Replayed images enter no statistics a second time.
             own = self._selection and self._selection.rows(0, n)
@@ -366,7 +366,7 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
                 self._at_once = len(part) // 2
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _look_at(self, features: Tensor) -> None:
+    def _check_features(self, features: Tensor) -> None:
         """Make sure that features that are not finite change nothing.
 
         If the step has a second check (:meth:`optimizer_step`), this one does not wait for the

@@ -77,7 +77,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-class _Digesting:
+class _HashingFile:
     """A file for ``torch.save`` that hashes what is written and holds back the last two bytes.
 
     They are the length of the zip archive's comment, which is the last thing in the file.
@@ -123,7 +123,7 @@ def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = Non
     import torch
 
     def write(file: BinaryIO) -> None:
-        digesting = _Digesting(file)
+        digesting = _HashingFile(file)
         try:
             torch.save(dict(state), cast(Any, digesting))
         except RuntimeError as error:

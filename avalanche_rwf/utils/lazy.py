@@ -29,7 +29,7 @@ def lazy(
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})
 
 
-class _Later(types.ModuleType):
+class _LazyModule(types.ModuleType):
     """Stands for a package until one of its names is used."""
 
     def __getattr__(self, name: str) -> Any:
@@ -48,6 +48,6 @@ def import_later(package: str) -> None:
         return
     found = importlib.util.find_spec(package)
     if found is not None:
-        module = sys.modules[package] = _Later(package)
+        module = sys.modules[package] = _LazyModule(package)
         module.__spec__, module.__file__ = found, found.origin
         module.__path__ = list(found.submodule_search_locations or ())

@@ -196,14 +196,14 @@ def test_a_trial_that_was_cut_is_done_again_with_the_same_values(configure, tmp_
 
 def test_worse_than_half_of_the_others_is_pruned():
     notes = {n: {"score": 0.5, "accuracies": [0.9, 0.1 * n, 0.5]} for n in range(5)}
-    judge = study._Judge(notes, None)
+    judge = study._MedianPruner(notes, None)
     judge.evaluated(0.0)  # too early
     with pytest.raises(study._PrunedError):
         judge.evaluated(1.0)
-    judge = study._Judge(notes, None)
+    judge = study._MedianPruner(notes, None)
     for accuracy in (0.9, 0.3, 0.0):  # the last is the score
         judge.evaluated(accuracy)
-    few = study._Judge({n: notes[n] for n in range(4)}, None)
+    few = study._MedianPruner({n: notes[n] for n in range(4)}, None)
     for _ in range(2):
         few.evaluated(0.0)
 

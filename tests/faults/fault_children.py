@@ -76,7 +76,7 @@ def killed_at(config: RunConfig, out: Path, at: int) -> None:
         setattr(owner, name, with_event)
 
     before(atomic_io.os, "fsync")
-    before(atomic_io._Digesting, "write")
+    before(atomic_io._HashingFile, "write")
     before(Path, "replace")
     assert run(config, out, progress=event)["status"] == "done"
 

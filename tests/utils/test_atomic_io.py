@@ -117,7 +117,7 @@ class Payload:
 def test_a_pickle_with_a_valid_checksum_is_refused_and_not_run(tmp_path):
     path, trace = tmp_path / "state.pt", tmp_path / "executed"
     with path.open("wb") as file:
-        digesting = atomic_io._Digesting(file)
+        digesting = atomic_io._HashingFile(file)
         torch.save({"x": Payload(trace)}, digesting)
         digesting.finish()
     with pytest.raises(StateFileError, match="more than tensors and plain values"):
@@ -142,8 +142,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(after, tmp_path, monke
             self.calls += 1
             return self.file.write(data)
 
-    init = atomic_io._Digesting.__init__
-    monkeypatch.setattr(atomic_io._Digesting, "__init__", lambda self, file: init(self, Full(file)))
+    init = atomic_io._HashingFile.__init__
+    monkeypatch.setattr(
+        atomic_io._HashingFile, "__init__", lambda self, file: init(self, Full(file))
+    )
     with pytest.raises(OSError, match="No space left") as caught:
         save_state(path, STATE, previous)
     assert caught.value.errno == errno.ENOSPC

@@ -144,7 +144,7 @@ def load_folder_source(options: StreamOptions, path: str) -> ImageSource:
         class_names=folder.class_names,
         default_experiences=min(_EXPERIENCES, len(folder.class_names)),
         skipped=len(folder.corrupt),
-        notes=folder.notes + (_leakage(folder.twice) if not options.holdout else ()),
+        notes=folder.notes + (_leakage_note(folder.twice) if not options.holdout else ()),
     )
 
 
@@ -184,7 +184,7 @@ def _load(found: _Found, geometry: Geometry, decode: bool) -> _Folder:
         folder.targets[split] = [label for i, (_, label) in enumerate(pairs) if i not in lost]
         folder.corrupt.extend(paths[i] for i in bad)
     if decode:
-        folder.twice = _twice(files, set(folder.corrupt))
+        folder.twice = _duplicates(files, set(folder.corrupt))
         _memory[key] = folder
     return replace(folder, notes=_passed_over(found))
 
@@ -212,7 +212,7 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _twice(
+def _duplicates(
     files: dict[str, dict[str, list[Path]]], corrupt: set[Path]
 ) -> list[tuple[Path, Path]]:
     """Training and test images with the same content, whatever their names and classes.
@@ -240,7 +240,7 @@ def _twice(
     return sorted(found)
 
 
-def _leakage(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
+def _leakage_note(twice: list[tuple[Path, Path]]) -> tuple[str, ...]:
     if not twice:
         return ()
     train, test = twice[0]
@@ -272,7 +272,7 @@ def _scan(root: Path, test_share: float = 0.0, split_seed: int = 0) -> _Found:
                 if path.is_dir() and path not in tops.values() and path.name[0] != "."
             ]
     if test_share:
-        found.files = _divided(found.files["train"], test_share, split_seed)
+        found.files = _hold_out(found.files["train"], test_share, split_seed)
         return found
     train, test = set(found.files["train"]), set(found.files["test"])
     for here, there, name in (("test", "train", test - train), ("train", "test", train - test)):
@@ -330,7 +330,7 @@ def _images(folder: Path, home: Path, found: _Found, above: tuple[Path, ...]) ->
     return images
 
 
-def _divided(
+def _hold_out(
     classes: dict[str, list[Path]], share: float, seed: int
 ) -> dict[str, dict[str, list[Path]]]:
     """A part of each class as test images; the names of classes and their numbers of images decide,

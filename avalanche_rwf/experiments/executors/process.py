@@ -114,7 +114,7 @@ class ProcessExecutor(Executor):
                 for ready in wait(list(working), timeout=TICK):
                     assert isinstance(ready, Connection)
                     worker = working.pop(ready)
-                    summary = _answer(ready)
+                    summary = _result(ready)
                     worker.process.join()
                     free.append(worker.gpu)
                     if summary is None and not worker.alone:
@@ -167,7 +167,7 @@ def _work(
         answers.send(context.do(config, again))
 
 
-def _answer(answers: Connection) -> dict[str, Any] | None:
+def _result(answers: Connection) -> dict[str, Any] | None:
     """What a worker says of its run; None if it ended without a word."""
     try:
         return dict(answers.recv())

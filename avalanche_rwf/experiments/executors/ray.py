@@ -124,7 +124,7 @@ class RayExecutor(Executor):
                 ray.wait(list(pending), num_returns=1, timeout=TICK)
                 for ready in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0]:
                     config = pending.pop(ready)
-                    summary = _answer(ray, ready)
+                    summary = _result(ray, ready)
                     if is_busy(summary):
                         waiting.append(config)
                     else:
@@ -138,7 +138,7 @@ class RayExecutor(Executor):
             raise
 
 
-def _answer(ray: Any, ref: Any) -> dict[str, Any]:
+def _result(ray: Any, ref: Any) -> dict[str, Any]:
     try:
         return dict(ray.get(ref))
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):

@@ -267,9 +267,9 @@ class StreamingMoments(nn.Module):
         """Weights and bias of all classes from the weights [K, F] of those that are present."""
         centre = means.mean(0)
         bias = -0.5 * ((means - centre) * found).sum(1) - found @ centre
-        return self._of_all(present, found), self._of_all(present, bias)
+        return self._for_all_classes(present, found), self._for_all_classes(present, bias)
 
-    def _of_all(self, present: Tensor, found: Tensor) -> Tensor:
+    def _for_all_classes(self, present: Tensor, found: Tensor) -> Tensor:
         """Rows of the classes that are present, and zeros for the others."""
         if len(present) == len(self.counts):
             return found
@@ -290,14 +290,14 @@ class StreamingMoments(nn.Module):
             gram, present = self.second_moment(), self.counts.nonzero().flatten()
             _, _, ridge = self._ridge(1.0, penalty, gram.diagonal().mean(), gram.diagonal().mean())
             gram.diagonal().add_(ridge)
-            return self._of_all(present, _solve_(gram, self.class_sums()[present]))
+            return self._for_all_classes(present, _solve_(gram, self.class_sums()[present]))
         inner = self._products()
         size = inner.diagonal().sum() / self.in_features
         inner.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
         present, group = self.row_targets.unique(return_inverse=True)
         # (X^T X + r I)^{-1} X^T = X^T (X X^T + r I)^{-1}
         found = _solve_(inner, _one_hot(group, len(present)))
-        return self._of_all(present, self._times_rows(found) if combined else found)
+        return self._for_all_classes(present, self._times_rows(found) if combined else found)
 
     @torch.no_grad()
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -372,13 +372,13 @@ class StreamingMoments(nn.Module):
             ridge = self._ridge(1.0, penalty, size, size)[2]
             inner = x @ x.T
             inner.diagonal().add_(ridge)
-            return self._of_all(present, (means - _solve_(inner, means @ x.T) @ x) / ridge)
+            return self._for_all_classes(present, (means - _solve_(inner, means @ x.T) @ x) / ridge)
         gram = self.second_moment()
         gram.addmm_((means * self.counts[present].unsqueeze(1)).T, means, alpha=-1)
         gram.addmm_(means.T, means, beta=share)
         size = gram.diagonal().mean()
         gram.diagonal().add_(self._ridge(1.0, penalty, size, size)[2])
-        return self._of_all(present, _solve_(gram, means))
+        return self._for_all_classes(present, _solve_(gram, means))
 
     def _products(self) -> Tensor:
         """X X^T [n, n] in float64, the caller's own; that of earlier rows is not computed again."""
