@@ -6,12 +6,14 @@ import contextlib
 import functools
 import os
 import signal
+import tempfile
 import threading
 import time
 
 import executor_children as children  # by the path that conftest adds
 import pytest
 
+from avalanche_rwf.benchmarks.kept_pixels import KEPT
 from avalanche_rwf.experiments import executors, signals
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.execution import Execution, current_execution
@@ -21,7 +23,7 @@ from avalanche_rwf.experiments.executors import (
     execute,
     process,
 )
-from avalanche_rwf.experiments.executors.base import TICK, Context, variables
+from avalanche_rwf.experiments.executors.base import TICK, Context, shared_features, variables
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import write_json
@@ -116,6 +118,7 @@ def test_quiet_is_quiet(configure, tmp_path, capsys):
 def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch, tmp_path):
     """The fork server may have been started under others."""
     monkeypatch.setattr(MEMORY, "_folder", None)
+    monkeypatch.setattr(KEPT, "folder", None)
     monkeypatch.setenv("AVALANCHE_RWF_OLD", "1")
     monkeypatch.setenv("ANOTHER", "1")
     execute_with(monkeypatch, workers=1)
@@ -124,7 +127,20 @@ def test_a_worker_has_the_settings_of_its_command_and_no_older_ones(monkeypatch,
     assert variables() == theirs
     assert current_execution() == how
     assert os.environ["ANOTHER"] == "1"
-    assert MEMORY._folder == tmp_path
+    assert MEMORY._folder == KEPT.folder == tmp_path
+
+
+def test_what_a_killed_command_left_is_removed_when_a_day_has_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with shared_features() as left:
+        assert left.parent.stat().st_mode & 0o077 == 0
+        for name, age in (("old", 90000), ("new", 80000)):
+            (left.parent / name).mkdir()
+            (left.parent / name / "pixels").touch()
+            os.utime(left.parent / name, (time.time() - age,) * 2)
+        with shared_features() as other:
+            assert sorted(left.parent.iterdir()) == sorted([left, other, left.parent / "new"])
+    assert list(left.parent.iterdir()) == [left.parent / "new"]
 
 
 def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure, tmp_path):
