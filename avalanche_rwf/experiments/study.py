@@ -262,11 +262,13 @@ def _tell(study: Any, notes: Mapping[int, Mapping[str, Any]]) -> None:
         if note is None:
             continue
         open_trial = optuna.trial.Trial(study, trial._trial_id)
-        for step, accuracy in enumerate(note["accuracies"], 1):
-            open_trial.report(accuracy, step)
         # A trial that went wrong is told as pruned: Optuna learns nothing from failed ones.
         state = states.PRUNED if note["score"] is None else states.COMPLETE
-        study.tell(open_trial, note["score"], state, skip_if_finished=True)
+        # Another command on the study may have told the same in the meantime.
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for step, accuracy in enumerate(note["accuracies"], 1):
+                open_trial.report(accuracy, step)
+            study.tell(open_trial, note["score"], state, skip_if_finished=True)
 
 
 def _suggest(trial: Any, key: str, part: Mapping[str, Any]) -> Any:

@@ -227,6 +227,20 @@ def test_a_damaged_note_is_made_again(
     assert len(told(folder)) == 2
 
 
+def test_a_trial_that_another_command_told_of_first_is_no_error(monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    shared = optuna.create_study(direction="maximize")
+    running = optuna.trial.TrialState.RUNNING
+    shared.add_trial(optuna.trial.create_trial(state=running, user_attrs={"trial": 0}))
+    before, notes = shared.get_trials(), {0: {"accuracies": [0.25, 0.5], "score": 0.5}}
+    study._tell(shared, notes)
+    monkeypatch.setattr(shared, "get_trials", lambda **_: before)
+    notes[0]["accuracies"].append(0.75)  # as if the other was faster than this one's reports
+    study._tell(shared, notes)
+    monkeypatch.undo()
+    assert [trial.value for trial in shared.get_trials()] == [0.5]
+
+
 @pytest.mark.usefixtures("server")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_two_commands_share_a_study_and_one_is_killed(configure, tmp_path):
