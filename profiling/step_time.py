@@ -273,8 +273,10 @@ def measure_steps(
 def measure_loop(
     backbone: VisionTransformer, args: argparse.Namespace, clock: Clock
 ) -> dict[str, float]:
-    """``strategy.train`` over an experience against the bare loop over the same tensors."""
+    """``strategy.train`` over an experience, whole and one mini-batch at a time, against the bare
+    loop over the same tensors."""
     from avalanche.benchmarks import nc_benchmark
+    from avalanche.benchmarks.scenarios.online import split_online_stream
 
     generator = torch.Generator().manual_seed(3)
     size = args.loop_steps * args.batch_size
@@ -284,10 +286,12 @@ def measure_loop(
     data.targets = y.tolist()  # type: ignore[attr-defined]
     scenario = nc_benchmark(data, data, 1, task_labels=False, shuffle=False)
     experience = scenario.train_stream[0]
+    size = args.batch_size
+    batches = list(split_online_stream(scenario.train_stream, experience_size=size, shuffle=False))
     loader = DataLoader(data, batch_size=args.batch_size)
     results = {}
-    for name in ("rwf", "linear-probe"):
-        strategy = make_strategy(name, backbone, args)
+    for name in ("rwf", "linear-probe", "ncm"):
+        strategy, other = (make_strategy(name, backbone, args) for _ in range(2))
         step = BareStep(make_strategy(name, backbone, args), args)
 
         def bare(step: BareStep = step) -> None:
@@ -298,16 +302,22 @@ def measure_loop(
         def avalanche(strategy: Any = strategy) -> None:
             strategy.train(experience, shuffle=False)
 
-        cases: dict[str, Callable[[], object]] = {"bare": bare, "avalanche": avalanche}
+        def sub_experiences(strategy: Any = other) -> None:
+            for sub_experience in batches:
+                strategy.train(sub_experience, shuffle=False)
+
+        cases = {"bare": bare, "avalanche": avalanche, "sub-experiences": sub_experiences}
         times = interleave(cases, args.repeats, clock, f"loop, {name}")
         results[f"strategy loop over a bare loop, {name}"] = ratio(
             times["avalanche"], times["bare"]
         )
-        extra = [a - b for a, b in zip(times["avalanche"], times["bare"], strict=True)]
-        results[f"strategy loop, {name}, extra ms per step"] = (
-            1e3 * statistics.median(extra) / args.loop_steps
-        )
+        for case in ("avalanche", "sub-experiences"):
+            extra = [a - b for a, b in zip(times[case], times["bare"], strict=True)]
+            results[f"strategy loop, {name}, {case}, extra ms per step"] = (
+                1e3 * statistics.median(extra) / args.loop_steps
+            )
         _check_same(step.model, strategy.model)
+        _check_same(step.model, other.model)
     return results
 
 

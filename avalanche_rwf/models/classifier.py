@@ -22,7 +22,7 @@ import hashlib
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
@@ -95,6 +95,15 @@ def _check_head(head: Head, width: int, num_classes: int) -> None:
         raise UsageError(
             f"head must have num_classes={num_classes} classes, and it has {head.num_classes}."
         )
+
+
+def _modules(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all below it, in a tenth of the time of ``modules()``."""
+    left: list[nn.Module | None] = [module]
+    while left:
+        if (one := left.pop()) is not None:
+            yield one
+            left.extend(one._modules.values())
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -586,9 +595,32 @@ class FrozenViT(nn.Module):
 
     def train(self, mode: bool = True) -> FrozenViT:
         """As in PyTorch, except that the backbone stays in eval mode."""
-        super().train(mode)
-        self.backbone.eval()
+        if not isinstance(mode, bool):
+            return super().train(mode)  # PyTorch's error
+        self.training = mode
+        for child in self.children():
+            if child is not self.backbone:
+                child.train(mode)
+        if any(module.training for module in _modules(self.backbone)):
+            self.backbone.eval()
         return self
+
+    def to(self, *args: Any, **kwargs: Any) -> FrozenViT:
+        """As in PyTorch; of a model that is on the device already, nothing is touched.
+
+        Avalanche asks for it at each (sub-)experience, which may be a single mini-batch.
+        """
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and dtype is None and memory_format is None:
+            device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+            tensors = (
+                tensor
+                for module in _modules(self)
+                for tensor in (*module._parameters.values(), *module._buffers.values())
+            )
+            if all(tensor is None or tensor.device == device for tensor in tensors):
+                return self
+        return super().to(*args, **kwargs)
 
     def state_without_backbone(self) -> dict[str, Tensor]:
         """The state dict less the frozen backbone's tensors (all of it when fine-tuning)."""

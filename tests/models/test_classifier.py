@@ -97,3 +97,28 @@ def test_a_head_made_for_something_else_is_refused(vit):
         FrozenViT(vit, 4, head=LinearHead(32, 4), readout="cls+mean")
     with pytest.raises(UsageError, match="head must have num_classes=4 classes, and it has 5"):
         FrozenViT(vit, 4, head=LinearHead(32, 5))
+
+
+def test_what_a_training_loop_asks_for_each_experience_touches_no_tensor(vit, images):
+    """Avalanche calls train() and to() each time; a closed form's solution stays."""
+    model = FrozenViT(vit, 2, head="slda").train()
+    model.observe(model.features(images[:2]).detach(), torch.tensor([0, 1]))
+    solved = model.head._solution()
+    before = dict(model.named_buffers()) | dict(model.named_parameters())
+    vit.blocks[0].mlp.train()  # somebody else's doing
+    assert model.to("cpu") is model and model.train() is model
+    assert not any(module.training for module in vit.modules())
+    assert model.training and model.head.training and model.head.moments.training
+    assert model.head._solution() is solved
+    after = dict(model.named_buffers()) | dict(model.named_parameters())
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert not model.eval().head.moments.training
+    with pytest.raises(ValueError, match="boolean"):
+        model.train("yes")
+    # Another type, or a part that is elsewhere, is moved as ever.
+    model.head.register_buffer("elsewhere", torch.zeros(1, device="meta"))
+    with pytest.raises(NotImplementedError, match="meta"):
+        model.to("cpu")
+    del model.head.elsewhere
+    assert model.to(torch.float64).backbone.norm.weight.dtype == torch.float64
+    assert model.to("cpu", torch.float32).backbone.norm.weight.dtype == torch.float32
