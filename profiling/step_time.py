@@ -306,6 +306,7 @@ def measure_loop(
             for sub_experience in batches:
                 strategy.train(sub_experience, shuffle=False)
 
+        cases: dict[str, Callable[[], object]]
         cases = {"bare": bare, "avalanche": avalanche, "sub-experiences": sub_experiences}
         times = interleave(cases, args.repeats, clock, f"loop, {name}")
         results[f"strategy loop over a bare loop, {name}"] = ratio(
