@@ -6,10 +6,11 @@
 The accuracies are on test images, to be read and not to be chosen by: a setting is chosen with
 `--budget tuned`, `--grid` or `tune`, on held-out training images."""
 import sys
+from typing import Any
 
 from avalanche_rwf.cli import main
 
-CHOICES = {
+CHOICES: dict[str, list[Any]] = {
     "routed_blocks": ["none", "first 1", "first 3", "all", "last 1", "last 3"],
     "num_prompts": [1, 4, 30],
     "heads": [2, 4],

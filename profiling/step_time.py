@@ -43,6 +43,8 @@ LIMITS = {
     "routing layers over static prompts, step": 1.15,
     "rwf step, first 5 blocks": 3.4,
     "rwf step, last 5 blocks": 2.4,
+    "recompute over not, step, first5": 1.35,
+    "recompute over not, kept for the backward pass, first5": 0.55,
     "strategy loop over a bare loop, rwf": 1.05,
     "strategy loop over a bare loop, linear-probe": 1.05,
     "training on a stream over frozen forwards, ncm": 1.10,
@@ -185,6 +187,25 @@ def strategy_step(strategy: Any, x: Tensor, y: Tensor) -> Callable[[], object]:
     return run
 
 
+def kept(strategy: Any, x: Tensor, y: Tensor) -> float:
+    """Bytes that are there after the forward and the loss of a step and were not before."""
+    strategy.is_training = True
+    strategy.model.train()
+    strategy_step(strategy, x, y)()  # what is made once
+    strategy.mbatch = [x, y, torch.zeros_like(y)]
+    strategy._observed = False
+    strategy.optimizer.zero_grad()
+    strategy.mb_output = strategy._features = strategy.loss = strategy._selection = None
+    strategy._asked = {}
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+        strategy.mb_output = strategy.forward()
+        loss = strategy.criterion()
+    found = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    loss.backward()
+    return float(found)
+
+
 def renewals(steps: int, batch: int, refresh: float) -> int:
     """How often the whitened head renews its transform in the first steps of a stream."""
     n = fitted = count = 0
@@ -232,10 +253,15 @@ def measure_steps(
             heads[f"{label} step"] = head
             head.observe(torch.randn(4096, head.in_features, device=x.device), y.repeat(256)[:4096])
 
+    memory = {}
     for where in ("first 5", "last 5"):
         short = where.replace(" ", "")
         add(f"rwf-static ({short})", "rwf-static", forward=True, routed_blocks=where)
         add(f"rwf ({short})", "rwf", forward=True, routed_blocks=where)
+        add(f"rwf ({short}, recompute)", "rwf", routed_blocks=where, recompute=True)
+        for name, more in (("rwf-static", {}), ("rwf", {}), ("rwf", {"recompute": True})):
+            strategy = make_strategy(name, backbone, args, routed_blocks=where, **more)
+            memory[f"{name} ({short}{', recompute' if more else ''})"] = kept(strategy, x, y)
     if not args.limits_only:
         prompts = ("single-prompt", "l2p", "dualprompt", "coda-prompt", "mvp", "avalanche-l2p")
         for name in ("linear-probe", "fine-tune", "rwf-lda", *prompts):
@@ -266,6 +292,17 @@ def measure_steps(
         ratio(times[f"rwf ({s}) step"], times[f"rwf-static ({s}) step"])
         for s in ("first5", "last5")
     )
+    for short in ("first5", "last5"):
+        results[f"recompute over not, step, {short}"] = ratio(
+            times[f"rwf ({short}, recompute) step"], times[f"rwf ({short}) step"]
+        )
+        results[f"recompute over not, kept for the backward pass, {short}"] = (
+            memory[f"rwf ({short}, recompute)"] / memory[f"rwf ({short})"]
+        )
+        results[f"rwf over static prompts, kept for the backward pass, {short}"] = (
+            memory[f"rwf ({short})"] / memory[f"rwf-static ({short})"]
+        )
+    results |= {f"{name}, MiB kept for the backward pass": m / 2**20 for name, m in memory.items()}
     results["frozen forward, seconds"] = statistics.median(base)
     return results
 

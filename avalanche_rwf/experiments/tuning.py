@@ -293,7 +293,7 @@ class _Record:
         about: Mapping[str, Any],
     ) -> None:
         own = config.options
-        changes = [{k: v for k, v in one.items() if v != own[k]} for one in tried]
+        changes = [{k: v for k, v in one.items() if k not in own or v != own[k]} for one in tried]
         text = json.dumps([config.config_hash(), config.seed, changes], sort_keys=True, default=str)
         name = f"{slug(config.method)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
         self.file, self.tried = out / "tuning" / name, tried

@@ -108,6 +108,7 @@ def slda(
     "rp-ridge",
     summary="control: frozen backbone, ridge regression on random projections, closed form",
     paper="RanPAC without its first phase, arXiv 2307.02251",
+    young=("balance",),
 )
 def rp_ridge(
     *,
@@ -117,9 +118,13 @@ def rp_ridge(
     readout: str = "cls",
     penalty: float = 0.1,
     projections: int = 2000,
+    balance: bool = False,
 ) -> FrozenBackboneStrategy:
-    """W = (H^T H + lambda I)^-1 H^T Y, h = relu(f R); see :class:`RandomRidgeHead`."""
-    options = {"penalty": penalty, "projections": projections}
+    """W = (H^T H + lambda I)^-1 H^T Y, h = relu(f R); see :class:`RandomRidgeHead`.
+
+    With ``balance`` classes count alike however many images they have.
+    """
+    options = {"penalty": penalty, "projections": projections, "balance": balance}
     return _closed_form("rp-ridge", backbone, num_classes, loop, options, readout=readout)
 
 

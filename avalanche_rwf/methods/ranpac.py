@@ -324,6 +324,7 @@ def ranpac(
     readout: str = "cls",
     penalty: float = 0.1,
     projections: int = 2000,
+    balance: bool = False,
 ) -> FrozenBackboneStrategy:
     """Several passes over the first session, whose images are kept until it ends; one afterwards.
 
@@ -339,6 +340,6 @@ def ranpac(
         lr_queries=lr_queries,
         readout=readout,
         head="rp-ridge",
-        head_options={"penalty": penalty, "projections": projections},
+        head_options={"penalty": penalty, "projections": projections, "balance": balance},
     )
     return FrozenBackboneStrategy(model=model, mask="none", **loop)

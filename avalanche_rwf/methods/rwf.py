@@ -95,7 +95,8 @@ register_method(
     summary="RwF: prompts retrieved from each block's tokens; whitened head (defaults are ours)",
     paper=PAPER,
     default=True,
-    options={**_MODEL, **_ROUTING, **_REPLAY, **_RATES},
+    options={**_MODEL, **_ROUTING, **_REPLAY, **_RATES, "recompute": False},
+    young=("recompute",),
 )(build_rwf)
 
 register_method(

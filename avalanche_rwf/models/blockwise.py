@@ -27,8 +27,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avalanche_rwf.models.families import ViT, form_of
+from avalanche_rwf.models.lower import lowered
 
 __all__ = [
     "Adapter",
@@ -194,6 +196,7 @@ def forward_blocks(
     collect: Collection[int] = (),
     frozen: bool = True,
     extra: Tensor | None = None,
+    recompute: bool = False,
 ) -> Forwarded:
     """The whole backbone, with prompts in some of its blocks.
 
@@ -210,6 +213,9 @@ def forward_blocks(
     :param extra: tokens [B or 1, E, D] that go through all blocks with the others, as embedded
         (their position included). They stand last, where attention does not mind, so that class
         token and patches are found where they always are.
+    :param recompute: keep of every second block what enters it alone, and compute it again in the
+        backward pass: the same bits from less memory. `prompts` is asked twice then, so it must
+        be a function of its arguments and weights.
     """
     first = min(prompted_blocks, default=len(backbone.blocks)) if frozen else 0
     if extra is not None:
@@ -227,14 +233,28 @@ def forward_blocks(
             form_of(block).longer(place, count)
             for block, place in zip(backbone.blocks, places, strict=True)
         ]
-    for index, block in enumerate(backbone.blocks):
+
+    def through(x: Tensor, index: int) -> Tensor:
+        prompt = None
+        if prompts is not None and index in prompted_blocks:
+            prompt = prompts(index, x[:, :length])
+        return block_forward(backbone.blocks[index], x, prompt, places[index])
+
+    for index in range(len(backbone.blocks)):
         with torch.no_grad() if index < first else nullcontext():
             if index in collect:
                 collected[index] = x[:, :length]
-            prompt = None
-            if prompts is not None and index in prompted_blocks:
-                prompt = prompts(index, x[:, :length])
-            x = block_forward(block, x, prompt, places[index])
+            if recompute and torch.is_grad_enabled() and (index - first) % 2 == 0:
+                x = checkpoint(
+                    through,
+                    x,
+                    index,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing in a block is random
+                    context_fn=lambda: (nullcontext(), lowered(backbone)),
+                )
+            else:
+                x = through(x, index)
     if len(backbone.blocks) in collect:
         collected[len(backbone.blocks)] = x[:, :length]
     with torch.no_grad() if frozen and first == len(backbone.blocks) else nullcontext():

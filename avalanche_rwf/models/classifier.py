@@ -139,6 +139,8 @@ class FrozenViT(nn.Module):
     readouts: ClassVar[tuple[str, ...]] = READOUTS
     # Whether test features may be looked up; a strategy that evaluates inside training says no.
     use_cache = True
+    # Whether the backward pass computes blocks again, see :func:`forward_blocks`.
+    recompute = False
     # Whether the prompts stay as they are, so that test features may be looked up.
     prompts_held = False
     # Whether training follows the experiences; such a model has `begin_experience`.
@@ -474,6 +476,7 @@ class FrozenViT(nn.Module):
             collect=self.collected_blocks(),
             frozen=self.frozen,
             extra=self.extra_tokens(selection),
+            recompute=self.recompute,
         )
 
     def read(self, forwarded: Forwarded) -> Tensor:

@@ -58,6 +58,8 @@ class RoutedViT(FrozenViT):
     :param centre: width of a prior over the patches around the image's centre, in halves of a
         side (:func:`centre_prior`), with which every layer retrieves; None is uniform over all
         tokens.
+    :param recompute: compute every second block again in the backward pass, from the tokens that
+        entered it: the same bits, with less memory and more time.
     :param routing: further options of :class:`RoutingLayer`.
     :raises UsageError: if a setting is not one of those it takes.
     :raises ValueError: if ``readout="routes"`` does not read all routed blocks, or if there are
@@ -77,6 +79,7 @@ class RoutedViT(FrozenViT):
         insert_prompts=Flag(),
         queries=Choice(("random", "principal")),
         centre=Number(above=0, optional=True),
+        recompute=Flag(),
     )
     def __init__(
         self,
@@ -92,6 +95,7 @@ class RoutedViT(FrozenViT):
         head_options: dict[str, Any] | None = None,
         queries: str = "random",
         centre: float | None = None,
+        recompute: bool = False,
         **routing: Any,
     ) -> None:
         depth = len(backbone.blocks)
@@ -100,6 +104,7 @@ class RoutedViT(FrozenViT):
         self._routed = blocks if num_prompts > 0 else ()
         self._num_prompts = num_prompts
         self.insert_prompts = insert_prompts
+        self.recompute = recompute
         super().__init__(
             backbone,
             num_classes,

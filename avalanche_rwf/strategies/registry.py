@@ -64,6 +64,8 @@ class MethodSpec:
     :param grid: the settings that ``--budget tuned`` tries, if not the usual ones.
     :param published: options with which the authors run it, where the defaults differ; None if
         nothing is published. ``profiling/first_updates.py`` compares the two.
+    :param young: options that earlier versions did not have: at their defaults they are in no
+        configuration, so that earlier runs keep their hash.
     :param origin: where the code is, if not in this package: "module", "file" and its "sha256",
         "version".
     """
@@ -78,6 +80,7 @@ class MethodSpec:
     types: Mapping[str, Any] = field(default_factory=dict)
     grid: tuple[Mapping[str, Any], ...] | None = None
     published: Mapping[str, Any] | None = None
+    young: Collection[str] = ()
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ def register_method(
     published: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     fixed: Mapping[str, Any] | None = None,
+    young: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder function under `name` (decorator).
 
@@ -107,6 +111,8 @@ def register_method(
     :param options: name -> default, for a builder that several methods share; None reads them from
         its signature.
     :param fixed: what the builder always gets besides.
+    :param young: options that the method did not always have, see :class:`MethodSpec`; the builder
+        has the same defaults.
     :raises ValueError: if the name is taken or an option has no default.
     """
 
@@ -126,6 +132,7 @@ def register_method(
             types=option_types(build, found),
             grid=None if grid is None else tuple(grid),
             published=published,
+            young=tuple(young),
             origin=origin_of(build),
         )
         METHODS.add(name, spec, build)
@@ -240,6 +247,8 @@ def get_method(name: str) -> MethodSpec:
 def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The method's options with `overrides` applied; text values are converted.
 
+    Young options are there only where they are not the default.
+
     :raises UsageError: if the method has no such option or the value is not of its type.
     """
     spec = get_method(name)
@@ -251,7 +260,8 @@ def resolve_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
             )
         kind = spec.types.get(key, str)
         options[key] = convert_option(f"{spec.name}.{key}", value, options[key], kind)
-    return options
+    usual = {key for key in spec.young if options[key] == spec.options[key]}
+    return {key: value for key, value in options.items() if key not in usual}
 
 
 @takes(

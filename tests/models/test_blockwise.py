@@ -16,6 +16,7 @@ from avalanche_rwf.models.blockwise import (
     tokens_entering,
 )
 from avalanche_rwf.models.families import form_of
+from avalanche_rwf.models.lower import lowered
 
 from ..families import FAMILIES
 
@@ -235,3 +236,27 @@ def test_a_block_put_in_later_is_refused_and_not_passed_over(vit, images):
     vit.blocks[1].__class__ = Doubled
     with pytest.raises(UsageError, match="not Doubled"):
         forward_blocks(vit, images)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_computed_again_give_the_same_gradients_to_the_last_bit(any_vit, images, precision):
+    """Of every second block only what enters it is kept until the backward pass."""
+    torch.manual_seed(0)
+    tokens = torch.randn(1, 3, any_vit.embed_dim)
+    found = []
+    for again in (False, True):
+        prompt, entered = tokens.clone().requires_grad_(), []
+        hooks = [b.attn.proj.register_forward_hook(lambda *a, i=i, e=entered: e.append(i))
+                 for i, b in enumerate(any_vit.blocks)]  # fmt: skip
+        with torch.autocast("cpu", enabled=precision == "bf16"), lowered(any_vit):
+            out = forward_blocks(
+                any_vit, images, lambda i, x, p=prompt: TokenPrompt(p), (1, 3), recompute=again
+            ).tokens
+        assert entered == [0, 1, 2, 3]
+        out.float().square().sum().backward()
+        for hook in hooks:
+            hook.remove()
+        assert sorted(entered[4:]) == ([1, 3] if again else [])
+        found.append((out.detach(), prompt.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert bool(found[0][1].any())

@@ -405,7 +405,8 @@ OF_A_KIND = [
 @pytest.mark.parametrize(("name", "option"), OF_A_KIND)
 def test_an_option_of_another_kind_is_refused_by_name(name, option):
     spec = get_method(name)
-    assert resolve_options(name, {option: spec.options[option]}) == spec.options
+    own = {key: value for key, value in spec.options.items() if key not in spec.young}
+    assert resolve_options(name, {option: spec.options[option]}) == own
     kinds = set(typing.get_args(spec.types[option]) or (spec.types[option],))
     wrong = [[], {}, object(), torch.zeros(2)]
     wrong += [1, 0.5] if bool in kinds else [True]
@@ -567,3 +568,18 @@ def test_training_draws_from_no_generator_that_others_use(name, tools, scenario)
         ends.append(s.model.state_dict())
     for (key, p), q in zip(ends[0].items(), ends[1].values(), strict=True):
         assert torch.equal(p, q), key
+
+
+def test_an_option_that_came_later_leaves_earlier_configurations_as_they_were():
+    """At its default it is in no configuration; typed, it is, and is built."""
+    assert get_method("rwf").options["recompute"] is False
+    assert "recompute" not in resolve_options("rwf", {"recompute": "false"})
+    assert resolve_options("rwf", {"recompute": "true"})["recompute"] is True
+    assert "balance" not in resolve_options("rp-ridge", {})
+
+
+@pytest.mark.parametrize(("name", "option"), [("rwf", "recompute"), ("rp-ridge", "balance")])
+def test_a_young_option_reaches_the_model(tools, name, option):
+    found = [build(tools, name, **chosen).model for chosen in ({}, {option: True})]
+    has = [getattr(model if name == "rwf" else model.head, option) for model in found]
+    assert has == [False, True]
