@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from avalanche_rwf.errors import NonFiniteLossError, UsageError
 from avalanche_rwf.methods.prompting import TaskViT
-from avalanche_rwf.models.blockwise import Adapter, Prompt, tokens_entering
+from avalanche_rwf.models.blockwise import Adapter, Prompt, forward_blocks
 from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.heads import ClosedFormHead
@@ -240,10 +240,11 @@ class AdaptedViT(TaskViT):
         known, labels = targets.unique(return_inverse=True)
         if self.tune == "prompts":
             first = self._images(torch.arange(min(len(targets), 64), device=targets.device))
+            entering = forward_blocks(self.backbone, first, collect=self._blocks).collected
             for block in self._blocks:
                 part = self.parts[str(block)]
                 assert isinstance(part, RoutingLayer)
-                part.start_at(tokens_entering(self.backbone, first, block))
+                part.start_at(entering[block])
         head = nn.Linear(self.feature_width(), len(known)).to(next(self.backbone.parameters()))
         nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
         groups = self._groups()
