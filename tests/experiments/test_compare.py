@@ -72,7 +72,7 @@ def test_common_options_go_to_the_methods_that_have_them():
     settings = [("rwf", "num_prompts", "3"), ("*", "lr", "0.5"), ("rwf", "beta", "none")]
     options, notes = method_options(["rwf", "linear-probe", "ncm"], common, settings)
     assert options["rwf"] == {
-        **get_method("rwf").options,
+        **resolve_options("rwf", {}),
         "head": "cosine", "readout": "cls", "num_prompts": 3, "lr": 0.5, "beta": None,
     }  # fmt: skip
     assert options["linear-probe"]["lr"] == 0.5
