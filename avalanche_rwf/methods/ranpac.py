@@ -86,7 +86,8 @@ class AdaptedViT(TaskViT):
 
     :param backbone: a timm transformer of one of the :mod:`~avalanche_rwf.models.families`.
     :param num_classes: C.
-    :param tune: "adapter", "prompts" or "routes", see the module's text.
+    :param tune: what is trained in every block: "adapter" (a branch beside the MLP), "prompts" (the
+        same for every image) or "routes" (prompts retrieved from the block's tokens).
     :param bottleneck: width of the adapter's inner layer.
     :param num_prompts: L of prompts and routes.
     :param epochs: passes over the first session.
