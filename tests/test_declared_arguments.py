@@ -76,7 +76,7 @@ def test_no_number_or_flag_is_forgotten_where_others_are_declared(place):
 BOUNDS = {
     "whole, from 1": "bottleneck buffer components dim epochs eval_mb_size every experiences "
     "expert_length general_length gradient_steps heads hold_after in_features n_classes "
-    "n_experiences num_classes num_queries pool_size projections prompt_length replay_batch "
+    "n_experiences num_classes num_queries pool_size projections prompt_length rank replay_batch "
     "session_batch size steps subset "
     "tasks top_k train_epochs train_mb_size",
     "whole, from 0": "experience num_prefix_tokens num_prompts samples_seen",

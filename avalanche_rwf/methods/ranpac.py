@@ -16,7 +16,9 @@ statistics of all images, the first session's included, are exact.
 - ``"prompts"``: L tokens per block that are the same for every image (VPT-deep, another choice of
   the paper);
 - ``"routes"``: L prompts per block that are retrieved from the block's own tokens (RwF's layer), so
-  that what retrieval adds can be told from what adaptation adds. Not of the paper.
+  that what retrieval adds can be told from what adaptation adds. Not of the paper;
+- ``"lora"``: maps of low rank beside those of queries and values (:mod:`.low_rank`), trained as
+  the adapters are. Not of the paper.
 
 What it costs, and what of the stream it reads: where an experience begins; the images of the first
 session are kept (in 16 bits, part of the state until the second one begins) and passed ``epochs``
@@ -29,7 +31,8 @@ again; no dropout in the branch; head and penalty are ``rp-ridge``'s. Prompts an
 by Adam at this package's rates for them.
 
 Source: McDonnell et al., NeurIPS 2023 (arXiv 2307.02251); Chen et al., AdaptFormer (arXiv
-2205.13535); Jia et al., VPT (arXiv 2203.12119). From the equations.
+2205.13535); Jia et al., VPT (arXiv 2203.12119); Hu et al., LoRA (arXiv 2106.09685). From the
+equations.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ from avalanche_rwf.models.classifier import Selection
 from avalanche_rwf.models.families import ViT
 from avalanche_rwf.models.heads import ClosedFormHead
 from avalanche_rwf.models.heads.base import fit_buffers
+from avalanche_rwf.models.low_rank import LowRank
 from avalanche_rwf.routing.layer import RoutingLayer
 from avalanche_rwf.strategies.base import DEFAULT_RATES, FrozenBackboneStrategy
 from avalanche_rwf.strategies.registry import register_method
@@ -57,7 +61,7 @@ from avalanche_rwf.utils.validation import Choice, Number, Whole, takes
 
 __all__ = ["AdaptedViT"]
 
-TUNES = ("adapter", "prompts", "routes")
+TUNES = ("adapter", "prompts", "routes", "lora")
 
 
 class _Branch(nn.Module):
@@ -73,6 +77,10 @@ class _Branch(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return 0.1 * self.up(F.relu(self.down(tokens)))
 
+    def prompt(self, tokens: Tensor) -> Adapter:
+        """For the block's MLP, whatever the tokens."""
+        return Adapter(self)
+
 
 @dataclass(frozen=True)
 class Session(Selection):
@@ -87,12 +95,15 @@ class AdaptedViT(TaskViT):
     :param backbone: a timm transformer of one of the :mod:`~avalanche_rwf.models.families`.
     :param num_classes: C.
     :param tune: what is trained in every block: "adapter" (a branch beside the MLP), "prompts" (the
-        same for every image) or "routes" (prompts retrieved from the block's tokens).
+        same for every image), "routes" (prompts retrieved from the block's tokens) or "lora" (maps
+        of low rank beside those of queries and values).
     :param bottleneck: width of the adapter's inner layer.
     :param num_prompts: L of prompts and routes.
+    :param rank: of LoRA's maps.
     :param epochs: passes over the first session.
     :param session_batch: images in a step of phase 1.
-    :param lr: SGD's rate of the adapters and of the head of phase 1, falling to 0 on a cosine.
+    :param lr: SGD's rate of adapters, of LoRA's maps and of the head of phase 1, falling to 0 on a
+        cosine.
     :param lr_queries: Adam's rate of prompts and of routes' queries, falling likewise.
     :param options: of :class:`FrozenViT`; the head is a closed form.
     :raises UsageError: naming the argument that is out of range.
@@ -108,6 +119,7 @@ class AdaptedViT(TaskViT):
         tune=Choice(TUNES),
         bottleneck=Whole(),
         num_prompts=Whole(least=0),
+        rank=Whole(),
         epochs=Whole(),
         session_batch=Whole(),
         lr=Number(above=0),
@@ -121,6 +133,7 @@ class AdaptedViT(TaskViT):
         tune: str = "adapter",
         bottleneck: int = 64,
         num_prompts: int = 10,
+        rank: int = 4,
         epochs: int = 20,
         session_batch: int = 48,
         lr: float = 0.01,
@@ -140,6 +153,8 @@ class AdaptedViT(TaskViT):
         for block in self._blocks:
             if tune == "adapter":
                 part: nn.Module = _Branch(self.dim, bottleneck)
+            elif tune == "lora":
+                part = LowRank(backbone.blocks[block], rank)
             elif tune == "prompts":
                 part = RoutingLayer(
                     self.dim, num_prompts, source="static", trainable=("queries",)
@@ -188,9 +203,10 @@ class AdaptedViT(TaskViT):
         return self._blocks if self._adapted else ()
 
     def prompt(self, block: int, tokens: Tensor, *args: Any, **kwargs: Any) -> Prompt:
-        """The block's own branch, or its prompts."""
-        part = self.parts[str(block)]
-        return part.prompt(tokens) if isinstance(part, RoutingLayer) else Adapter(part)
+        """The block's own branches, or its prompts."""
+        part: Any = self.parts[str(block)]
+        found: Prompt = part.prompt(tokens)
+        return found
 
     def encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
         """Images [B, 3, H, W] -> features [B, F], and in the first session the images too."""
@@ -221,8 +237,8 @@ class AdaptedViT(TaskViT):
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:
         """What phase 1 trains, by kind."""
-        if self.tune == "adapter":
-            return {"adapter": list(self.parts.parameters())}
+        if self.tune in ("adapter", "lora"):
+            return {"branches": list(self.parts.parameters())}
         groups: dict[str, list[nn.Parameter]] = {}
         for part in self.parts.values():
             assert isinstance(part, RoutingLayer)
@@ -252,7 +268,7 @@ class AdaptedViT(TaskViT):
         trained = [p for group in groups.values() for p in group]
         for parameter in trained:
             parameter.requires_grad_(True)
-        by_sgd = [*groups.pop("adapter", []), *head.parameters()]
+        by_sgd = [*groups.pop("branches", []), *head.parameters()]
         optimizers: list[torch.optim.Optimizer] = [
             torch.optim.SGD(by_sgd, lr=self.lr, momentum=0.9, weight_decay=5e-4)
         ]
@@ -306,6 +322,7 @@ class AdaptedViT(TaskViT):
     summary="RanPAC: adapters trained on the first session, then rp-ridge; reads a boundary",
     paper="McDonnell et al., RanPAC, arXiv 2307.02251",
     uses_boundaries=True,
+    young=("rank",),
     grid=[
         {"lr": lr, "lr_queries": lr_queries, "penalty": penalty}
         for lr, lr_queries in ((0.01, 1e-3), (0.002, 2e-4), (0.05, 5e-3))
@@ -320,6 +337,7 @@ def ranpac(
     loop: dict[str, Any],
     tune: str = "adapter",
     num_prompts: int = 10,
+    rank: int = 4,
     epochs: int = 20,
     lr: float = 0.01,
     lr_queries: float = 1e-3,
@@ -337,6 +355,7 @@ def ranpac(
         num_classes,
         tune=tune,
         num_prompts=num_prompts,
+        rank=rank,
         epochs=epochs,
         lr=lr,
         lr_queries=lr_queries,

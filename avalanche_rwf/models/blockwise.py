@@ -2,7 +2,7 @@
 
 A method says, for block l and the tokens that enter it, which prompts to use; this module does
 the rest, with the timm model's own modules. A prompt acts on a block as extra keys and values, or
-on what leaves it:
+on what its own modules compute:
 
 - :class:`TokenPrompt`: L tokens inserted into the block and dropped after it. Dropped tokens can
   act on the others through that block's keys and values only, so just norm1 and the K/V
@@ -10,11 +10,12 @@ on what leaves it:
   position: where a backbone rotates keys or adds a bias by position, theirs are left alone.
 - :class:`PrefixPrompt`: L keys and L values given directly (prefix tuning).
 - :class:`Adapter`: a branch beside the block's MLP.
+- :class:`AttentionAdapter`: branches beside the maps of queries and of values (LoRA).
 
 Tokens that stay from the first block to the last (L2P's) are an input of :func:`forward_blocks`.
 
 Source: insertion as described for Routing without Forgetting (arXiv 2603.09576); prefix tuning as
-in DualPrompt (arXiv 2204.04799), written from the equations.
+in DualPrompt (arXiv 2204.04799) and LoRA (arXiv 2106.09685), written from the equations.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from avalanche_rwf.models.lower import lowered
 
 __all__ = [
     "Adapter",
+    "AttentionAdapter",
     "Forwarded",
     "PrefixPrompt",
     "PromptFunction",
@@ -68,7 +70,16 @@ class Adapter:
     branch: Callable[[Tensor], Tensor]
 
 
-Prompt = TokenPrompt | PrefixPrompt | Adapter
+@dataclass(frozen=True)
+class AttentionAdapter:
+    """What is added to a block's queries and values, of the tokens [B, N, D] that its attention
+    gets: each [B, N, width], before heads are split, normed or rotated."""
+
+    queries: Callable[[Tensor], Tensor]
+    values: Callable[[Tensor], Tensor]
+
+
+Prompt = TokenPrompt | PrefixPrompt | Adapter | AttentionAdapter
 PromptFunction = Callable[[int, Tensor], Prompt | None]
 """Called with the block's index and the tokens [B, N, D] that enter it."""
 
@@ -149,19 +160,23 @@ def block_forward(
     """
     form = form_of(block)
     timm_block: Any = block
-    adapter = prompt if isinstance(prompt, Adapter) else None
-    seen = None if isinstance(prompt, Adapter) else prompt  # by the attention
+    branches = isinstance(prompt, Adapter | AttentionAdapter)
+    seen = None if isinstance(prompt, Adapter | AttentionAdapter) else prompt  # as keys and values
     prompts = 0
     if seen is not None:
         prompts = (seen.tokens if isinstance(seen, TokenPrompt) else seen.keys).shape[-2]
-    if not prompts and adapter is None:
+    if not prompts and not branches:
         whole = form.whole(timm_block, x, place)
         if whole is not None:
             return whole
     attn = timm_block.attn
     batch, length, _ = x.shape
     h = form.enter(timm_block, x)
-    q, k, v = form.project(attn, h, place)
+    parts = form.project(attn, h)
+    if isinstance(prompt, AttentionAdapter):
+        parts = parts[0] + prompt.queries(h), parts[1], parts[2] + prompt.values(h)
+    q, k, v = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts)
+    q, k = form.placed(attn, q, k, place)
     if seen is not None and prompts:
         prompt_k, prompt_v = _prompt_keys_values(timm_block, seen, x, q)
         k = torch.cat([prompt_k.to(k.dtype), k], dim=2)
@@ -185,7 +200,7 @@ def block_forward(
         out = out * gate(h).sigmoid()
     x = form.attended(timm_block, x, attn.proj_drop(attn.proj(out)))
     left = form.leave(timm_block, x)
-    return left if adapter is None else left + adapter.branch(x)
+    return left + prompt.branch(x) if isinstance(prompt, Adapter) else left
 
 
 def forward_blocks(

@@ -58,13 +58,16 @@ class Form:
         """What the block's attention gets of the tokens that enter: [B, N, D]."""
         return block.norm1(x) if self.enter_normed else x
 
-    def project(
-        self, attn: Any, h: Tensor, place: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, heads, N, d] of what :meth:`enter` gave."""
-        qkv = attn.qkv(h).reshape(len(h), h.shape[1], 3, attn.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return attn.q_norm(q), attn.k_norm(k), v
+    def project(self, attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, N, width] of what :meth:`enter` gave."""
+        q, k, v = attn.qkv(h).chunk(3, -1)
+        return q, k, v
+
+    def placed(
+        self, attn: Any, q: Tensor, k: Tensor, place: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys [B, heads, N, d] as their scores are taken: normed, in their places."""
+        return attn.q_norm(q), attn.k_norm(k)
 
     def maps(self, attn: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Weight and bias of the keys' map, then of the values'."""
@@ -121,19 +124,20 @@ class _EvaForm(Form):
     def whole(self, block: Any, x: Tensor, place: Tensor | None) -> Tensor | None:
         return block(x, rope=place)
 
-    def project(
-        self, attn: Any, h: Tensor, place: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if attn.qkv is not None:
-            bias = _bias_of(attn)
-            parts = F.linear(h, attn.qkv.weight, bias).chunk(3, -1)
-        else:
-            parts = (attn.q_proj(h), attn.k_proj(h), attn.v_proj(h))
-        q, k, v = (p.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for p in parts)
+    def project(self, attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if attn.qkv is None:
+            return attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)
+        q, k, v = F.linear(h, attn.qkv.weight, _bias_of(attn)).chunk(3, -1)
+        return q, k, v
+
+    def placed(
+        self, attn: Any, q: Tensor, k: Tensor, place: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kind = q.dtype  # a rotation may be in more bits
         q, k = attn.q_norm(q), attn.k_norm(k)
         if place is not None:
-            q, k = (_rotated(x, place, attn).type_as(v) for x in (q, k))
-        return q, k, v
+            q, k = (_rotated(x, place, attn).to(kind) for x in (q, k))
+        return q, k
 
     def maps(self, attn: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         if attn.qkv is None:
@@ -193,12 +197,10 @@ class _BeitForm(_EvaForm):
             return None  # its table has no entry for tokens without a position
         return block(x, shared_rel_pos_bias=place)
 
-    def project(
-        self, attn: Any, h: Tensor, place: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = F.linear(h, attn.qkv.weight, _bias_of(attn)).chunk(3, -1)
-        q, k, v = (p.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for p in parts)
-        return q, k, v
+    def placed(
+        self, attn: Any, q: Tensor, k: Tensor, place: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return q, k
 
     def bias(self, attn: Any, place: Tensor | None, prompts: int, length: int) -> Tensor | None:
         bias = place

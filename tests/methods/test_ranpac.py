@@ -11,8 +11,11 @@ from avalanche.benchmarks import split_online_stream
 
 from avalanche_rwf.errors import NonFiniteLossError
 from avalanche_rwf.methods.ranpac import TUNES, AdaptedViT
+from avalanche_rwf.models.backbone import weights_sha256
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.registry import create_strategy
+
+from ..families import FAMILIES
 
 SIZES = {"head": "rp-ridge", "head_options": {"projections": 40}}
 FAST = {"epochs": 2, "session_batch": 4, "bottleneck": 5, "num_prompts": 2}
@@ -40,6 +43,28 @@ def feed(model, *sessions, batch=3):
     return model
 
 
+def with_adapters(slow, branches, image):
+    """The class token of an image with AdaptFormer's branches, by loops."""
+    tokens = slow.embed(image)
+    for index, (down, shift, up, offset) in enumerate(branches):
+        def branch(t, down=down, shift=shift, up=up, offset=offset):
+            rows = [up @ torch.clamp(down @ row + shift, min=0) + offset for row in t]
+            return 0.1 * torch.stack(rows)
+        tokens = slow.block(index, tokens, branch=branch)
+    return slow.finish(tokens)[0]
+
+
+def with_lora(slow, pairs, image):
+    """The same of a copy of the backbone that has W + B A for W, run by timm itself."""
+    weights = {}
+    for index, (down, up) in enumerate(pairs):
+        of_queries, of_values = up[0] @ down[0], up[1] @ down[1]
+        more = torch.cat([of_queries, torch.zeros_like(of_queries), of_values])
+        name = f"blocks.{index}.attn.qkv.weight"
+        weights[name] = slow.vit.get_parameter(name) + more
+    return torch.func.functional_call(copy.deepcopy(slow.vit), weights, image[None])[0]
+
+
 def slow_phase_one(slow, model, x, y):
     """One image at a time, SGD with momentum, decay and cosine written out; returns features."""
     branches = [[p.detach().clone().requires_grad_() for p in part.parameters()]
@@ -50,13 +75,8 @@ def slow_phase_one(slow, model, x, y):
     speed = [torch.zeros_like(p) for p in trained]
 
     def read(image):
-        tokens = slow.embed(image)
-        for index, (down, shift, up, offset) in enumerate(branches):
-            def branch(t, down=down, shift=shift, up=up, offset=offset):
-                rows = [up @ torch.clamp(down @ row + shift, min=0) + offset for row in t]
-                return 0.1 * torch.stack(rows)
-            tokens = slow.block(index, tokens, branch=branch)
-        return slow.finish(tokens)[0]
+        form = with_adapters if model.tune == "adapter" else with_lora
+        return form(slow, branches, image)
 
     draw = torch.Generator().manual_seed(0)
     for epoch in range(model.epochs):
@@ -72,9 +92,10 @@ def slow_phase_one(slow, model, x, y):
         return torch.stack([read(image) for image in x])
 
 
-def test_phase_one_is_that_of_the_equations(vit, slow):
+@pytest.mark.parametrize("tune", ["adapter", "lora"])
+def test_phase_one_is_that_of_the_equations(vit, slow, tune):
     x, y = session()
-    model = adapted(vit, lr=0.1)
+    model = adapted(vit, tune=tune, lr=0.1)
     expected = slow_phase_one(slow(vit), copy.deepcopy(model), x, y)
     plain = model.eval().features(x)
     feed(model.train(), (x, y), session(3, first=2))
@@ -149,14 +170,40 @@ def test_a_first_session_of_one_class_adapts_nothing(vit):
     assert model.head.moments.samples == 9
 
 
-def test_a_loaded_state_predicts_as_the_saved_one(vit):
+@pytest.mark.parametrize("tune", ["adapter", "lora"])
+def test_before_its_first_step_a_branch_leaves_the_plain_backbone(vit, tune):
     x, _ = session()
-    saved = feed(adapted(vit), session(), session(3, first=2)).eval()
-    other = AdaptedViT(vit, 6, **SIZES, **FAST)
+    model = adapted(vit, tune=tune).eval()
+    model._adapted = True  # the branches are asked
+    assert len(model.prompted_blocks()) == 4
+    assert torch.equal(model.features(x), FrozenViT(vit, 6, **SIZES).eval().features(x))
+
+
+@pytest.mark.filterwarnings("ignore::avalanche_rwf.models.blocks.FitWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tune", TUNES)
+def test_every_family_is_adapted_and_none_of_its_weights(tools, family, tune):
+    vit = tools.vit(depth=2, **FAMILIES[family])
+    before, (x, y) = weights_sha256(vit), session()
+    model = adapted(vit, tune=tune, lr=0.1)
+    plain = model.eval().features(x)
+    feed(model.train(), (x, y), session(3, first=2)).eval()
+    together = model.features(x)
+    assert not torch.equal(together, plain)
+    for i in range(len(x)):
+        torch.testing.assert_close(model.features(x[i : i + 1])[0], together[i])
+    assert weights_sha256(vit) == before
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_a_loaded_state_predicts_as_the_saved_one(vit, tune):
+    x, _ = session()
+    saved = feed(adapted(vit, tune=tune), session(), session(3, first=2)).eval()
+    other = AdaptedViT(vit, 6, tune=tune, **SIZES, **FAST)
     other.load_state_dict(saved.state_dict())
     assert torch.equal(other.eval()(x), saved(x)) and other.own_gradient_steps() == 4
-    early = feed(adapted(vit), session())
-    again = AdaptedViT(vit, 6, **SIZES, **FAST).train()
+    early = feed(adapted(vit, tune=tune), session())
+    again = AdaptedViT(vit, 6, tune=tune, **SIZES, **FAST).train()
     again.load_state_dict(early.state_dict())
     for model in (early, again):
         feed(model, session(3, first=2))

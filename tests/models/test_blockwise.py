@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from timm.models.vision_transformer import Block
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.blockwise import (
     Adapter,
+    AttentionAdapter,
     PrefixPrompt,
     TokenPrompt,
     block_forward,
@@ -82,6 +84,42 @@ def test_a_branch_is_added_beside_the_mlp_of_what_enters_it(any_vit, images):
     for index, tokens in given.items():
         assert torch.equal(tokens, entered[index])
     torch.testing.assert_close(out.collected[4], plain + 1, atol=1e-5, rtol=1e-5)
+
+
+def with_maps(vit, maps):
+    """A copy of a backbone with maps [2, width, D] of each block added to its W_q and W_v."""
+    changed = copy.deepcopy(vit)
+    for block, (of_queries, of_values) in zip(changed.blocks, maps, strict=True):
+        attn = block.attn
+        if attn.qkv is None:
+            attn.q_proj.weight += of_queries
+            attn.v_proj.weight += of_values
+        else:
+            attn.qkv.weight += torch.cat([of_queries, torch.zeros_like(of_queries), of_values])
+    return changed
+
+
+def adapters(maps):
+    return [AttentionAdapter(*(lambda h, m=m: F.linear(h, m) for m in pair)) for pair in maps]
+
+
+def test_maps_beside_queries_and_values_are_those_added_to_the_weights(any_vit, images):
+    torch.manual_seed(0)
+    width = form_of(any_vit.blocks[0]).maps(any_vit.blocks[0].attn)[0].shape[0]
+    maps = 0.3 * torch.randn(4, 2, width, any_vit.embed_dim)
+    with torch.no_grad():
+        found = forward_blocks(any_vit, images, lambda i, x: adapters(maps)[i], range(4)).tokens
+        expected = with_maps(any_vit, maps).forward_features(images)
+        plain = any_vit.forward_features(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    assert (found - plain).abs().max() > 1e-2
+
+
+def test_maps_of_zero_are_the_plain_backbone_to_the_last_bit(any_vit, images):
+    zero = torch.zeros(4, 2, any_vit.embed_dim, any_vit.embed_dim)
+    with torch.no_grad():
+        found = forward_blocks(any_vit, images, lambda i, x: adapters(zero)[i], range(4)).tokens
+        assert torch.equal(found, any_vit.forward_features(images))
 
 
 def real_block(block, x, place, inserted):
