@@ -31,7 +31,8 @@ from timm import create_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from avalanche_rwf.experiments.device import auto_precision, set_arithmetic
+from avalanche_rwf.experiments.device import set_arithmetic
+from avalanche_rwf.experiments.precision import auto_precision
 from avalanche_rwf.strategies.registry import create_strategy, list_methods
 
 TOLERANCE = 2e-3

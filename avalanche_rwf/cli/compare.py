@@ -61,6 +61,8 @@ avalanche-rwf compare --config exp.yaml --seeds 0-4
 avalanche-rwf compare --benchmark split-cifar100 --stream si-blurry \\
     --backbone vit_base_patch16_224.augreg_in21k --out results/si-blurry
 """
+# Precisions that stand for one of the others.
+_CHOSEN = ("auto", "fastest")
 # Settings that are computed from their flags, not copied from them.
 _COMPUTED = ("seed", "backbone", "precision", "eval_every_samples")
 
@@ -197,8 +199,10 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
     """What the command line says of a run, without its method, seed and backbone."""
     given, of_stream = backbone_args(args.backbone_arg), stream_options(args)
     prepared = _preparation(args)
-    if args.precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UsageError(f"--precision takes auto, fp32, bf16 or fp16, not {args.precision!r}.")
+    if args.precision not in (*_CHOSEN, "fp32", "bf16", "fp16"):
+        raise UsageError(
+            f"--precision takes auto, fastest, fp32, bf16 or fp16, not {args.precision!r}."
+        )
     if args.weights is not None:
         checked_path(args.weights)
     same = (n for n, s in run_settings().items() if s.flag and n not in _COMPUTED)
@@ -207,7 +211,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         stream_options=of_stream,
         backbone_args=given,
         data_config=prepared,
-        precision="fp32" if args.precision == "auto" else args.precision,
+        precision="fp32" if args.precision in _CHOSEN else args.precision,
         eval_every_samples=args.eval_every_samples or 0,
         **{name: getattr(args, name) for name in same},
     ).validate()
@@ -260,7 +264,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     base = _run_config(args)
 
     from avalanche_rwf.benchmarks.registry import check_benchmark
-    from avalanche_rwf.experiments.executors import start_server
+    from avalanche_rwf.experiments.executors import default_threads, start_server
 
     check_benchmark(args.benchmark, args.test_share)
     _check_names(args)
@@ -280,7 +284,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         resolve_device,
         select_methods,
     )
-    from avalanche_rwf.experiments.device import auto_precision
+    from avalanche_rwf.experiments.precision import auto_precision
     from avalanche_rwf.models.preprocessing import plain_name, tag_config
 
     if args.data_config is not None:  # values, because those of a tag change with timm's version
@@ -293,15 +297,19 @@ def prepare(args: argparse.Namespace) -> Prepared:
     options, notes = method_options(methods, common, settings)
     typed = {name: given_options(name, common, settings) for name in methods}
     tried = method_grids(methods, grids, typed)
-    if args.precision == "auto" and execution.device.startswith("cuda"):
+    if args.precision in _CHOSEN and execution.device.startswith("cuda"):
         precision, reason = auto_precision(execution.device)
         base = replace(base, precision=precision)
-        notes.append(f"--precision auto is {precision} here: {reason}.")
+        notes.append(f"--precision {args.precision} is {precision} here: {reason}.")
+    probes = args.precision == "fastest" and execution.device == "cpu"
     planned = plan(
         replace(base, backbone=plain_name(args.backbone or PACKAGED)),
         *(methods, seeds, options, out, notes, args.eval_every_samples is None),
         *(named_methods(args.methods), tried),
+        default_threads(execution, len(methods) * len(seeds)) if probes else None,
     )
+    if probes and execution.url:  # commands on other machines are to find the answer
+        Remote(execution.url).push_tables()
     for note in planned.notes:
         say(note)
     return Prepared(planned, out, execution, typed, {**left_out, **planned.left_out}, tried)

@@ -20,6 +20,7 @@ from avalanche_rwf.experiments.build import (
     with_code,
 )
 from avalanche_rwf.experiments.config import RunConfig, run_directory
+from avalanche_rwf.experiments.precision import fastest_precision
 from avalanche_rwf.experiments.selection import select_names
 from avalanche_rwf.experiments.store import finished, read_json, write_json
 from avalanche_rwf.experiments.tuning import Choice, grid
@@ -220,6 +221,7 @@ def plan(
     choose_evaluation: bool = False,
     named: Collection[str] | None = None,
     grids: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    probe_threads: int | None = None,
 ) -> Plan:
     """Check everything that can be checked, then list the runs.
 
@@ -230,12 +232,17 @@ def plan(
     :param choose_evaluation: set ``eval_every_samples`` to a quarter of the stream.
     :param named: the methods that were named by themselves; None is all.
     :param grids: method -> settings that will be tried, which are built once too.
+    :param probe_threads: of a run; a number sets ``precision`` to what is faster on this CPU.
     :raises UsageError: for the first thing that is wrong.
     """
     base.validate()
     info, of_backbone = _load_backbone(base)
     said = [*notes, *of_backbone]
     base = replace(base, weights_sha256=info.sha256)
+    if probe_threads is not None:
+        precision, why = fastest_precision(base, out, probe_threads)
+        base = replace(base, precision=precision)
+        said.append(f"--precision fastest is {precision} here: {why}.")
     benchmark = build_benchmark(base.with_seed(seeds[0]))
     if choose_evaluation:
         base = replace(base, eval_every_samples=max(1, -(-benchmark.train_size // 4)))

@@ -1,4 +1,4 @@
-"""How a run computes on its device: kinds of numbers, determinism, sizes that change no result."""
+"""How a run computes on its device: determinism, sizes that change no result."""
 
 from __future__ import annotations
 
@@ -16,21 +16,6 @@ def eval_batch_size(batch_size: int) -> int:
     No result depends on it, so it is no part of a run's configuration.
     """
     return current_execution().eval_batch_size or max(64, batch_size)
-
-
-def auto_precision(device: str) -> tuple[str, str]:
-    """What ``--precision auto`` is on a device, and why.
-
-    It is bfloat16 where the hardware has it, float16 where it has that alone, else float32.
-    """
-    if not device.startswith("cuda"):
-        return "fp32", "on the CPU"
-    name, major = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)[0]
-    if major >= 8:
-        return "bf16", f"{name} has bfloat16"
-    if major >= 7:
-        return "fp16", f"{name} has float16 and no bfloat16"
-    return "fp32", f"{name} has no fast 16-bit numbers"
 
 
 def set_arithmetic() -> None:

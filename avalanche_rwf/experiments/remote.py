@@ -27,6 +27,7 @@ from avalanche_rwf.experiments.store import finished
 
 SUMMARY = "summary.json"
 _EVERY = 30.0  # seconds between two copies of a checkpoint
+_TABLES = ("left_out.json", "precision.json")
 _CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 
 
@@ -88,7 +89,7 @@ class Remote:
                 path = summary.parent.relative_to(self.local).as_posix()
                 if path not in there and finished(summary.parent):
                     self.push(path)
-            for name in ("left_out.json", "tuning"):
+            for name in (*_TABLES, "tuning"):
                 if self.fs.exists(f"{self.root}/{name}") and not (self.local / name).exists():
                     self.fs.get(f"{self.root}/{name}", str(self.local / name), recursive=True)
         except Exception as error:
@@ -144,7 +145,7 @@ class Remote:
 
     def push_tables(self) -> None:
         """Copy what a command writes besides runs."""
-        for name in ("leaderboard.csv", "left_out.json"):
+        for name in ("leaderboard.csv", *_TABLES):
             if (self.local / name).exists():
                 self._put(self.local / name, f"{self.root}/{name}")
         for file in (self.local / "tuning").glob("*.json"):

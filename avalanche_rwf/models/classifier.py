@@ -373,14 +373,15 @@ class FrozenViT(nn.Module):
             same backbone that gives the same name shares it. "" if the model's other tensors
             enter too.
         """
-        usual = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        usual = images.device.type == "cpu" and self.use_cache and not MEMORY.off
         learns = self.training or torch.is_grad_enabled()
-        usual = usual and self.use_cache and not MEMORY.off
         if not usual or (learns and not (kind and MEMORY.training)):
             return compute(images)
         who = None if is_watched(images) else self._cache_key(shared=bool(kind))
         if who is None:
             return compute(images)
+        if torch.is_autocast_enabled("cpu"):
+            who += f" {torch.get_autocast_dtype('cpu')}"
         digests = image_digests(images)
         if not kind:
             key = hashlib.blake2b(b"".join(digests), digest_size=16, key=who.encode()[:64])

@@ -122,6 +122,23 @@ def test_a_second_call_does_nothing_new(compared, command, capsys):
     assert "6 done already" in err
 
 
+def test_the_fastest_precision_is_said_recorded_and_the_same_in_the_next_command(
+    command, capsys, tmp_path, monkeypatch
+):
+    from avalanche_rwf.experiments import precision
+
+    line = [*command(tmp_path), "--precision", "fastest", "--methods", "ncm", "--seeds", "0"]
+    for bf16, says in ((0.5, "bf16 here: bf16 takes 0.5 of"), (2.0, "bf16 here: precision.json")):
+        times = {"fp32": [1.0], "bf16": [bf16]}
+        monkeypatch.setattr(precision, "step_times", lambda *_, times=times: times)
+        status, printed, err = call(capsys, *line)
+        assert (status, f"--precision fastest is {says}" in err) == (0, True)
+        assert "bf16" in printed.splitlines()[1]
+    assert "1 done already" in err
+    (folder,) = runs(tmp_path).values()
+    assert json.loads((folder / "config.json").read_text())["config"]["precision"] == "bf16"
+
+
 def test_a_deleted_summary_runs_that_run_again(compared, command, capsys, tmp_path):
     out = copy(compared, tmp_path)
     lost = runs(out)["rwf", "seed1"]

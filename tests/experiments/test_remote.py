@@ -70,6 +70,15 @@ def test_finished_runs_are_there_and_on_the_next_machine(url, machine, configure
     assert done == ["done"] * 2
 
 
+def test_the_precision_that_was_found_holds_on_the_next_machine(url, machine):
+    place = Remote(url)
+    place.local.mkdir(parents=True)
+    (place.local / "precision.json").write_text('{"a": 1}')
+    place.push_tables()
+    machine("second")
+    assert (Remote(url).get() / "precision.json").read_text() == '{"a": 1}'
+
+
 def test_a_run_that_was_stopped_goes_on_on_another_machine(
     url, machine, configure, tmp_path, monkeypatch
 ):

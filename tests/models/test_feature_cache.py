@@ -1,5 +1,6 @@
 """The memory of features: nothing is changed by looking up, and processes share a folder."""
 
+import contextlib
 import functools
 import json
 
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.feature_cache import MEMORY, FeatureMemory
+from avalanche_rwf.models.lower import lowered
 
 
 def counted(value):
@@ -173,9 +175,18 @@ def test_what_is_given_is_a_copy(tools, images):
     assert model.features(images).abs().sum() > 0
 
 
+def in_bfloat16(model):
+    """The state in which a strategy asks a model for features with precision="bf16"."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+    stack.enter_context(lowered(model.backbone))
+    return stack
+
+
+@pytest.mark.parametrize("state", [lambda model: contextlib.nullcontext(), in_bfloat16])
 @pytest.mark.parametrize("readout", ["cls", "cls+mean", "layers"])
 def test_training_images_have_the_same_features_looked_up_to_the_last_bit(
-    tools, monkeypatch, readout
+    tools, monkeypatch, readout, state
 ):
     """In other batches of the same size, as another seed has them."""
     monkeypatch.setattr(MEMORY, "training", True)
@@ -187,12 +198,26 @@ def test_training_images_have_the_same_features_looked_up_to_the_last_bit(
     for seed in range(3):
         order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
         for part in order.split(8):
-            found = model.features(images[part])
+            with state(model):
+                found = model.features(images[part])
             before = len(passes)
-            assert torch.equal(found, plain.features(images[part]))
+            with state(plain):
+                assert torch.equal(found, plain.features(images[part]))
             del passes[before:]
     assert len(passes) == 4  # the first seed's, and one look
     assert MEMORY.charged_images >= 40
+
+
+@torch.no_grad()
+def test_features_in_bfloat16_and_float32_are_kept_apart(tools, images):
+    model = FrozenViT(tools.vit(), 5).eval()
+    first = model.features(images)
+    with in_bfloat16(model):
+        low = model.features(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the weights themselves are as before
+        assert torch.equal(model.features(images), low)
+    assert not torch.equal(first, low)
+    assert torch.equal(model.features(images), first)
 
 
 def test_nothing_is_remembered_in_training_or_with_a_graph(tools, images):
