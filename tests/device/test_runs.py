@@ -12,9 +12,9 @@ from torch import nn
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.experiments import run as module
 from avalanche_rwf.experiments.config import run_directory
-from avalanche_rwf.experiments.precision import auto_precision
 from avalanche_rwf.experiments.execution import Execution
 from avalanche_rwf.experiments.executors import Context, get_executor
+from avalanche_rwf.experiments.precision import auto_precision
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy

@@ -75,7 +75,9 @@ def test_a_folder_keeps_the_first_answer_for_each_backbone_and_batch(configure, 
     assert answer == {"precision": "fp32", "bf16_over_fp32": 1.6, "threads": 2}
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{{"{name}": 1}}', '{{"{name}": {{"precision": "x"}}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{{"{name}": 1}}', '{{"{name}": {{"precision": "x"}}}}']
+)
 def test_a_damaged_answer_is_found_again(configure, tmp_path, probe, text):
     probe(FAST)
     fastest_precision(configure("ncm"), tmp_path, 1)
