@@ -67,7 +67,7 @@ def step_times(backbone: nn.Module, batch_size: int, threads: int) -> dict[str, 
     the batch's images as leave time for several steps.
     """
     size = backbone_info(backbone).image_size
-    block = backbone.blocks[0]  # type: ignore[index]
+    block: nn.Module = backbone.blocks[0]  # type: ignore[index,assignment]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
 
