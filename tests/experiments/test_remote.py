@@ -71,11 +71,11 @@ def test_finished_runs_are_there_and_on_the_next_machine(url, machine, configure
 
 
 def test_the_precision_that_was_found_holds_on_the_next_machine(url, machine):
-    place = Remote(url)
-    place.local.mkdir(parents=True)
-    (place.local / "precision.json").write_text('{"a": 1}')
-    place.push_tables()
+    local_folder(url).mkdir(parents=True)
+    (local_folder(url) / "precision.json").write_text('{"a": 1}')
+    Remote(url).push_tables()
     machine("second")
+    local_folder(url).mkdir(parents=True)
     assert (Remote(url).get() / "precision.json").read_text() == '{"a": 1}'
 
 
