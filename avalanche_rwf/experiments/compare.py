@@ -38,10 +38,11 @@ class Plan:
     """Runs to do and how many training samples each has.
 
     :param configs: all runs of the comparison, finished ones included.
-    :param todo: those without a finished run directory.
+    :param todo: those without a finished run directory, in the order in which they are done.
     :param samples: training samples per run.
     :param notes: sentences to print before the work begins.
     :param left_out: methods that nobody named and that do not fit, with the reason.
+    :param shared: method -> width of the features that others find.
     """
 
     configs: tuple[RunConfig, ...]
@@ -49,6 +50,7 @@ class Plan:
     samples: int
     notes: tuple[str, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -249,15 +251,18 @@ def plan(
     _check_subset(base, benchmark.num_classes)
     configs: list[RunConfig] = []
     left_out: dict[str, str] = {}
+    shared: dict[str, int] = {}
     for method in methods:
         config = with_code(replace(base, method=method, options=dict(options[method])))
         try:
-            said += check_method(config, benchmark)
+            described, of_method = check_method(config, benchmark)
         except UsageError as error:
             if named is None or method in named or not _never_fits(config, benchmark):
                 raise
             left_out[method] = str(error).removeprefix(f"{method}: ")
             continue
+        said += of_method
+        shared[method] = described.shared_width
         for setting in (grids or {}).get(method, ()):
             check_method(replace(config, options={**config.options, **setting}), benchmark)
         # A default that a small backbone has not room for is recorded as what it is there.
@@ -277,15 +282,16 @@ def plan(
         said.append(f"{benchmark.skipped} corrupt images were left out (--skip-corrupt).")
     return Plan(
         tuple(configs),
-        _unfinished(configs, out),
+        _unfinished(configs, out, shared),
         benchmark.train_size,
         tuple(dict.fromkeys(said)),
         left_out,
+        shared,
     )
 
 
-def check_method(config: RunConfig, benchmark: Benchmark) -> list[str]:
-    """Build a method once; returns what is otherwise with it because of the backbone.
+def check_method(config: RunConfig, benchmark: Benchmark) -> tuple[Description, list[str]]:
+    """Build a method once; returns what it is, and what the backbone changes in it.
 
     :raises UsageError: naming the method, if it cannot be built or has no room for the stream.
     """
@@ -310,7 +316,8 @@ def check_method(config: RunConfig, benchmark: Benchmark) -> list[str]:
         )
     fit = [str(w.message) for w in caught if issubclass(w.category, FitWarning)]
     # What is said of the backbone is said of all methods alike and once.
-    return [f"{text}." if "no class token" in text else f"{method}: {text}." for text in fit]
+    said = [f"{text}." if "no class token" in text else f"{method}: {text}." for text in fit]
+    return described, said
 
 
 def _never_fits(config: RunConfig, benchmark: Benchmark) -> bool:
@@ -345,8 +352,24 @@ def plan_tuned(planned: Plan, choices: Mapping[str, Choice], out: Path) -> Plan:
         else c
         for c in planned.configs
     )
-    return replace(planned, configs=configs, todo=_unfinished(configs, out))
+    todo = _unfinished(configs, out, planned.shared)
+    return replace(planned, configs=configs, todo=todo)
 
 
-def _unfinished(configs: Sequence[RunConfig], out: Path) -> tuple[RunConfig, ...]:
-    return tuple(c for c in configs if finished(run_directory(out, c)) is None)
+def _unfinished(
+    configs: Sequence[RunConfig], out: Path, shared: Mapping[str, int]
+) -> tuple[RunConfig, ...]:
+    """The runs that are left, in the order in which the least is computed twice.
+
+    Of each seed the method that computes most of what others read comes first, and those that can
+    read it come last: it is there by then, also for runs at the same time.
+    """
+    todo = [c for c in configs if finished(run_directory(out, c)) is None]
+    first = max(shared, key=lambda method: shared[method], default="")
+    seeds = list(dict.fromkeys(c.seed for c in todo))
+
+    def rank(config: RunConfig) -> tuple[int, bool, bool]:
+        reads = bool(shared.get(config.method))
+        return seeds.index(config.seed), config.method != first, reads
+
+    return tuple(sorted(todo, key=rank))

@@ -38,6 +38,7 @@ from avalanche_rwf.models.blockwise import Forwarded, Prompt, forward_blocks, fu
 from avalanche_rwf.models.families import ViT, final_norm, pooling, summary
 from avalanche_rwf.models.feature_cache import (
     MEMORY,
+    arithmetic,
     fingerprint,
     image_digests,
     is_watched,
@@ -45,6 +46,7 @@ from avalanche_rwf.models.feature_cache import (
 )
 from avalanche_rwf.models.heads import Head, create_head, held
 from avalanche_rwf.routing.priors import centre_prior
+from avalanche_rwf.utils.device import to_device
 from avalanche_rwf.utils.validation import Choice, Flag, Number, Options, Whole, takes
 
 __all__ = ["READOUTS", "FrozenViT", "Selection", "optional"]
@@ -336,12 +338,8 @@ class FrozenViT(nn.Module):
         Weights changed in place are noticed, unless it was through ``.data``: PyTorch does not
         count that, so :meth:`invalidate_cache` has to be called after it.
         """
-        changing = self.prompt_groups() or (self.prompted_blocks() and not self.prompts_held)
-        if not self.frozen or changing or self._selects():
+        if not self._stays():
             return self._encode(images)
-        kind = f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
-        # Features that a subclass reads in its own way are shared with no other class.
-        own = any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING)
         selection = None
 
         def compute(images: Tensor) -> Tensor:
@@ -349,7 +347,22 @@ class FrozenViT(nn.Module):
             features, selection = self._encode(images)
             return features
 
-        return self.cached(images, compute, "" if own else kind), selection
+        return self.cached(images, compute, self._shared()), selection
+
+    def _stays(self) -> bool:
+        """Whether an image has the same features throughout."""
+        changing = self.prompt_groups() or (self.prompted_blocks() and not self.prompts_held)
+        return self.frozen and not changing and not self._selects()
+
+    def _shared(self) -> str:
+        """What names the features for every model on this backbone; "" if they are its own."""
+        if any(getattr(type(self), f) is not getattr(FrozenViT, f) for f in _READING):
+            return ""
+        return f"{self.readout} {self.readout_blocks} {self.mean_centre or ''}".rstrip()
+
+    def shared_width(self) -> int:
+        """Width of the features that other models on this backbone find; 0 if there are none."""
+        return self.feature_width() if self._stays() and self._shared() else 0
 
     def frozen_query(self, images: Tensor) -> Tensor:
         """What stands for an image [B, D] in the plain backbone, without gradient: L2P's query.
@@ -373,21 +386,20 @@ class FrozenViT(nn.Module):
             same backbone that gives the same name shares it. "" if the model's other tensors
             enter too.
         """
-        usual = images.device.type == "cpu" and self.use_cache and not MEMORY.off
         learns = self.training or torch.is_grad_enabled()
+        usual = self.use_cache and not MEMORY.off and images.device.type in ("cpu", "cuda")
         if not usual or (learns and not (kind and MEMORY.training)):
             return compute(images)
         who = None if is_watched(images) else self._cache_key(shared=bool(kind))
         if who is None:
             return compute(images)
-        if torch.is_autocast_enabled("cpu"):
-            who += f" {torch.get_autocast_dtype('cpu')}"
+        who = f"{who} {arithmetic(images.device)}"
         digests = image_digests(images)
         if not kind:
-            key = hashlib.blake2b(b"".join(digests), digest_size=16, key=who.encode()[:64])
+            key = hashlib.blake2b(b"".join([who.encode(), *digests]), digest_size=16)
             return MEMORY.get(key.hexdigest(), lambda: compute(images))
         with_cls = kind.startswith(("cls+mean ", "layers ")) and not self._pools_the_mean()
-        return MEMORY.rows(
+        rows = MEMORY.rows(
             digests,
             f"{who} {kind}",
             lambda: compute(images),
@@ -395,6 +407,7 @@ class FrozenViT(nn.Module):
             part=(f"{who} cls ()", self.dim) if with_cls else None,
             charge=self.training,
         )
+        return rows if rows.device == images.device else to_device(rows, images.device)
 
     def _cache_key(self, shared: bool) -> str | None:
         """A key for looking features up: another one for each backbone, or moment of training.
@@ -407,7 +420,9 @@ class FrozenViT(nn.Module):
         if self.frozen and any(p.requires_grad for p in backbone.parameters()):
             return None
         if not shared:
-            own = (module for module in self.modules() if module is not self)
+            # A head comes after the features; what it counts is not in them.
+            heads = {*self.head.modules(), *(self.training_head or nn.Module()).modules()}
+            own = (m for m in self.modules() if m is not self and m not in heads)
             now = fingerprint(own, itertools.chain(self.parameters(), backbone.buffers()))
             return None if now is None else f"{self._name} {now}"
         tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}

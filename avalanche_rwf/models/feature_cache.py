@@ -5,13 +5,13 @@ and in every run of a comparison: the query of L2P, DualPrompt, CODA-Prompt and 
 linear probe, NCM, SLDA or ridge regression reads. They are kept image by image, in this process's
 memory up to a limit and, while a comparison shares a folder, in files that its processes map.
 
-Looking up changes no bit of a result. A stored row is what a batch of this size gave for the
-image, with these very weights. That a row does not depend on its batch mates is not taken for
-granted: the first time that a batch is put together from several others, it is computed too, and
-if one bit differs, only whole batches are looked up from then on. Where somebody would see that
-nothing was computed, it is computed: with hooks on a module (or on all of PyTorch's), in a
-profile, a trace or under a mode of PyTorch's such as ``FlopCounterMode``, and with code of one's
-own in a module.
+Looking up changes no bit of a result. A stored row is what a batch gave for the image on this
+device, with these very weights. That a row does not depend on its batch mates and on their number
+is not taken for granted: the first time that a batch is put together from others of some size, it
+is computed too, and if one bit differs, batches of these two sizes have nothing in common from then
+on; within one size only whole batches are looked up then. Where somebody would see that nothing was
+computed, it is computed: with hooks on a module (or on all of PyTorch's), in a profile, a trace or
+under a mode of PyTorch's such as ``FlopCounterMode``, and with code of one's own in a module.
 
 Training images are looked up in the runs of a comparison alone (:attr:`FeatureMemory.training`).
 What computing them took is then charged to the run, so that training times and forward passes of
@@ -25,6 +25,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,15 +104,55 @@ def settings(model: nn.Module) -> str:
     ])  # fmt: skip
 
 
+def arithmetic(device: torch.device) -> str:
+    """What decides, besides numbers and their sizes, how sums on a device are rounded."""
+    kind, how = device.type, f"{torch.get_num_threads()}"
+    if kind != "cpu":
+        how = f"{torch.cuda.get_device_name(device)} {torch.backends.cudnn.allow_tf32}"
+    lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
+    return f"{kind} {how} {torch.get_float32_matmul_precision()} {lower}"
+
+
 def image_digests(images: Tensor) -> list[bytes]:
-    """16 bytes for each image of [B, ...], of its values and type."""
+    """16 bytes for each image of [B, ...], of its values and type.
+
+    Of images on a GPU sums are made there, so that only 16 bytes of each come to the host.
+    """
     kind = f"{images.dtype} {tuple(images.shape[1:])}".encode()
-    rows = images.detach().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [hashlib.blake2b(row.data, digest_size=16, key=kind[:64]).digest() for row in rows]
+    rows = images.detach().contiguous().flatten(1)
+    if rows.device.type == "cpu":
+        words = rows.view(torch.uint8).numpy()
+    else:
+        words = _sums(rows).cpu().numpy()
+    return [hashlib.blake2b(row.data, digest_size=16, key=kind[:64]).digest() for row in words]
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Two sums, modulo 2^64, of each row's words times random numbers: whole numbers [B, 2].
+
+    Two rows that differ have the same sums for at most one in 2^66 draws of the numbers (for words
+    of 32 bits, whose difference may be 2^31).
+    """
+    words = rows.view(_WORDS[rows.element_size()]).long()
+    factors = _factors(words.shape[1], rows.device)
+    return torch.stack([(words * factor).sum(1) for factor in factors], 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _factors(width: int, device: torch.device) -> Tensor:
+    """The same in each process: [2, width]."""
+    generator = torch.Generator().manual_seed(20260309)
+    ends = torch.iinfo(torch.int64)
+    return torch.randint(ends.min, ends.max, (2, width), generator=generator).to(device)
 
 
 # Errors of reading a damaged file of features.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError)
+# Bytes of the disk that are left free.
+_SPARE = 2**30
 
 
 @dataclass
@@ -133,7 +174,8 @@ class _Batch:
     @classmethod
     def of(cls, answer: Tensor, keys: Sequence[bytes], seconds: float) -> _Batch:
         """A copy: of a view, the whole would be kept."""
-        rows = answer.detach().flatten(1).clone().view(torch.uint8).numpy()
+        here = answer.detach().flatten(1).to("cpu", copy=True)
+        rows = here.view(torch.uint8).numpy()
         return cls(rows, answer.dtype, tuple(answer.shape[1:]), seconds, tuple(keys))
 
     def tensor(self, rows: np.ndarray) -> Tensor:
@@ -141,10 +183,14 @@ class _Batch:
         return torch.from_numpy(np.array(rows)).view(self.dtype).view(len(rows), *self.shape)
 
 
+_Place = tuple[_Batch, int]
+
+
 class FeatureMemory:
     """Features by image, and answers of one model by batch; the oldest are forgotten first.
 
-    :param limit: bytes kept in memory; what is in the shared folder is not forgotten.
+    :param limit: bytes kept in memory; what is in the folder is not forgotten.
+    :param disk_limit: bytes that this process writes to the folder.
     """
 
     off: bool = False
@@ -152,13 +198,13 @@ class FeatureMemory:
     training: bool = False
     """Whether training images are looked up and kept too."""
 
-    def __init__(self, limit: int = 256 * 2**20) -> None:
+    def __init__(self, limit: int = 256 * 2**20, disk_limit: int = 8 * 2**30) -> None:
         self.limit = limit
+        self.disk_limit = disk_limit
         self.charged_seconds = 0.0
         self.charged_images = 0
-        self._folder: Path | None = None
-        self._listed: set[str] = set()
-        self._changed = -1
+        self._written = 0
+        self.share(None)
         self.clear()
 
     @contextlib.contextmanager
@@ -171,20 +217,26 @@ class FeatureMemory:
         finally:
             self.off, self.training = before
 
-    def share(self, folder: Path | None) -> None:
+    def share(self, folder: Path | None, alone: bool = False) -> None:
         """Use `folder` together with other processes; None uses this process's memory alone.
 
         The folder must be made for one comparison and trusted by it: what is found there is taken
         for the features of the images.
+
+        :param alone: whether no other process uses it: only what memory has no room for is written.
         """
-        self._folder, self._listed, self._changed = folder, set(), -1
+        self._folder, self._alone = folder, alone
+        self._listed: set[str] = set()
+        self._changed = -1
 
     def clear(self) -> None:
         """Forget what is in memory."""
         self._answers: dict[str, Tensor] = {}
-        self._places: dict[bytes, tuple[_Batch, int]] = {}
+        self._whole: dict[tuple[bytes, ...], _Batch] = {}
+        self._places: dict[bytes, dict[int, _Place]] = {}  # by the size of the batch
         self._batches: list[_Batch] = []
-        self._independent: dict[str, bool] = {}
+        # Whether batches of two sizes, the smaller one first, have the same rows, by feature.
+        self._agree: dict[tuple[str, int, int], bool] = {}
         self._size = 0
         self._listed, self._changed = set(), -1
 
@@ -208,52 +260,78 @@ class FeatureMemory:
         """Features [B, ...] of a batch, found image by image or computed together.
 
         :param digests: of :func:`image_digests`.
-        :param what: names the features, with the backbone's weights.
+        :param what: names the features, with the backbone's weights and its :func:`arithmetic`.
         :param compute: gives them for the whole batch.
         :param part: another name, and the first columns of the features, which it stands for.
         :param charge: whether what is looked up is charged: :attr:`charged_seconds` and
             :attr:`charged_images`.
+        :returns: on the host, if they were found.
         """
-        # Sums are rounded by the sizes of the matrices and the number of threads.
-        what = f"{what} {len(digests)} {torch.get_num_threads()}"
-        keys = _keys(digests, what)
-        found = self._find(keys)
+        keys, size = _keys(digests, what), len(digests)
+        found = self._find(keys, what) if keys else None
+        sizes = [len(batch.keys) for batch, _ in found or []]
+        unproven: set[int] = set()
         if found is not None:
             whole = found[0][0].keys == tuple(keys)
-            if whole or self._independent.get(what):
+            if not whole:
+                unproven = {n for n in sizes if _pair(what, size, n) not in self._agree}
+            if not unproven:
                 if charge:
-                    self.charged_images += len(keys)
+                    self.charged_images += size
                     self.charged_seconds += sum(batch.seconds for batch, _ in found)
-                first = found[0][0]
-                together = first.rows if whole else [batch.rows[place] for batch, place in found]
-                return first.tensor(np.asarray(together))
+                return _together(found, whole)
         start = time.perf_counter()
         answer = compute()
-        seconds = (time.perf_counter() - start) / max(1, len(keys))
-        if answer.requires_grad or len(answer) != len(keys):
+        if answer.requires_grad or len(answer) != size:
             return answer
         if found is None:
-            self._keep(_Batch.of(answer, keys, seconds))
+            batch = _Batch.of(answer, keys, 0.0)
+            # A GPU has done it when it is here.
+            batch.seconds = (time.perf_counter() - start) / max(1, size)
+            self._keep(batch)
             if part is not None:
                 name, width = part
-                named = _keys(digests, f"{name} {len(digests)} {torch.get_num_threads()}")
-                self._keep(_Batch.of(answer[:, :width], named, seconds))
-        elif what not in self._independent:
-            rows = np.asarray([batch.rows[place] for batch, place in found])
-            self._independent[what] = torch.equal(found[0][0].tensor(rows), answer)
+                named = _keys(digests, name)
+                self._keep(_Batch.of(answer[:, :width], named, batch.seconds))
+        else:
+            looked_up, computed = _together(found), answer.cpu()
+            for other in unproven:
+                those = torch.tensor([n == other for n in sizes])
+                agree = torch.equal(looked_up[those], computed[those])
+                self._agree[_pair(what, size, other)] = agree
         return answer
 
-    def _find(self, keys: Sequence[bytes]) -> list[tuple[_Batch, int]] | None:
-        if any(key not in self._places for key in keys):
-            self._list()
-        found = [self._places.get(key) for key in keys]
-        return None if not found or None in found else found  # type: ignore[return-value]
+    def _find(self, keys: Sequence[bytes], what: str) -> list[_Place] | None:
+        """A place for each image: in this very batch, or in others that may agree with it."""
+        size = len(keys)
+        while True:
+            whole = self._whole.get(tuple(keys))
+            if whole is not None:
+                return [(whole, place) for place in range(size)]
+            found = []
+            for key in keys:
+                places = self._places.get(key, {})
+                usable = (n for n in (size, *places) if self._agree.get(_pair(what, size, n), True))
+                place = next((places[n] for n in usable if n in places), None)
+                if place is None:
+                    break
+                found.append(place)
+            else:
+                return found
+            if not self._list():
+                return None
 
     def _keep(self, batch: _Batch) -> None:
-        self._write(batch)
+        if not self._alone:
+            self._write(batch)
         self._make_room(batch.rows.nbytes)
         self._batches.append(batch)
-        self._places.update((key, (batch, place)) for place, key in enumerate(batch.keys))
+        self._note(batch)
+
+    def _note(self, batch: _Batch) -> None:
+        self._whole.setdefault(batch.keys, batch)
+        for place, key in enumerate(batch.keys):
+            self._places.setdefault(key, {}).setdefault(len(batch.keys), (batch, place))
 
     def _make_room(self, size: int) -> None:
         while self._size + size > self.limit and (self._answers or self._batches):
@@ -263,28 +341,36 @@ class FeatureMemory:
                 continue
             batch = self._batches.pop(0)
             self._size -= batch.rows.nbytes
+            if batch.file is None:
+                self._write(batch)
             if batch.file is not None:
-                batch.rows = np.load(batch.file, mmap_mode="r", allow_pickle=False)
-                continue
+                with contextlib.suppress(*_BROKEN):
+                    batch.rows = np.load(batch.file, mmap_mode="r", allow_pickle=False)
+                    continue
+            if self._whole.get(batch.keys) is batch:
+                del self._whole[batch.keys]
             for key in batch.keys:
-                if self._places.get(key, (None,))[0] is batch:
-                    del self._places[key]
+                places = self._places.get(key, {})
+                if places.get(len(batch.keys), (None,))[0] is batch:
+                    del places[len(batch.keys)]
+                if not places:
+                    self._places.pop(key, None)
         self._size += size
 
     # -- the folder: NAME.npy has the rows, NAME.json what they are -----------------------------
 
-    def _list(self) -> None:
-        """Find what other processes have written since the last look."""
-        if self._folder is None:
-            return
+    def _list(self) -> bool:
+        """Find what other processes have written since the last look; whether there is any."""
+        if self._folder is None or self._alone:
+            return False
         try:
             changed = self._folder.stat().st_mtime_ns
             if changed == self._changed:
-                return
+                return False
             self._changed = changed
             names = {path.name for path in self._folder.glob("*.json")} - self._listed
         except OSError:
-            return
+            return False
         for name in names:
             self._listed.add(name)
             try:
@@ -299,13 +385,13 @@ class FeatureMemory:
                     continue
             except _BROKEN:  # it is computed
                 continue
-            for place, key in enumerate(keys):
-                self._places.setdefault(key, (batch, place))
+            self._note(batch)
+        return bool(names)
 
     def _write(self, batch: _Batch) -> None:
-        if self._folder is None:
+        if self._folder is None or not self._has_room(batch.rows.nbytes):
             return
-        name = f"{batch.keys[0].hex()}-{os.getpid()}"
+        name = f"{batch.keys[0].hex()}-{len(batch.keys)}-{os.getpid()}"
         about = {
             "keys": [key.hex() for key in batch.keys],
             "dtype": str(batch.dtype).removeprefix("torch."),
@@ -322,7 +408,28 @@ class FeatureMemory:
             index.unlink(missing_ok=True)
             return
         batch.file = file
+        self._written += batch.rows.nbytes
         self._listed.add(f"{name}.json")
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the folder may take so many bytes: the disk is not filled to its end."""
+        assert self._folder is not None
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError:
+            return False
+        return self._written + size <= self.disk_limit and size + _SPARE <= free
+
+
+def _pair(what: str, size: int, other: int) -> tuple[str, int, int]:
+    return what, min(size, other), max(size, other)
+
+
+def _together(found: Sequence[_Place], whole: bool = False) -> Tensor:
+    """The features of images in their places; `whole` if these are one batch."""
+    first = found[0][0]
+    rows = first.rows if whole else [batch.rows[place] for batch, place in found]
+    return first.tensor(np.asarray(rows))
 
 
 def _keys(digests: Sequence[bytes], what: str) -> list[bytes]:

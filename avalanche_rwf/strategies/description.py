@@ -31,6 +31,7 @@ class Description:
     :param max_experiences: for how many experiences it has room; None is any number.
     :param resumable: whether model, optimizer and what it says of its state are all that it keeps.
     :param networks: in which its ViTs are.
+    :param shared_width: of the features that other methods on this backbone find; 0 is none.
     """
 
     head: str | None = None
@@ -46,6 +47,7 @@ class Description:
     max_experiences: int | None = None
     resumable: bool = False
     networks: tuple[nn.Module, ...] = ()
+    shared_width: int = 0
 
     def record(self) -> dict[str, Any]:
         """What `config.json` says of it, also where the method leaves no choice."""
@@ -92,6 +94,7 @@ def of_model(model: nn.Module, **more: Any) -> Description:
             pooling=model.pooling,
             trainable_parameters=model.trainable_parameters(),
             own_updates=model.own_gradient_steps(),
+            shared_width=model.shared_width(),
         )
     return Description(**{**own, **more})
 

@@ -15,6 +15,9 @@ from avalanche.benchmarks import nc_benchmark
 from avalanche.training.plugins import SupervisedPlugin
 from torch.utils.data import TensorDataset
 
+from avalanche_rwf.models import classifier
+from avalanche_rwf.models.classifier import FrozenViT
+from avalanche_rwf.models.feature_cache import MEMORY, image_digests
 from avalanche_rwf.models.heads import list_heads
 from avalanche_rwf.strategies.base import NonFiniteLossError
 from avalanche_rwf.strategies.registry import create_strategy, list_methods
@@ -118,6 +121,58 @@ def test_a_step_waits_for_the_device_as_often_as_is_stated(name, there):
     # The first steps of a stream renew and solve most often: all of so few may do.
     assert least <= min(waits[1:])
     assert max(waits[1:]) == most
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "layers-lda", "rwf-lda", "l2p"])
+def test_features_are_computed_once_on_the_device_too(name, scenario, monkeypatch):
+    """Of training and test images, and a strategy ends with the same weights."""
+    # The simulator is a mode of PyTorch's, which would see that nothing is computed.
+    monkeypatch.setattr(classifier, "is_watched", lambda images: False)
+    computed = []
+    forward = FrozenViT._forward_blocks
+    query = FrozenViT._frozen_query
+
+    def counted(self, images, selection):
+        computed.append(len(images))
+        return forward(self, images, selection)
+
+    def counted_query(self, images):
+        computed.append(len(images))
+        return query(self, images)
+
+    monkeypatch.setattr(FrozenViT, "_forward_blocks", counted)
+    monkeypatch.setattr(FrozenViT, "_frozen_query", counted_query)
+    MEMORY.clear()
+    with MEMORY.looking(off=True, training=False):
+        plain, _ = trained(name, scenario, "cuda")
+        alone = plain.eval(scenario.test_stream)
+    each = sum(computed)
+    computed.clear()
+    with MEMORY.looking(off=False, training=True):
+        for _ in range(2):
+            strategy, _ = trained(name, scenario, "cuda")
+            assert_same(strategy, plain)
+            for _ in range(2):
+                assert strategy.eval(scenario.test_stream) == alone
+    assert all(batch.rows.base is not None for batch in MEMORY._batches)  # on the host
+    again = {"linear-probe": 0, "layers-lda": 0, "rwf-lda": 36, "l2p": 60}[name]
+    assert sum(computed) == each + again
+
+
+def test_images_on_the_device_are_told_apart_there():
+    images = torch.randn(4, 3, 32, 32)
+    images[1] = images[0]
+    images[2, 0, 0, 0] += 1e-6
+    images[3, 2, 31, 31] = -images[3, 2, 31, 31]
+    there = images.to("cuda")
+    a, b, c, d = image_digests(there)
+    assert a == b and len({a, c, d}) == 3
+    assert image_digests(there.flip(0)) == [d, c, b, a]
+    changed = images.clone()
+    changed[2:, 0, 0, 0] += 1
+    assert set(image_digests(changed.to("cuda"))).isdisjoint({c, d})
+    for kind in (torch.bfloat16, torch.uint8, torch.float64):
+        assert len({a, *image_digests(there[:1].to(kind))}) == 2
 
 
 @pytest.mark.parametrize(

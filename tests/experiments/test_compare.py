@@ -110,6 +110,17 @@ def test_the_plan_lists_seed_by_seed_and_leaves_out_what_is_done(configure, tmp_
     assert make().todo == (first.configs[0], *first.configs[2:])
 
 
+def test_runs_that_read_what_others_compute_come_after_them(configure, tmp_path):
+    base = replace(configure("ncm"), method="", options={})
+    methods = ["ncm", "rwf", "layers-lda", "linear-probe"]
+    options = {name: dict(get_method(name).options) for name in methods}
+    made = plan(base, methods, [1, 0], options, tmp_path)
+    assert made.methods == methods
+    assert [(c.method, c.seed) for c in made.todo] == [
+        (name, seed) for seed in (1, 0) for name in ("layers-lda", "rwf", "ncm", "linear-probe")
+    ]
+
+
 def test_the_plan_builds_every_method_before_any_run(configure, tmp_path):
     base = replace(configure("ncm"), method="", options={})
     options = {"ncm": {}, "rwf": {**get_method("rwf").options, "routed_blocks": "first 9"}}

@@ -80,6 +80,24 @@ def test_a_run_that_cannot_write_is_a_failed_one_and_the_next_goes_on(jobs, conf
     assert "Not a directory" in failed["error"]
 
 
+def test_one_run_after_another_may_use_the_disk_and_leaves_nothing(
+    configure, tmp_path, monkeypatch
+):
+    from avalanche_rwf.benchmarks.kept_pixels import KEPT
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    MEMORY.clear()
+    monkeypatch.setattr(MEMORY, "limit", 1000)
+    found = []
+    configs = [configure("ncm"), configure("slda")]
+    for _ in execute(configs, tmp_path, Execution(jobs=1, quiet=True)):
+        found.append((len(list(MEMORY._folder.glob("*.npy"))), KEPT.folder == MEMORY._folder))
+    assert found[0][0] > 0 and found == [(found[0][0], True)] * 2
+    assert MEMORY._folder is None and KEPT.folder is None
+    assert not list((tmp_path / "scratch").glob("*/*"))
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_work_raises_is_the_failure_of_its_own_configuration(jobs, configure, tmp_path):
     configs = [configure(m) for m in ("ncm", "slda", "linear-probe")]

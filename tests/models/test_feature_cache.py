@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from avalanche_rwf.models import feature_cache
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.feature_cache import MEMORY, FeatureMemory
 from avalanche_rwf.models.lower import lowered
@@ -50,8 +51,43 @@ def test_images_are_found_in_any_order_after_a_look_whether_their_mates_matter()
         assert torch.equal(memory.rows(digests(4, 3, 2, 1), "cls", back), values.flip(0))
     assert len(looks) == 1  # that once
     memory.rows(digests(1, 2, 3, 4), "mean", compute)
-    memory.rows(digests(1, 2), "cls", counted(values[:2])[0])
-    assert len(calls) == 2  # other features are others, and so is a batch of another size
+    assert len(calls) == 2  # other features are others
+
+
+def test_batches_of_other_sizes_are_used_after_a_look_whether_they_agree():
+    memory = FeatureMemory()
+    values = torch.randn(6, 3)
+    memory.rows(digests(1, 2, 3, 4), "cls", lambda: values[:4])
+    memory.rows(digests(5, 6), "cls", lambda: values[4:])
+    few, calls = counted(values[1:4])
+    many, all_calls = counted(values)
+    for _ in range(3):
+        assert torch.equal(memory.rows(digests(2, 3, 4), "cls", few), values[1:4])
+        assert torch.equal(memory.rows(digests(1, 2, 3, 4, 5, 6), "cls", many), values)
+    assert len(calls) == 1  # that once
+    assert len(all_calls) == 1  # for both sizes
+    memory.rows(digests(5, 6), "mean", lambda: values[4:])
+    memory.rows(digests(5), "mean", counted(values[4:5])[0])
+    other, calls = counted(values[4:5] + 1)
+    memory.rows(digests(5), "mean", other)
+    assert not calls  # one and two images agree in it
+
+
+def test_a_batch_of_another_size_that_does_not_agree_is_never_used():
+    memory = FeatureMemory()
+    values = torch.randn(4, 3)
+    memory.rows(digests(1, 2, 3, 4), "cls", lambda: values)
+    alone = values[:2] + 1e-7
+    for _ in range(3):
+        assert torch.equal(memory.rows(digests(1, 2), "cls", lambda: alone), alone)
+    compute, calls = counted(alone)
+    memory.rows(digests(1, 2), "cls", compute)
+    assert not calls  # it was kept by itself
+    assert torch.equal(memory.rows(digests(1, 2, 3, 4), "cls", compute), values) and not calls
+    one, calls = counted(alone[1:])
+    for _ in range(3):  # one image does not agree with four, and does with two
+        assert torch.equal(memory.rows(digests(2), "cls", one), alone[1:])
+    assert len(calls) == 2
 
 
 def test_images_whose_features_depend_on_their_mates_are_found_in_whole_batches_alone():
@@ -113,6 +149,66 @@ def test_what_is_forgotten_in_memory_is_still_in_the_folder(tmp_path):
         alone.rows(digests(2 * number, 2 * number + 1), "cls", lambda v=value: v)
     alone.rows(digests(0, 1), "cls", compute)
     assert len(calls) == 1
+
+
+def test_used_alone_a_folder_gets_what_memory_has_no_room_for(tmp_path):
+    memory = FeatureMemory(limit=16)
+    memory.share(tmp_path, alone=True)
+    values = [torch.randn(2, 1) for _ in range(4)]
+    for number, value in enumerate(values):
+        memory.rows(digests(2 * number, 2 * number + 1), "cls", lambda v=value: v)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    for number, value in enumerate(values):
+        compute, calls = counted(value)
+        found = memory.rows(digests(2 * number, 2 * number + 1), "cls", compute)
+        assert torch.equal(found, value) and not calls
+    memory.clear()
+    assert not memory._whole and not memory._places
+
+
+def test_a_folder_is_filled_to_its_limit_and_no_disk_to_its_end(tmp_path, monkeypatch):
+    memory = FeatureMemory(disk_limit=16)
+    memory.share(tmp_path)
+    for number in range(3):
+        memory.rows(digests(2 * number, 2 * number + 1), "cls", lambda: torch.zeros(2, 1))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    nearly_full = type("Usage", (), {"free": 2**30})
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: nearly_full)
+    memory = FeatureMemory()
+    memory.share(tmp_path)
+    memory.rows(digests(9), "cls", lambda: torch.zeros(1, 1))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_what_is_forgotten_leaves_nothing_behind():
+    memory = FeatureMemory(limit=8)
+    for number in range(3):
+        memory.rows(digests(2 * number, 2 * number + 1), "cls", lambda: torch.zeros(2, 1))
+    assert len(memory._places) == 2 and len(memory._whole) == 1
+
+
+def test_numbers_of_another_precision_are_others(tools, images):
+    model = FrozenViT(tools.vit(), 5).eval()
+    with torch.no_grad():
+        exact = model.features(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            coarse = [model.features(images) for _ in range(2)]
+            assert torch.equal(*coarse) and torch.equal(coarse[0], model._encode(images)[0])
+        assert not torch.equal(coarse[0], exact)
+        assert torch.equal(model.features(images), exact)
+
+
+@torch.no_grad()
+def test_what_a_head_counts_does_not_make_features_new(tools, images, monkeypatch):
+    from avalanche_rwf.strategies.registry import create_strategy
+
+    loop = {"evaluator": tools.silent()}
+    s = create_strategy("rwf-lda", backbone=tools.vit(depth=5), num_classes=5, loop=loop)
+    model, passes = s.model.eval(), counted_passes(monkeypatch)
+    features = model.features(images)
+    model.observe(features, torch.arange(len(images)) % 5)
+    passes.clear()
+    assert torch.equal(model.features(images), features) and not passes
 
 
 def counted_passes(monkeypatch):
@@ -188,7 +284,7 @@ def in_bfloat16(model):
 def test_training_images_have_the_same_features_looked_up_to_the_last_bit(
     tools, monkeypatch, readout, state
 ):
-    """In other batches of the same size, as another seed has them."""
+    """In other batches, as another seed has them."""
     monkeypatch.setattr(MEMORY, "training", True)
     images = torch.randn(24, 3, 32, 32)
     model = FrozenViT(tools.vit(), 5, readout=readout).train()

@@ -14,6 +14,7 @@ from avalanche_rwf.experiments.executors.base import (
     is_busy,
     pause,
     register_executor,
+    shared_features,
 )
 
 
@@ -28,14 +29,22 @@ class SerialExecutor(Executor):
         """See :meth:`.Executor.map`."""
         import torch
 
+        from avalanche_rwf.benchmarks.kept_pixels import KEPT
+        from avalanche_rwf.models.feature_cache import MEMORY
+
         # Not `enter`: this process has its variables already.
         before = current_execution()
         use_execution(self.context.execution)
         torch.set_num_threads(self.context.threads)
-        try:
-            yield from self._done(configs)
-        finally:
-            use_execution(before)
+        with shared_features() as folder:
+            MEMORY.share(folder, alone=True)
+            KEPT.share(folder)
+            try:
+                yield from self._done(configs)
+            finally:
+                MEMORY.share(None)
+                KEPT.share(None)
+                use_execution(before)
 
     def _done(self, configs: Sequence[RunConfig]) -> Iterator[Result]:
         from avalanche_rwf.experiments.executors.process import ProcessExecutor
