@@ -31,6 +31,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from avalanche_rwf.models.blockwise import tokens_entering
 from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.heads import WhiteHead
 from avalanche_rwf.models.masks import mask_logits, training_mask
@@ -242,6 +243,18 @@ def measure_steps(
 
         return run
 
+    def backward_alone(first: int) -> Callable[[], object]:
+        """What no step can do without: the frozen blocks forward, and back to block `first`."""
+
+        def run() -> None:
+            with autocast(args):
+                tokens = tokens_entering(backbone, x, first).requires_grad_()
+                for block in backbone.blocks[first:]:
+                    tokens = block(tokens)
+                backbone.norm(tokens).float().sum().backward()
+
+        return run
+
     def add(label: str, name: str, forward: bool = False, **options: Any) -> None:
         model_backbone = copy.deepcopy(backbone) if name == "fine-tune" else backbone
         strategy = make_strategy(name, model_backbone, args, **options)
@@ -256,6 +269,8 @@ def measure_steps(
     memory = {}
     for where in ("first 5", "last 5"):
         short = where.replace(" ", "")
+        first = 0 if where == "first 5" else args.depth - 5
+        cases[f"backward alone ({short})"] = backward_alone(first)
         add(f"rwf-static ({short})", "rwf-static", forward=True, routed_blocks=where)
         add(f"rwf ({short})", "rwf", forward=True, routed_blocks=where)
         add(f"rwf ({short}, recompute)", "rwf", routed_blocks=where, recompute=True)

@@ -81,7 +81,8 @@ class Form:
         """Keys and values [.., L, D] of tokens without a position, not yet split into heads."""
         width, bias = attn.qkv.out_features // 3, attn.qkv.bias
         kv = F.linear(h, attn.qkv.weight[width:], None if bias is None else bias[width:])
-        return kv[..., :width], kv[..., width:]
+        keys, values = kv.chunk(2, -1)
+        return keys, values
 
     def bias(self, attn: Any, place: Tensor | None, prompts: int, length: int) -> Tensor | None:
         """What is added to the scores of `length` queries with `prompts` + `length` keys."""

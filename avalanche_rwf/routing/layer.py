@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -105,6 +106,8 @@ class RoutingLayer(nn.Module):
     centre: Tensor
     unit: Tensor
     log_prior: Tensor | None
+    # Whether the backward pass keeps the layer-normed tokens; else it norms the tokens again.
+    keeps_normed = False
 
     @takes(
         dim=Whole(),
@@ -266,18 +269,43 @@ class RoutingLayer(nn.Module):
     def patterns(self, tokens: Tensor) -> Tensor:
         """The retrieved patterns before W_o: tokens [B, N, D] -> [B, L, D]."""
         normed, values = self._tokens(tokens)
-        if self.w_v is not None:
-            values = values @ self.w_v.T
-        queries, keys = self._queries_and_keys(normed)
         batch = tokens.shape[0]
-        found = retrieve(
-            queries.expand(batch, -1, -1, -1),
-            keys.expand(-1, self.heads, -1, -1),
-            self._split(values),
-            self.beta,
-            log_prior=self.log_prior,
-        )
+        with nullcontext() if self.keeps_normed else self._normed_again(normed, tokens):
+            if self.w_v is not None:
+                values = values @ self.w_v.T
+            queries, keys = self._queries_and_keys(normed)
+            found = retrieve(
+                queries.expand(batch, -1, -1, -1),
+                keys.expand(-1, self.heads, -1, -1),
+                self._split(values),
+                self.beta,
+                log_prior=self.log_prior,
+            )
         return found.transpose(1, 2).flatten(2)
+
+    def _normed_again(self, normed: Tensor, tokens: Tensor) -> AbstractContextManager[Any]:
+        """Within it, the backward pass keeps no layer-normed tokens: it norms the tokens again.
+
+        The block keeps the tokens themselves anyway. The gradients are the same to the last bit.
+        """
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if not torch.is_grad_enabled() or transformed or torch.compiler.is_compiling():
+            return nullcontext()  # such as torch.func.grad: it takes no hooks
+        where, entered = normed.untyped_storage().data_ptr(), tokens.detach()
+        dtype = normed.dtype  # autocast's, which is off in the backward pass
+
+        def pack(kept: Tensor) -> Any:
+            if kept.untyped_storage().data_ptr() != where:
+                return kept
+            return kept.size(), kept.stride(), kept.storage_offset()
+
+        def unpack(packed: Any) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            with torch.no_grad():
+                return self.norm(entered.to(dtype)).as_strided(*packed)
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Prompts P: tokens [B, N, D] -> [B, L, D] ([1, L, D] for the static control)."""

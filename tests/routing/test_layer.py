@@ -1,8 +1,10 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_rwf.models.blockwise import TokenPrompt, block_forward
 from avalanche_rwf.routing.layer import TRAINABLE, RoutingLayer
@@ -174,3 +176,48 @@ def test_controls_have_the_same_parameters_and_do_what_they_say(tokens):
 def test_arguments_that_do_not_go_together_are_named(arguments, text):
     with pytest.raises(ValueError, match=text):
         RoutingLayer(**{"dim": D, **arguments})
+
+
+def gradients(layer, tokens, keeps, twice=False):
+    """What the prompts' squares give tokens and parameters, and how many bytes were kept for it."""
+    layer.keeps_normed = keeps
+    x = tokens.clone().requires_grad_()
+    profile = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    )
+    # PyTorch's own choice has no second derivative.
+    with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext(), profile:
+        out = layer(x)
+    kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    found = torch.autograd.grad(out.square().sum(), wanted, create_graph=twice)
+    if twice:
+        found += torch.autograd.grad(sum(g.square().sum() for g in found), wanted)
+    return found, kept
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"values": "normed", "affine": True},
+        {"heads": 4, "trainable": TRAINABLE, "values": "normed"},
+        {"trainable": ("queries", "k"), "projections": ("v",)},
+    ],
+)
+def test_tokens_normed_again_give_the_same_gradients_to_the_last_bit(tokens, options, twice):
+    torch.manual_seed(0)
+    layer = randomise(RoutingLayer(D, 4, **options))
+    found, kept = gradients(layer, tokens, False, twice)
+    expected, more = gradients(layer, tokens, True, twice)
+    assert twice or more - kept == 4 * B * N * D  # the layer-normed tokens
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b) and bool(a.any())
+
+
+def test_gradients_per_sample_by_torch_func_are_those_of_autograd(tokens):
+    layer = randomise(RoutingLayer(D, 4))
+    per_sample = torch.vmap(torch.func.grad(lambda x: layer(x[None]).square().sum()))(tokens)
+    (found, *_), _ = gradients(layer, tokens, False)
+    torch.testing.assert_close(per_sample, found)
