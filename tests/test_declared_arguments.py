@@ -78,13 +78,15 @@ BOUNDS = {
     "expert_length general_length gradient_steps heads hold_after in_features n_classes "
     "n_experiences num_classes num_queries pool_size projections prompt_length rank replay_batch "
     "session_batch size steps subset "
-    "tasks top_k train_epochs train_mb_size",
+    "tasks top_k train_epochs train_mb_size window",
     "whole, from 0": "experience num_prefix_tokens num_prompts samples_seen",
     "whole, from 0 to 4294967295": "seed split_seed",
     "whole, from 1 to 16384": "image_size",
     "whole, from -1": "eval_every",  # Avalanche's: never
-    "from 0": "alpha diagonal lr_maps lr_queries ortho power pull query_std rest sim_coefficient",
-    "above 0": "beta centre gamma lr lr_head margin mean_centre penalty tau width",
+    "from 0": "alpha diagonal lr_maps lr_queries ortho power pull query_std rest sim_coefficient "
+    "strength",
+    "above 0": "beta centre gamma lr lr_head margin mean_centre penalty plateau_mean "
+    "plateau_variance tau width",
     "from 1": "refresh",
     "from 0 to 1": "share",
     "above 0 to 1": "shrinkage",

@@ -38,7 +38,7 @@ _KNOWN = (
     *("linear-probe", "layers-lda", "coda-prompt"),
     *("mvp", "fine-tune", "avalanche-l2p", "rp-ridge", "er", "er-ace", "der", "rwf-literal"),
     *("rwf-static", "rwf-random", "rwf-lda-held", "avalanche-l2p-as-shipped"),
-    *("f-oal", "fecam", "klda", "layup", "randumb", "pool-lda", "ranpac"),
+    *("f-oal", "fecam", "klda", "layup", "randumb", "pool-lda", "ranpac", "online-lora"),
 )
 
 

@@ -41,9 +41,12 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def restart(self, generator: torch.Generator | None = None) -> None:
-        """Begin at the plain backbone, with another A."""
+        """Begin at the plain backbone, with another A.
+
+        :param generator: of the CPU, from which A is drawn.
+        """
         bound = 1 / math.sqrt(self.down.shape[2])
-        self.down.uniform_(-bound, bound, generator=generator)
+        self.down.copy_(torch.empty(self.down.shape).uniform_(-bound, bound, generator=generator))
         self.up.zero_()
 
     def added(self, h: Tensor, which: int) -> Tensor:

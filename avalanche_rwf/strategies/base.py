@@ -310,12 +310,10 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         does so in training alone: in evaluation, a label beyond it gets a column of -inf.
         """
         self._convert_labels()  # a plugin may have changed them
-        images, n = self.mb_x, len(self.mb_x)
-        if self.is_training and self.replay is not None:
-            images = self.replay.extend(images)
+        n = len(self.mb_x)
         if not self.is_training:
-            return self._test_forward(images)
-        features, self._selection = self._encode(images)
+            return self._test_forward(self.mb_x)
+        features, self._selection = self._encode(self._extended(self.mb_x))
         if not self._observed:
             self._check_features(features)
             self._make_room(self.mb_y)
@@ -339,6 +337,10 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         self._features = features
         self._raw = self._ask_head(features, n)
         return mask_logits(self._raw, self.model.seen)
+
+    def _extended(self, images: Tensor) -> Tensor:
+        """A step's images: the mini-batch's [B, 3, H, W] and, behind them, what is replayed."""
+        return images if self.replay is None else self.replay.extend(images)
 
     def _test_forward(self, images: Tensor) -> Tensor:
         """:meth:`forward` of test images."""
@@ -470,10 +472,14 @@ class FrozenBackboneStrategy(Saved, CommonStrategy, SupervisedTemplate):
         if not self.trains:
             return self._make_empty_loss()
         assert self._features is not None
-        take = self.classification_loss if self.replay is None else self.replay.loss_of(self)
-        loss = take(self._features, self.mb_y, selection=self._selection)
+        loss = self._step_loss(self._features)
         more = self.model.auxiliary_loss(self._selection)
         return loss if more is None else loss + more
+
+    def _step_loss(self, features: Tensor) -> Tensor:
+        """The loss of the features of :meth:`_extended`'s images, what the model adds left out."""
+        take = self.classification_loss if self.replay is None else self.replay.loss_of(self)
+        return take(features, self.mb_y, selection=self._selection)
 
     def classification_loss(
         self,

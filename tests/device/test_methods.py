@@ -34,6 +34,7 @@ WAITS = {
     **dict.fromkeys(list_methods("rwf*"), (1, 2)),  # an eigendecomposition
     "rwf-literal": (1, 1),
     **dict.fromkeys(("rp-ridge", "ranpac", "f-oal"), (1, 3)),  # the classes seen, a Cholesky factor
+    "online-lora": (2, 2),  # whether the loss is at rest
     "layup": (1, 5),  # that, eigenvalues and the penalty
     # The classes seen, whether they vary, a Cholesky factor.
     **dict.fromkeys(("slda", "layers-lda", "rwf-lda", "rwf-lda-held", "klda", "randumb"), (1, 4)),
@@ -197,6 +198,16 @@ def test_features_that_are_not_finite_change_nothing(name, scenario):
     after = strategy.trained_state()
     assert_equal(dict(before["model"]), dict(after["model"]))
     assert_equal(before["optimizer"], after["optimizer"])
+
+
+def test_merged_maps_are_those_of_the_cpu(scenario):
+    """Of online-lora; few steps at its defaults are not enough for a plateau."""
+    soon = {"window": 2, "plateau_mean": 9.0, "plateau_variance": 9.0}
+    there, steps = trained("online-lora", scenario, "cuda", **soon)
+    here, _ = trained("online-lora", scenario, "cpu", **soon)
+    assert 0 < here.model.merges < len(steps)
+    assert_same(there, here)
+    assert {simcuda.waits(step) for step in steps[1:]} == {2, 2 + 5}  # a new pair in each block
 
 
 @pytest.mark.parametrize("head", list_heads())
