@@ -22,7 +22,8 @@ from avalanche_rwf.strategies.replay import Replay
 from ..families import FAMILIES
 
 # Plateaus come soon: the mean is low enough before much has been learned.
-SOON = {"window": 2, "plateau_mean": 3.0, "plateau_variance": 0.5, "lr": 0.01, "strength": 50.0}
+SOON = {"window": 2, "plateau_mean": 3.0, "plateau_variance": 0.5, "lr": 0.01, "lr_head": 0.005,
+        "strength": 50.0}  # fmt: skip
 
 
 def build(tools, vit, **options):
