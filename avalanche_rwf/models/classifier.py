@@ -416,22 +416,23 @@ class FrozenViT(nn.Module):
         if more than tensors and settings decides the features, or something such as a hook
         observes how they are computed.
         """
-        backbone = self.backbone
-        if self.frozen and any(p.requires_grad for p in backbone.parameters()):
+        modules = list(_modules(self.backbone))
+        weights = [p for m in modules for p in m._parameters.values() if p is not None]
+        if self.frozen and any(p.requires_grad for p in weights):
             return None
         if not shared:
             # A head comes after the features; what it counts is not in them.
             heads = {*self.head.modules(), *(self.training_head or nn.Module()).modules()}
-            own = (m for m in self.modules() if m is not self and m not in heads)
-            now = fingerprint(own, itertools.chain(self.parameters(), backbone.buffers()))
+            own = (m for m in _modules(self) if m is not self and m not in heads)
+            now = fingerprint(own, self.parameters())
             return None if now is None else f"{self._name} {now}"
-        tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-        now = fingerprint(backbone.modules(), tensors.values())
+        now = fingerprint(modules)
         if now is None:
             return None
         if self._digest is None or self._digest[0] != now:
-            digest = hashlib.blake2b(f"{backbone} {settings(backbone)}".encode(), digest_size=16)
-            for name, tensor in tensors.items():
+            vit = self.backbone
+            digest = hashlib.blake2b(f"{vit} {settings(vit)}".encode(), digest_size=16)
+            for name, tensor in itertools.chain(vit.named_parameters(), vit.named_buffers()):
                 digest.update(name.encode() + _bytes(tensor))
             self._digest = now, digest.hexdigest()
         return self._digest[1]

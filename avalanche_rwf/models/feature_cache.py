@@ -75,21 +75,30 @@ def _counts_only(hook: Any) -> bool:
     return getattr(hook, "counts_only", False)
 
 
-def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> int | None:
+def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor] = ()) -> int | None:
     """A key that changes with a tensor, in place or replaced, and with a setting.
 
     None if a module has hooks or a user's code, whose changes no key can show.
+
+    :param modules: with their own tensors.
+    :param tensors: more of them.
     """
     found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     for module in modules:
-        kind: Any = type(module)
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if not _is_known(kind, kind.forward) or not all(map(_counts_only, hooks)):
+        kind, own = type(module), vars(module)
+        if not _is_known(kind, kind.forward):
             return None
-        for value in vars(module).values():
-            if type(value) in _SETTINGS:
-                found.append(value if type(value) is not tuple else str(value))
-            elif type(value) in _CODE:
+        for hooks in (own["_forward_pre_hooks"], own["_forward_hooks"]):
+            if hooks and not all(map(_counts_only, hooks.values())):
+                return None
+        for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
+            if tensor is not None:
+                found += (tensor.data_ptr(), tensor._version)
+        for value in own.values():
+            sort = type(value)
+            if sort in _SETTINGS:
+                found.append(value if sort is not tuple else str(value))
+            elif sort in _CODE:
                 return None
     return hash(tuple(found))
 

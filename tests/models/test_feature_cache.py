@@ -187,17 +187,6 @@ def test_what_is_forgotten_leaves_nothing_behind():
     assert len(memory._places) == 2 and len(memory._whole) == 1
 
 
-def test_numbers_of_another_precision_are_others(tools, images):
-    model = FrozenViT(tools.vit(), 5).eval()
-    with torch.no_grad():
-        exact = model.features(images)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            coarse = [model.features(images) for _ in range(2)]
-            assert torch.equal(*coarse) and torch.equal(coarse[0], model._encode(images)[0])
-        assert not torch.equal(coarse[0], exact)
-        assert torch.equal(model.features(images), exact)
-
-
 @torch.no_grad()
 def test_what_a_head_counts_does_not_make_features_new(tools, images, monkeypatch):
     from avalanche_rwf.strategies.registry import create_strategy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ class SerialExecutor(Executor):
             try:
                 yield from self._done(configs)
             finally:
+                gc.unfreeze()
                 MEMORY.share(None)
                 KEPT.share(None)
                 use_execution(before)
@@ -57,6 +59,7 @@ class SerialExecutor(Executor):
             for config in todo:
                 if signals.stop_requested():
                     raise signals.RunStopped
+                gc.freeze()  # what is imported need not be looked through after each run
                 summary = self.context.do(config, again)
                 if is_busy(summary):
                     waiting.append(config)
