@@ -85,7 +85,8 @@ def fingerprint(modules: Iterable[nn.Module], tensors: Iterable[Tensor] = ()) ->
     """
     found: list[Any] = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     for module in modules:
-        kind, own = type(module), vars(module)
+        kind: Any = type(module)
+        own = vars(module)
         if not _is_known(kind, kind.forward):
             return None
         for hooks in (own["_forward_pre_hooks"], own["_forward_hooks"]):
