@@ -41,6 +41,7 @@ from avalanche_rwf.errors import UsageError, nearest
 from avalanche_rwf.models.blockwise import full_precision
 from avalanche_rwf.models.classifier import FrozenViT, Selection
 from avalanche_rwf.models.heads import Head
+from avalanche_rwf.models.lower import lowered
 from avalanche_rwf.models.masks import mask_logits
 from avalanche_rwf.strategies.base import FrozenBackboneStrategy
 from avalanche_rwf.strategies.common import CommonStrategy
@@ -165,7 +166,8 @@ class AdaptedViT(FrozenViT):
     def encode(self, images: Tensor) -> tuple[Tensor, Selection | None]:
         """Images [B, 3, H, W] -> features [B, F] for the head."""
         bf16 = self.precision == "bf16"
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        autocast = torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16)
+        with autocast, lowered(self.backbone):
             return full_precision(super().encode(images)[0]), None
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:

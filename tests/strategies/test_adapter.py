@@ -21,6 +21,7 @@ from avalanche_rwf.experiments.checkpoint import Checkpoints
 from avalanche_rwf.experiments.compare import method_options, select_methods
 from avalanche_rwf.experiments.config import run_directory, slug
 from avalanche_rwf.experiments.run import run, run_strategy
+from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.strategies.adapter import REFUSED, RUNNING, AdaptedViT
 from avalanche_rwf.strategies.registry import (
     create_strategy,
@@ -160,6 +161,8 @@ def test_bf16_is_an_autocast_of_the_backbone_alone(name, tools, scenario):
     assert features.dtype == s.model(x).dtype == torch.float32
     assert not torch.equal(features, exact)
     torch.testing.assert_close(features, exact, rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # weights that are cast in this forward
+        assert torch.equal(FrozenViT._encode(s.model, x)[0].float(), features)
 
 
 def test_the_loss_in_evaluation_is_finite_for_classes_not_seen(tools, scenario):
