@@ -136,7 +136,7 @@ class OnlineLoRAStrategy(FrozenBackboneStrategy):
     strategy=OnlineLoRAStrategy,
     mask="none",
     lr=2e-4,
-    lr_head=0.01,
+    lr_head=0.001,
 )
 class OnlineLoRAViT(FrozenViT):
     """LoRA on queries and values of a frozen ViT, and what earlier pairs have left.
