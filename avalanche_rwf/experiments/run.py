@@ -313,8 +313,11 @@ def _run_alone(
     threads = torch.get_num_threads()
     free_memory()  # reference cycles of Avalanche's keep an earlier run's strategy
     set_arithmetic()
-    # Augmented images do not repeat, so their features are not kept.
-    looking = MEMORY.looking(current_execution().no_cache, config.augment == "none")
+    how = current_execution()
+    # Augmented images do not repeat, so their features are not kept; to look one up waits for the
+    # GPU, which --no-checks promises not to do.
+    repeat = config.augment == "none" and not (how.no_checks and device != "cpu")
+    looking = MEMORY.looking(how.no_cache, repeat)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import signal
 import tempfile
 import threading
 import time
+import weakref
 
 import executor_children as children  # by the path that conftest adds
 import pytest
@@ -27,6 +29,7 @@ from avalanche_rwf.experiments.executors.base import TICK, Context, shared_featu
 from avalanche_rwf.experiments.lease import locked
 from avalanche_rwf.experiments.run import run
 from avalanche_rwf.experiments.store import write_json
+from avalanche_rwf.models.classifier import FrozenViT
 from avalanche_rwf.models.feature_cache import MEMORY
 
 from ..runs import execute_with
@@ -96,6 +99,23 @@ def test_one_run_after_another_may_use_the_disk_and_leaves_nothing(
     assert found[0][0] > 0 and found == [(found[0][0], True)] * 2
     assert MEMORY._folder is None and KEPT.folder is None
     assert not list((tmp_path / "scratch").glob("*/*"))
+
+
+def test_one_run_after_another_has_one_model_alive(configure, tmp_path, monkeypatch):
+    alive = weakref.WeakSet()
+    make = FrozenViT.__init__
+
+    def noted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        alive.add(self)
+
+    monkeypatch.setattr(FrozenViT, "__init__", noted)
+    configs = [configure(name) for name in ("ncm", "slda", "linear-probe")]
+    counts = []
+    for _ in execute(configs, tmp_path, Execution(jobs=1, quiet=True)):
+        counts.append(len(alive))
+    assert max(counts) <= 1
+    assert not gc.get_freeze_count()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -59,7 +59,10 @@ class SerialExecutor(Executor):
             for config in todo:
                 if signals.stop_requested():
                     raise signals.RunStopped
-                gc.freeze()  # what is imported need not be looked through after each run
+                # The next collection, which ends an earlier run's strategy, need not look through
+                # all that is imported.
+                gc.collect()
+                gc.freeze()
                 summary = self.context.do(config, again)
                 if is_busy(summary):
                     waiting.append(config)
