@@ -106,8 +106,6 @@ class RoutingLayer(nn.Module):
     centre: Tensor
     unit: Tensor
     log_prior: Tensor | None
-    # Whether the backward pass keeps the layer-normed tokens; else it norms the tokens again.
-    keeps_normed = False
 
     @takes(
         dim=Whole(),
@@ -270,7 +268,7 @@ class RoutingLayer(nn.Module):
         """The retrieved patterns before W_o: tokens [B, N, D] -> [B, L, D]."""
         normed, values = self._tokens(tokens)
         batch = tokens.shape[0]
-        with nullcontext() if self.keeps_normed else self._normed_again(normed, tokens):
+        with self._normed_again(normed, tokens):
             if self.w_v is not None:
                 values = values @ self.w_v.T
             queries, keys = self._queries_and_keys(normed)

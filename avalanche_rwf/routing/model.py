@@ -124,7 +124,6 @@ class RoutedViT(FrozenViT):
         )
         for i in self._routed:
             layer = self.layer(i)
-            layer.keeps_normed = recompute  # what is computed again need not be spared
             if layer.insert == "prefix":
                 layer.start_prefix_at(backbone.blocks[i])
         # Whether the layers still wait for the first training batch to start from.

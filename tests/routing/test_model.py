@@ -1,9 +1,13 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from avalanche_rwf.errors import UsageError
 from avalanche_rwf.models.backbone import weights_sha256
+from avalanche_rwf.models.lower import lowered
+from avalanche_rwf.routing.layer import RoutingLayer
 from avalanche_rwf.routing.model import RoutedViT
 
 
@@ -61,6 +65,26 @@ def test_gradients_reach_every_trained_parameter_and_nothing_else(vit, images, i
     assert model.trainable_parameters() == sum(trained)
     torch.optim.Adam([p for p in model.parameters() if p.requires_grad]).step()
     assert weights_sha256(model.backbone) == before
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_computed_again_in_the_backward_pass_changes_no_gradient(
+    vit, images, bf16, monkeypatch
+):
+    """Neither whole blocks nor the tokens' norm: compared with a pass that keeps all."""
+
+    def gradients(**options):
+        model = routed(vit, routed_blocks="all", head="linear", values="normed", **options)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16), lowered(vit):
+            out = model(images)
+        out.float().square().sum().backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    found = gradients(), gradients(recompute=True)
+    monkeypatch.setattr(RoutingLayer, "_normed_again", lambda *_: nullcontext())
+    for again, lean, expected in zip(*found, gradients(), strict=True):
+        assert torch.equal(again, expected) and torch.equal(lean, expected)
+        assert bool(expected.any())
 
 
 def test_read_outs_have_the_widths_and_contents_they_promise(vit, images):
