@@ -68,7 +68,9 @@ LIMITS = {
 STEPS = {
     "rwf (first5) step without renewals": "step of rwf, first 5 blocks",
     "rwf (last5) step without renewals": "step of rwf, last 5 blocks",
-    "renewals, spread over a step": "renewals of the whitening, spread over a step",
+    "statistics of the white head, spread over a step": (
+        "statistics of the white head, spread over a step"
+    ),
     "routing layers over static prompts, forward": "forward of rwf over static prompts",
     "routing layers over static prompts, step": "step of rwf over static prompts",
     "rwf over static prompts, kept for the backward pass, first5": (
