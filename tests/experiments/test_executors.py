@@ -20,6 +20,7 @@ from avalanche_rwf.experiments import executors, signals
 from avalanche_rwf.experiments.config import run_directory
 from avalanche_rwf.experiments.execution import Execution, current_execution
 from avalanche_rwf.experiments.executors import (
+    base,
     default_jobs,
     default_threads,
     execute,
@@ -179,6 +180,19 @@ def test_what_a_killed_command_left_is_removed_when_a_day_has_passed(tmp_path, m
         with shared_features() as other:
             assert sorted(left.parent.iterdir()) == sorted([left, other, left.parent / "new"])
     assert list(left.parent.iterdir()) == [left.parent / "new"]
+
+
+def test_a_folder_for_features_leaves_nothing_and_is_made_beside_one_that_ends(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyError), shared_features():
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    roots = [tmp_path / "gone", base._root()]
+    monkeypatch.setattr(base, "_root", lambda: roots.pop(0))
+    with shared_features() as folder:
+        assert folder.is_dir() and not roots
 
 
 def test_the_run_of_another_process_comes_last_and_its_outcome_counts(configure, tmp_path):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import importlib.util
 import os
 import stat
@@ -279,10 +280,26 @@ def node_folder(out: Path) -> Path | None:
 @contextlib.contextmanager
 def shared_features() -> Iterator[Path]:
     """A folder for features and decoded images, for this comparison and no longer."""
-    with tempfile.TemporaryDirectory(
-        prefix="avalanche-rwf-", dir=_root(), ignore_cleanup_errors=True
-    ) as name:
-        yield Path(name)
+    folder = _temporary()
+    try:
+        with folder as name:
+            yield Path(name)
+    finally:
+        root = Path(folder.name).parent
+        if root != Path(tempfile.gettempdir()):
+            with contextlib.suppress(OSError):  # others are there
+                root.rmdir()
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """A new folder below this user's, which another command that ends may remove when empty."""
+    make = functools.partial(
+        tempfile.TemporaryDirectory, prefix="avalanche-rwf-", ignore_cleanup_errors=True
+    )
+    for _ in range(9):
+        with contextlib.suppress(FileNotFoundError):
+            return make(dir=_root())
+    return make()
 
 
 def _root() -> Path | None:
