@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -43,7 +42,6 @@ class SerialExecutor(Executor):
             try:
                 yield from self._done(configs)
             finally:
-                gc.unfreeze()
                 MEMORY.share(None)
                 KEPT.share(None)
                 use_execution(before)
@@ -59,10 +57,6 @@ class SerialExecutor(Executor):
             for config in todo:
                 if signals.stop_requested():
                     raise signals.RunStopped
-                # The next collection, which ends an earlier run's strategy, need not look through
-                # all that is imported.
-                gc.collect()
-                gc.freeze()
                 summary = self.context.do(config, again)
                 if is_busy(summary):
                     waiting.append(config)
