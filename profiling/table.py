@@ -130,17 +130,17 @@ def loop() -> Numbers:
 def heads() -> Numbers:
     """The longest steps of heads, and their memory."""
 
-    def row(*words: str) -> list[str]:
-        return [cell.strip() for cell in script("heads.py", *words).splitlines()[-1].split("|")]
+    def row(*words: str) -> tuple[list[str], float]:
+        """The cells of one head's row, and the seconds of a forward."""
+        text = script("heads.py", *words)
+        cells = [cell.strip() for cell in text.splitlines()[-1].split("|")]
+        return cells, float(text.split("images, ")[1].split(" s")[0])
 
-    slda = row("--heads", "slda", "--widths", "4608", "--classes", "", "--samples", "6000")
-    text = script(
-        "heads.py", "--heads", "rp-ridge", "--widths", "", "--classes", "10000",
-        "--projections", "10000",
-    )  # fmt: skip
-    ridge = [cell.strip() for cell in text.splitlines()[-1].split("|")]
-    unit = float(text.split("images, ")[1].split(" s")[0])
-    white = row("--heads", "white", "--widths", "1536", "--classes", "")
+    slda, _ = row("--heads", "slda", "--widths", "4608", "--classes", "", "--samples", "6000")
+    ridge, unit = row(
+        "--heads", "rp-ridge", "--widths", "", "--classes", "10000", "--projections", "10000"
+    )
+    white, _ = row("--heads", "white", "--widths", "1536", "--classes", "")
     return {
         "slda, F=4608, 6,000 images: longest observe over the mean": float(slda[6]),
         "rp-ridge, M=C=10,000, 2,000 images: peak, GB": float(ridge[11]) / 1e3,
