@@ -200,7 +200,7 @@ class FeatureMemory:
     """Features by image, and answers of one model by batch; the oldest are forgotten first.
 
     :param limit: bytes kept in memory; what is in the folder is not forgotten.
-    :param disk_limit: bytes that this process writes to the folder.
+    :param disk_limit: bytes that this process writes to one folder.
     """
 
     off: bool = False
@@ -213,7 +213,6 @@ class FeatureMemory:
         self.disk_limit = disk_limit
         self.charged_seconds = 0.0
         self.charged_images = 0
-        self._written = 0
         self.share(None)
         self.clear()
 
@@ -236,6 +235,7 @@ class FeatureMemory:
         :param alone: whether no other process uses it: only what memory has no room for is written.
         """
         self._folder, self._alone = folder, alone
+        self._written = 0
         self._listed: set[str] = set()
         self._changed = -1
 

@@ -172,6 +172,10 @@ def test_a_folder_is_filled_to_its_limit_and_no_disk_to_its_end(tmp_path, monkey
     for number in range(3):
         memory.rows(digests(2 * number, 2 * number + 1), "cls", lambda: torch.zeros(2, 1))
     assert len(list(tmp_path.glob("*.npy"))) == 2
+    (tmp_path / "next").mkdir()
+    memory.share(tmp_path / "next")
+    memory.rows(digests(7, 8), "cls", lambda: torch.zeros(2, 1))
+    assert len(list((tmp_path / "next").glob("*.npy"))) == 1
     nearly_full = type("Usage", (), {"free": 2**30})
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: nearly_full)
     memory = FeatureMemory()
